@@ -1,0 +1,210 @@
+//! The walk itself: one descriptor a step (DDI 0487, D8.2).
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Stage1, Stage2};
+use crate::descriptor::{self as d, Kind};
+use crate::fault::{Fault, FaultKind};
+use crate::granule::Granule;
+use crate::leaf::{Leaf, TableAttrs};
+
+/// What of a configuration outlives the start of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rules {
+    pub(crate) granule: Granule,
+    pub(crate) oas: u8,
+    pub(crate) sh: u8,
+    pub(crate) stage2: bool,
+    pub(crate) pa52: bool,
+    pub(crate) single: bool,
+    pub(crate) hpd: bool,
+    pub(crate) ha: bool,
+    pub(crate) hd: bool,
+    pub(crate) affd: bool,
+}
+
+impl Rules {
+    /// Whether `address` is wider than the output size.
+    #[inline]
+    const fn too_wide(&self, address: u64) -> bool {
+        self.oas < 52 && address >> self.oas != 0
+    }
+}
+
+/// A walk that waits for a descriptor. Plain data: it may be kept, copied and stored in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walk {
+    address: u64,
+    input: u64,
+    level: i8,
+    input_bits: u8,
+    table: TableAttrs,
+    rules: Rules,
+}
+
+/// What a walk wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Fetch the 8-byte, little-endian descriptor at [`Walk::address`] and call [`Walk::next`] with it.
+    Fetch(Walk),
+    /// The walk is complete.
+    Done(Leaf),
+    /// The walk failed.
+    Fault(Fault),
+}
+
+impl Step {
+    #[inline]
+    const fn fault(kind: FaultKind, level: i8) -> Self {
+        Self::Fault(Fault { kind, level })
+    }
+}
+
+impl Walk {
+    /// Begins the stage 1 walk of `va`, which [`Ranges::select`](crate::Ranges::select) found to belong to `cfg`: bits
+    /// above the input size are not looked at.
+    #[inline]
+    pub fn stage1(cfg: &Stage1, va: u64) -> Step {
+        let Some(level) = cfg.start_level() else { return Step::fault(FaultKind::Translation, 0) };
+        let rules = Rules {
+            granule: cfg.granule,
+            oas: cfg.oas,
+            sh: cfg.sh,
+            stage2: false,
+            pa52: cfg.pa52,
+            single: cfg.single,
+            hpd: cfg.hpd,
+            ha: cfg.ha,
+            hd: cfg.ha && cfg.hd,
+            affd: cfg.affd,
+        };
+        let bits = 64 - cfg.tsz;
+        Self::begin(rules, level, bits, cfg.ttb, va & (u64::MAX >> cfg.tsz))
+    }
+
+    /// Begins the stage 2 walk of `ipa`.
+    #[inline]
+    pub fn stage2(cfg: &Stage2, ipa: u64) -> Step {
+        let Some(level) = cfg.start_level() else { return Step::fault(FaultKind::Translation, 0) };
+        let bits = 64 - cfg.tsz;
+        if ipa >> bits != 0 {
+            return Step::fault(FaultKind::Translation, 0);
+        }
+        let rules = Rules {
+            granule: cfg.granule,
+            oas: cfg.oas,
+            sh: cfg.sh,
+            stage2: true,
+            pa52: cfg.pa52,
+            single: false,
+            hpd: true,
+            ha: cfg.ha,
+            hd: cfg.ha && cfg.hd,
+            affd: cfg.affd,
+        };
+        Self::begin(rules, level, bits, cfg.ttb, ipa)
+    }
+
+    #[inline]
+    fn begin(rules: Rules, level: i8, input_bits: u8, ttb: u64, input: u64) -> Step {
+        let shift = rules.granule.shift(level);
+        // The first table has as many entries as the input needs, fewer or (concatenated, stage 2) more than a
+        // granule holds, and is aligned to its size.
+        let align = input_bits - shift + 3;
+        let base = ttb & (u64::MAX << align);
+        if rules.too_wide(base) {
+            return Step::fault(FaultKind::AddressSize, 0);
+        }
+        let address = base | (input >> shift) << 3;
+        Step::Fetch(Self { address, input, level, input_bits, table: TableAttrs::default(), rules })
+    }
+
+    /// Physical (stage 1 under stage 2: intermediate physical) address of the descriptor to fetch; 8-byte aligned.
+    #[inline]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Lookup level of that descriptor: -1 to 3.
+    #[inline]
+    pub const fn level(&self) -> i8 {
+        self.level
+    }
+
+    /// The input address, without the bits above the input size.
+    #[inline]
+    pub const fn input(&self) -> u64 {
+        self.input
+    }
+
+    /// Whether this is a stage 2 walk.
+    #[inline]
+    pub const fn is_stage2(&self) -> bool {
+        self.rules.stage2
+    }
+
+    /// NSTable of a level above: this and the following descriptors are in Non-secure memory.
+    #[inline]
+    pub const fn ns_table(&self) -> bool {
+        self.table.ns()
+    }
+
+    /// Goes on with the descriptor that [`Walk::address`] asked for.
+    #[inline]
+    pub fn next(&self, descriptor: u64) -> Step {
+        let Rules { granule, pa52, .. } = self.rules;
+        match d::kind(descriptor, granule, self.level, pa52) {
+            Kind::Invalid => Step::fault(FaultKind::Translation, self.level),
+            Kind::Table => self.descend(descriptor),
+            Kind::Leaf => self.finish(descriptor),
+        }
+    }
+
+    #[inline]
+    fn descend(&self, descriptor: u64) -> Step {
+        let Rules { granule, pa52, .. } = self.rules;
+        let base = d::address(descriptor, granule, granule.bits(), pa52);
+        if self.rules.too_wide(base) {
+            return Step::fault(FaultKind::AddressSize, self.level);
+        }
+        let attrs = TableAttrs::of(descriptor);
+        let attrs = if self.rules.stage2 {
+            TableAttrs::default()
+        } else if self.rules.hpd {
+            attrs.only_ns()
+        } else {
+            attrs
+        };
+        // kind() gives tables above level 3 only.
+        let level = self.level + 1;
+        let index = self.input >> granule.shift(level) & ((1 << granule.stride()) - 1);
+        Step::Fetch(Self { address: base | index << 3, level, table: self.table.and(attrs), ..*self })
+    }
+
+    #[inline]
+    fn finish(&self, descriptor: u64) -> Step {
+        let Rules { granule, pa52, ha, affd, .. } = self.rules;
+        let shift = granule.shift(self.level);
+        let base = d::address(descriptor, granule, shift, pa52);
+        if self.rules.too_wide(base) {
+            return Step::fault(FaultKind::AddressSize, self.level);
+        }
+        if descriptor & d::AF == 0 && !ha && !affd {
+            return Step::fault(FaultKind::AccessFlag, self.level);
+        }
+        let size = 1u64 << shift;
+        // A span larger than the input range is CONSTRAINED UNPREDICTABLE: here the bit is then ignored.
+        let contiguous = descriptor & d::CONTIGUOUS != 0
+            && granule.contiguous_bits(self.level).is_some_and(|bits| shift + bits <= self.input_bits);
+        Step::Done(Leaf {
+            pa: base | self.input & (size - 1),
+            size,
+            descriptor,
+            at: self.address,
+            level: self.level,
+            contiguous,
+            table: self.table,
+            rules: self.rules,
+        })
+    }
+}
