@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::mmu::Mmu;
-use crate::platform::Platform;
-use crate::shared::Shared;
+use crate::platform::{At, Platform};
+use crate::shared::{Exit, Shared};
 use crate::sys::SysRegs;
 
 /// Index in [`Core::r`] that always reads as zero (XZR as a source).
@@ -15,10 +16,12 @@ pub const SINK: u8 = 32;
 pub const SP: u8 = 33;
 
 /// One vCPU.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Core {
     /// X0 to X30, then [`ZERO`], [`SINK`] and [`SP`]: decoding picks the index, so that handlers need no branch.
-    pub r: [u64; 34],
+    /// The rest is never used: the size makes indexing by a `u8` free of bounds checks.
+    #[serde(with = "registers")]
+    pub r: [u64; 256],
     /// Address of the instruction being executed.
     pub pc: u64,
     /// PSTATE.NZCV as in SPSR bits 31:28.
@@ -39,12 +42,68 @@ pub struct Core {
     pub monitor: Option<Reservation>,
     /// The event register of WFE.
     pub event: bool,
+    /// The vCPU sleeps in a WFE: the event that ends it is consumed by it.
+    pub in_wfe: bool,
     /// Index of this vCPU.
     pub index: usize,
-    /// Instructions retired since reset.
-    pub retired: u64,
+    /// Instructions begun since power-on, as of the instruction at [`Core::straight`]: use [`Core::retired`].
+    pub retired_base: u64,
+    /// Where the present straight run of instructions began: the distance of `pc` from it is what `retired_base`
+    /// does not count yet.
+    pub straight: u64,
     /// Virtual time at which the instruction `retired == time_base.0` began, so that time is exact mid-run.
     pub time_base: (u64, u64),
+}
+
+impl Core {
+    /// A vCPU in its reset state: EL1 with the handler stack, everything masked, MMU off. General registers, which
+    /// are UNKNOWN after reset, are zero.
+    pub fn new(index: usize, config: &Config) -> Self {
+        Self {
+            r: [0; 256],
+            pc: 0,
+            nzcv: 0,
+            v: [0; 32],
+            fpcr: 0,
+            fpsr: 0,
+            pstate: Pstate { daif: 0x3c0, el: 1, sp_sel: true, ss: false, il: false, pan: false, uao: false },
+            sys: SysRegs::new(index, config),
+            mmu: Mmu::new(),
+            monitor: None,
+            event: false,
+            in_wfe: false,
+            index,
+            retired_base: 0,
+            straight: 0,
+            time_base: (0, 0),
+        }
+    }
+
+    /// Instructions begun since power-on, not counting the one at `pc`. One that takes an exception counts as well,
+    /// so that a guest that only faults still gets older.
+    #[inline]
+    pub fn retired(&self) -> u64 {
+        self.retired_base.wrapping_add(self.pc.wrapping_sub(self.straight) >> 2)
+    }
+
+    /// Virtual time in nanoseconds at which the instruction at `pc` begins.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.time_base.1.wrapping_add(self.retired().wrapping_sub(self.time_base.0))
+    }
+
+    /// Moves `pc` without any time passing. Handlers just set `pc`: the engine that runs them keeps count.
+    pub fn set_pc(&mut self, pc: u64) {
+        self.retired_base = self.retired();
+        self.straight = pc;
+        self.pc = pc;
+    }
+
+    /// Who accesses and when, for the platform.
+    #[inline]
+    pub fn at(&self) -> At {
+        At { cpu: self.index, now: self.now() }
+    }
 }
 
 /// PSTATE without NZCV.
@@ -77,6 +136,16 @@ pub struct Reservation {
     pub size: u8,
 }
 
+impl Reservation {
+    /// Bytes of the exclusives reservation granule, as CTR_EL0.ERG says.
+    pub const GRANULE: u64 = 64;
+
+    /// Whether a store touches the reserved granule.
+    pub fn overlaps(&self, pa: u64, len: u64) -> bool {
+        pa < self.granule.saturating_add(Self::GRANULE) && self.granule < pa.saturating_add(len)
+    }
+}
+
 /// A predecoded instruction: a handler and its operands. What the operands mean is the handler's business.
 #[derive(Clone, Copy)]
 pub struct Op {
@@ -103,8 +172,35 @@ pub type Handler = fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow;
 pub struct Ctx<'a> {
     /// Devices, interrupt controller, power control.
     pub platform: &'a mut dyn Platform,
-    /// RAM, decoded blocks, broadcasts: what all vCPUs share.
+    /// RAM, decoded pages, broadcasts: what all vCPUs share.
     pub shared: &'a mut Shared,
+    /// How many instructions of the present straight run may execute: see [`Ctx::end_block`].
+    pub end: usize,
+}
+
+impl Op {
+    /// An op without operands.
+    #[inline]
+    pub const fn new(run: Handler, word: u32) -> Self {
+        Self { run, imm: 0, d: 0, n: 0, m: 0, a: 0, word }
+    }
+}
+
+impl Ctx<'_> {
+    /// Ends the straight run after the present instruction, as [`Flow::Sync`] does, for those who do not decide the
+    /// handler's answer: the slow path of an access that reached a device or wrote to the code being executed.
+    #[inline]
+    pub fn end_block(&mut self) {
+        self.end = 0;
+    }
+
+    /// To be called after each call of the platform that may have changed an interrupt or asks to yield.
+    pub fn after_platform(&mut self) {
+        self.end_block();
+        if self.platform.take_yield() {
+            self.shared.exit = Some(Exit::Yield);
+        }
+    }
 }
 
 /// What the engine does after a handler.
@@ -112,12 +208,34 @@ pub struct Ctx<'a> {
 pub enum Flow {
     /// Go on with the next instruction.
     Next,
-    /// `pc` was set: a branch taken, an exception taken or returned from. Retired unless an exception says not.
+    /// A branch was taken: `pc` was set.
     Jump,
-    /// Like [`Flow::Next`], but state changed that interrupts or translation depend on: the block ends here.
+    /// Like [`Flow::Next`], but state changed that interrupts or translation depend on: interrupts are checked and
+    /// the next instruction is fetched through the TLB again. When [`Shared::exit`] is set the run ends.
     Sync,
-    /// Leave the run after this instruction; the reason is in [`Shared::exit`].
-    Exit,
-    /// The instruction took a synchronous exception: `pc` is the vector; it did not retire.
+    /// As [`Flow::Sync`], but the handler has set `pc`: an exception was taken, with `pc` at the vector, or returned
+    /// from.
     Fault,
+}
+
+/// X0 to X30 and SP as 32 words.
+mod registers {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::SP;
+
+    pub(super) fn serialize<S: Serializer>(r: &[u64; 256], s: S) -> Result<S::Ok, S::Error> {
+        let mut out = [0; 32];
+        out[..31].copy_from_slice(&r[..31]);
+        out[31] = r[SP as usize];
+        out.serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u64; 256], D::Error> {
+        let stored = <[u64; 32]>::deserialize(d)?;
+        let mut r = [0; 256];
+        r[..31].copy_from_slice(&stored[..31]);
+        r[SP as usize] = stored[31];
+        Ok(r)
+    }
 }

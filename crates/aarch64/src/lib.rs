@@ -1,4 +1,23 @@
 //! An AArch64 software CPU: Armv8.0-A at EL0 and EL1, to the letter of DDI 0487, repeatable to the bit.
+//!
+//! A [`Cluster`] holds the vCPUs and runs one of them at a time. Two engines execute the same handlers: the stepping
+//! one is the reference, the block one keeps decoded instructions a page at a time. They agree to the bit.
 
+mod cluster;
+pub mod config;
 pub mod core;
+pub mod decode;
+mod engine;
+pub mod exception;
+mod exec;
+pub mod fp;
+pub mod mmu;
 pub mod platform;
+pub mod shared;
+pub mod simd;
+pub mod sys;
+
+pub use cluster::{Cluster, Ran};
+pub use config::{Config, EngineKind, Features};
+pub use platform::{At, BusFault, IrqLines, Platform, SysKey};
+pub use shared::Exit;

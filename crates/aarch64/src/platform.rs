@@ -1,5 +1,7 @@
 //! What a vCPU sees of the machine outside itself.
 
+use serde::{Deserialize, Serialize};
+
 /// Who accesses, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
@@ -14,7 +16,7 @@ pub struct At {
 pub struct BusFault;
 
 /// A system register by its encoding: op0 in bits 15:14, op1 13:11, CRn 10:7, CRm 6:3, op2 2:0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SysKey(pub u16);
 
 impl SysKey {

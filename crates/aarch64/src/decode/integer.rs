@@ -1,0 +1,5 @@
+//! Rows of this group.
+
+use super::Row;
+
+pub(super) static ROWS: &[Row] = &[];

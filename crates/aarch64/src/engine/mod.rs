@@ -1,0 +1,55 @@
+//! The engines.
+
+mod block;
+mod code;
+mod step;
+
+pub(crate) use code::CodeCache;
+
+use crate::config::EngineKind;
+use crate::core::{Core, Ctx};
+use crate::shared::Exit;
+use crate::{exception, mmu};
+
+/// Runs `core` for at most `budget` instructions; how many it was is in [`Core::retired`].
+pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: u64) -> Exit {
+    let stop = core.retired().saturating_add(budget);
+    loop {
+        if core.retired() >= stop {
+            return Exit::Budget;
+        }
+        exception::take_pending_interrupt(core, ctx);
+        let left = stop - core.retired();
+        match kind {
+            EngineKind::Step => step::run(core, ctx, left),
+            EngineKind::Block => block::run(core, ctx, left),
+        }
+        if let Some(exit) = ctx.shared.exit.take() {
+            return exit;
+        }
+    }
+}
+
+/// Translates `pc` for execution: the index in RAM of the page to execute from. `None`: an exception was taken, which
+/// counts as an instruction.
+#[inline]
+fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Option<usize> {
+    let pc = core.pc;
+    if core.pstate.il {
+        exception::illegal_state(core, ctx);
+    } else if let Ok(pa) = mmu::fetch(core, ctx) {
+        let page = ((pa - ctx.shared.ram.base()) >> 12) as usize;
+        ctx.shared.watch_code(core, page);
+        return Some(page);
+    }
+    count(core, pc, 1);
+    None
+}
+
+/// Accounts for `n` instructions that began at `start` and left `pc` where it is.
+#[inline]
+fn count(core: &mut Core, start: u64, n: u64) {
+    debug_assert_eq!(core.straight, start);
+    core.retired_base = core.retired_base.wrapping_add(n);
+    core.straight = core.pc;
+}

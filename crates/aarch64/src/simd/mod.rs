@@ -1,0 +1,1 @@
+//! SIMD and FP instructions.
