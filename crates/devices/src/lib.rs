@@ -1,1 +1,13 @@
-//! To be written.
+//! Devices of the machine: interrupt controllers, UART, clock, PCI Express and virtio, and the port through which all
+//! of them reach memory.
+//!
+//! Registers are [`bus::MmioDevice`]s; whatever a device does by itself is a step of an [`agent::Agent`]; every byte it
+//! moves goes through a [`dma::DmaPort`].
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod bus;
+pub mod dma;
+
+pub use agent::{Agent, Time};
+pub use bus::MmioDevice;

@@ -1,0 +1,202 @@
+//! A requester's port: identity, the right to use it, and the accesses.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use super::translate::Smmu;
+use guest_ram::GuestRam;
+use serde::{Deserialize, Serialize};
+
+use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
+
+/// What lies behind every port.
+#[derive(Clone)]
+pub struct Fabric {
+    /// Guest RAM.
+    pub ram: GuestRam,
+    /// The SMMU in front of it; without one, device addresses are physical.
+    pub smmu: Option<Arc<Mutex<Smmu>>>,
+    /// Where interrupt messages go.
+    pub inbox: ItsInbox,
+    /// Physical address of GITS_TRANSLATER.
+    pub doorbell: u64,
+}
+
+impl Fabric {
+    /// A fabric with the doorbell where the `virt` machine has it.
+    pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
+        Self { ram, smmu, inbox, doorbell: GITS_TRANSLATER }
+    }
+
+    /// The port of a PCI function: StreamID and DeviceID are its requester ID, as the device tree's identity
+    /// `iommu-map` and `msi-map` say.
+    pub fn port(&self, requester_id: u16) -> DmaPort {
+        let id = u32::from(requester_id);
+        self.port_for(Requester { sid: id, ssid: None, device_id: id })
+    }
+
+    /// A port with any identity.
+    pub fn port_for(&self, requester: Requester) -> DmaPort {
+        DmaPort(Arc::new(Shared {
+            requester,
+            fabric: self.clone(),
+            enabled: AtomicBool::new(false),
+            counters: Counters::default(),
+        }))
+    }
+}
+
+/// Who is asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    /// StreamID.
+    pub sid: u32,
+    /// SubstreamID (PASID), if transactions carry one.
+    pub ssid: Option<u32>,
+    /// DeviceID that the ITS sees.
+    pub device_id: u32,
+}
+
+/// What went through a port. All counts start at zero and only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Transactions begun.
+    pub transactions: u64,
+    /// Fetches of descriptors that walks for this port made.
+    pub fetches: u64,
+    /// Data beats moved.
+    pub beats: u64,
+    /// Bytes that devices read.
+    pub bytes_read: u64,
+    /// Bytes that devices wrote.
+    pub bytes_written: u64,
+    /// Interrupt messages sent.
+    pub msis: u64,
+    /// Transactions refused, by the SMMU or the memory system.
+    pub aborts: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) transactions: AtomicU64,
+    pub(super) fetches: AtomicU64,
+    pub(super) beats: AtomicU64,
+    pub(super) bytes_read: AtomicU64,
+    pub(super) bytes_written: AtomicU64,
+    pub(super) msis: AtomicU64,
+    pub(super) aborts: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn count(counter: &AtomicU64, n: u64) {
+    // One thread steps all devices; a plain load and store costs less than a locked addition.
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+pub(super) struct Shared {
+    pub(super) requester: Requester,
+    pub(super) fabric: Fabric,
+    enabled: AtomicBool,
+    pub(super) counters: Counters,
+}
+
+/// A device's only way to memory. Cloning gives another handle on the same port; revoking one revokes all.
+#[derive(Clone)]
+pub struct DmaPort(pub(super) Arc<Shared>);
+
+impl std::fmt::Debug for DmaPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaPort")
+            .field("requester", &self.0.requester)
+            .field("enabled", &self.enabled())
+            .finish()
+    }
+}
+
+impl DmaPort {
+    /// Who the port asks for.
+    pub fn requester(&self) -> Requester {
+        self.0.requester
+    }
+
+    /// Whether requests may be made. A new port is revoked until bus mastering is enabled.
+    pub fn enabled(&self) -> bool {
+        self.0.enabled.load(Relaxed)
+    }
+
+    /// Grants (bus-master enable) or revokes (its clearing, reset, unplug) the port.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.0.enabled.store(enabled, Relaxed);
+    }
+
+    /// What went through so far.
+    pub fn stats(&self) -> Stats {
+        let c = &self.0.counters;
+        Stats {
+            transactions: c.transactions.load(Relaxed),
+            fetches: c.fetches.load(Relaxed),
+            beats: c.beats.load(Relaxed),
+            bytes_read: c.bytes_read.load(Relaxed),
+            bytes_written: c.bytes_written.load(Relaxed),
+            msis: c.msis.load(Relaxed),
+            aborts: c.aborts.load(Relaxed),
+        }
+    }
+
+    /// Sets the counters, when a snapshot is restored.
+    pub fn restore_stats(&self, stats: &Stats) {
+        let c = &self.0.counters;
+        c.transactions.store(stats.transactions, Relaxed);
+        c.fetches.store(stats.fetches, Relaxed);
+        c.beats.store(stats.beats, Relaxed);
+        c.bytes_read.store(stats.bytes_read, Relaxed);
+        c.bytes_written.store(stats.bytes_written, Relaxed);
+        c.msis.store(stats.msis, Relaxed);
+        c.aborts.store(stats.aborts, Relaxed);
+    }
+
+    /// Whether the ITS takes no more messages for now.
+    pub fn inbox_full(&self) -> bool {
+        self.0.fabric.inbox.is_full()
+    }
+
+    /// Reads physical memory.
+    pub(super) fn load_physical(&self, pa: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        if self.0.fabric.ram.read(pa, data) {
+            count(&self.0.counters.bytes_read, data.len() as u64);
+            return Ok(());
+        }
+        Err(self.refused(DmaError::External))
+    }
+
+    /// Writes physical memory, or the doorbell.
+    pub(super) fn store_physical(&self, pa: u64, data: &[u8]) -> Result<(), DmaError> {
+        let fabric = &self.0.fabric;
+        if fabric.ram.write(pa, data) {
+            count(&self.0.counters.bytes_written, data.len() as u64);
+            return Ok(());
+        }
+        if pa == fabric.doorbell {
+            // GITS_TRANSLATER takes 16-bit and 32-bit writes (IHI 0069 §9.19).
+            let event_id = match *data {
+                [a, b] => Some(u32::from(u16::from_le_bytes([a, b]))),
+                [a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
+                _ => None,
+            };
+            if let Some(event_id) = event_id
+                && fabric.inbox.post(Message { device_id: self.0.requester.device_id, event_id })
+            {
+                count(&self.0.counters.msis, 1);
+                return Ok(());
+            }
+        }
+        Err(self.refused(DmaError::External))
+    }
+
+    /// Counts an abort.
+    pub(super) fn refused(&self, error: DmaError) -> DmaError {
+        count(&self.0.counters.aborts, 1);
+        error
+    }
+}

@@ -1,0 +1,222 @@
+//! Data accesses, one step at a time.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::{Deserialize, Serialize};
+
+use super::port::count;
+use super::translate::{Progress, TxnId};
+use super::{DmaError, DmaPort, PhysMem};
+
+/// Bursts do not cross this boundary, so that each lies within one translation granule of any size.
+const BURST_BOUNDARY: u64 = 4096;
+
+/// An access of a device to consecutive addresses. It moves in beats; each beat is a transaction of its own: it is
+/// translated (a step, and one for every fetch of the walk), moved (a step), and then ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    iova: u64,
+    left: u64,
+    write: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Stage {
+    Idle,
+    Walking(TxnId),
+    Stalled(TxnId),
+    /// `id` is `None` when addresses are physical.
+    Latched {
+        id: Option<TxnId>,
+        pa: u64,
+        bytes: u64,
+    },
+}
+
+/// What [`DmaPort::poll`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// The translation is latched: the next step is the beat.
+    Ready,
+    /// The walk goes on.
+    Walking,
+    /// The SMMU holds the transaction until software answers (IHI 0070 §3.12.2). Poll again later.
+    Stalled,
+}
+
+impl Transfer {
+    /// Bytes still to move.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Whether a translation is latched, so that the next step is a beat.
+    pub fn ready(&self) -> bool {
+        matches!(self.stage, Stage::Latched { .. })
+    }
+}
+
+impl DmaPort {
+    /// Prepares an access of `len` bytes at `iova`. Nothing happens yet.
+    ///
+    /// # Errors
+    /// [`DmaError::Wraps`] when the range runs over the end of the address space.
+    pub fn begin(&self, iova: u64, len: u64, write: bool) -> Result<Transfer, DmaError> {
+        if len > 0 && iova.checked_add(len - 1).is_none() {
+            return Err(self.refused(DmaError::Wraps));
+        }
+        Ok(Transfer { iova, left: len, write, stage: Stage::Idle })
+    }
+
+    /// Goes one step towards the translation of the next beat: at most one fetch.
+    ///
+    /// # Errors
+    /// When the port is revoked or the SMMU terminates the transaction. The transfer is over then.
+    pub fn poll(&self, transfer: &mut Transfer) -> Result<Poll, DmaError> {
+        if !self.enabled() {
+            self.cancel(transfer);
+            return Err(self.refused(DmaError::Revoked));
+        }
+        let counters = &self.0.counters;
+        let Some(smmu) = &self.0.fabric.smmu else {
+            if transfer.stage == Stage::Idle {
+                count(&counters.transactions, 1);
+            }
+            transfer.stage = Stage::Latched { id: None, pa: transfer.iova, bytes: u64::MAX };
+            return Ok(Poll::Ready);
+        };
+        let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
+        let progress = match transfer.stage {
+            Stage::Latched { .. } => return Ok(Poll::Ready),
+            Stage::Idle => {
+                count(&counters.transactions, 1);
+                smmu.begin_dma(self, transfer.iova, transfer.write)
+            }
+            Stage::Walking(id) | Stage::Stalled(id) => {
+                count(&counters.fetches, 1);
+                smmu.step_dma(id, &PhysMem::new(&self.0.fabric.ram))
+            }
+        };
+        drop(smmu);
+        match progress {
+            Progress::Walking(id) => {
+                transfer.stage = Stage::Walking(id);
+                Ok(Poll::Walking)
+            }
+            Progress::Stalled(id) => {
+                transfer.stage = Stage::Stalled(id);
+                Ok(Poll::Stalled)
+            }
+            Progress::Latched { id, pa, bytes } => {
+                transfer.stage = Stage::Latched { id: Some(id), pa, bytes };
+                Ok(Poll::Ready)
+            }
+            Progress::Aborted => {
+                transfer.stage = Stage::Idle;
+                Err(self.refused(DmaError::Aborted))
+            }
+        }
+    }
+
+    /// Moves one beat from memory into the front of `data` under the latched translation, and ends the transaction.
+    /// Returns the bytes moved: at most `data.len()`, what is left, what the translation covers, and never over a
+    /// 4 KiB boundary. Zero when nothing is latched.
+    ///
+    /// # Errors
+    /// When the port is revoked or the physical address is not memory.
+    pub fn beat_read(&self, transfer: &mut Transfer, data: &mut [u8]) -> Result<usize, DmaError> {
+        self.beat(transfer, false, data.len(), |port, pa, n| match data.get_mut(..n) {
+            Some(part) => port.load_physical(pa, part),
+            None => Err(DmaError::Wraps),
+        })
+    }
+
+    /// Moves one beat from the front of `data` to memory; otherwise as [`DmaPort::beat_read`].
+    ///
+    /// # Errors
+    /// When the port is revoked or the physical address is neither memory nor, for two or four bytes, the doorbell.
+    pub fn beat_write(&self, transfer: &mut Transfer, data: &[u8]) -> Result<usize, DmaError> {
+        self.beat(transfer, true, data.len(), |port, pa, n| match data.get(..n) {
+            Some(part) => port.store_physical(pa, part),
+            None => Err(DmaError::Wraps),
+        })
+    }
+
+    fn beat(
+        &self,
+        transfer: &mut Transfer,
+        write: bool,
+        room: usize,
+        access: impl FnOnce(&Self, u64, usize) -> Result<(), DmaError>,
+    ) -> Result<usize, DmaError> {
+        let Stage::Latched { id, pa, bytes } = transfer.stage else { return Ok(0) };
+        if !self.enabled() {
+            self.cancel(transfer);
+            return Err(self.refused(DmaError::Revoked));
+        }
+        let burst = BURST_BOUNDARY - transfer.iova % BURST_BOUNDARY;
+        let n = burst.min(bytes).min(transfer.left).min(room as u64);
+        let result = if n == 0 || write != transfer.write { Ok(()) } else { access(self, pa, n as usize) };
+        self.end(id);
+        transfer.stage = Stage::Idle;
+        result?;
+        if write != transfer.write {
+            return Ok(0);
+        }
+        count(&self.0.counters.beats, 1);
+        transfer.iova = transfer.iova.wrapping_add(n);
+        transfer.left -= n;
+        Ok(n as usize)
+    }
+
+    /// Gives up the transaction in progress, if any, without moving data; the transfer can be polled again later and
+    /// is then translated anew.
+    pub fn cancel(&self, transfer: &mut Transfer) {
+        match transfer.stage {
+            Stage::Walking(id) | Stage::Stalled(id) => self.end(Some(id)),
+            Stage::Latched { id, .. } => self.end(id),
+            Stage::Idle => {}
+        }
+        transfer.stage = Stage::Idle;
+    }
+
+    /// Tells the SMMU that a transaction is over: a CMD_SYNC may have waited for it.
+    pub(super) fn end(&self, id: Option<TxnId>) {
+        if let (Some(id), Some(smmu)) = (id, &self.0.fabric.smmu) {
+            smmu.lock().unwrap_or_else(|e| e.into_inner()).complete_dma(id);
+        }
+    }
+
+    /// Translates the address of a bookkeeping access, its walk running to completion: physical address and the bytes
+    /// from there that the translation covers. The transaction has ended when this returns; the caller accesses
+    /// memory in the same step.
+    pub(super) fn translate_now(&self, iova: u64, write: bool) -> Result<(u64, u64), DmaError> {
+        if !self.enabled() {
+            return Err(self.refused(DmaError::Revoked));
+        }
+        let counters = &self.0.counters;
+        counters.transactions.store(counters.transactions.load(Relaxed).wrapping_add(1), Relaxed);
+        let Some(smmu) = &self.0.fabric.smmu else { return Ok((iova, u64::MAX)) };
+        let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
+        let mut progress = smmu.begin_dma(self, iova, write);
+        loop {
+            match progress {
+                Progress::Latched { id, pa, bytes } => {
+                    smmu.complete_dma(id);
+                    return Ok((pa, bytes.max(1)));
+                }
+                Progress::Aborted => return Err(self.refused(DmaError::Aborted)),
+                Progress::Stalled(id) => {
+                    smmu.complete_dma(id);
+                    return Err(self.refused(DmaError::Stalled));
+                }
+                // Every walk ends: levels and stages are finite.
+                Progress::Walking(id) => {
+                    count(&counters.fetches, 1);
+                    progress = smmu.step_dma(id, &PhysMem::new(&self.0.fabric.ram));
+                }
+            }
+        }
+    }
+}
