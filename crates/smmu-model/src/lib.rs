@@ -1,1 +1,30 @@
-//! To be written.
+//! The Arm SMMUv3 (IHI 0070): registers, stream and context descriptors, queues, translation and real caches.
+//!
+//! The model knows nothing of CPUs, PCI or a machine. What hardware may do at the same time as something else is a step
+//! of its own here, and the caller decides which step comes next:
+//!
+//! - [`Smmu::mmio_read`], [`Smmu::mmio_write`]: a CPU's access to a register;
+//! - [`Smmu::begin`], [`Smmu::step`], [`Smmu::complete`]: a device's transaction, one fetch a step, and the end of its
+//!   data;
+//! - [`Smmu::step_command`]: one command is consumed;
+//! - [`Smmu::step_event`]: one event record is written;
+//! - [`Smmu::take_msi`], [`Smmu::take_wired`]: interrupts go out.
+//!
+//! Nothing a guest writes to registers, tables or queues panics, loops or grows the model.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod irq;
+mod memory;
+mod smmu;
+pub mod spec;
+mod stats;
+mod transaction;
+
+pub use config::{Config, ConfigError, KEYS, StallModel};
+pub use irq::{IrqSource, Msi, Wired};
+pub use memory::{Abort, Memory};
+pub use smmu::Smmu;
+pub use stats::Stats;
+pub use transaction::{AccessKind, MemAttrs, Progress, Shareability, Transaction, Translation, TxnId};

@@ -1,0 +1,362 @@
+//! What one SMMU implements: its ID registers' content, sizes of its caches, IMPLEMENTATION DEFINED choices.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// IDR0.STALL_MODEL: which fault models exist (section 6.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StallModel {
+    /// Stall and Terminate, as the CD or STE says.
+    Both,
+    /// Terminate only: CD.S, STE.S1STALLD and STE.S2S must be 0.
+    None,
+    /// Stall only: CD.S and STE.S2S must be 1.
+    Forced,
+}
+
+/// The implementation. [`Config::linux`] is the default; [`Config::parse`] reads the command line's form.
+///
+/// Only what works is offered here: a feature has a field once its behaviour is complete and tested.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// IDR0.S1P: stage 1.
+    pub s1p: bool,
+    /// IDR0.S2P: stage 2, and both stages nested.
+    pub s2p: bool,
+    /// IDR0.COHACC: table walks, queues and structures are coherent with the CPUs' caches.
+    pub cohacc: bool,
+    /// IDR0.ASID16: 16-bit ASIDs, else 8.
+    pub asid16: bool,
+    /// IDR0.VMID16: 16-bit VMIDs, else 8.
+    pub vmid16: bool,
+    /// IDR0.STALL_MODEL.
+    pub stall: StallModel,
+    /// IDR0.TERM_MODEL is 0: CD.A=0 is legal and terminates as RAZ/WI.
+    pub term_razwi: bool,
+    /// IDR0.ST_LEVEL: two-level stream tables beside linear ones.
+    pub st2l: bool,
+    /// IDR0.CD2L: two-level CD tables beside linear ones.
+    pub cd2l: bool,
+    /// IDR0.HYP: EL2 stream worlds.
+    pub hyp: bool,
+    /// IDR0.SEV: CMD_SYNC can signal an event to the CPUs.
+    pub sev: bool,
+    /// IDR0.MSI: the SMMU's own interrupts can be MSIs.
+    pub msi: bool,
+    /// IDR1.SIDSIZE, 0 to 32.
+    pub sidsize: u8,
+    /// IDR1.SSIDSIZE, 0 to 20.
+    pub ssidsize: u8,
+    /// IDR1.CMDQS: log2 of the largest command queue, 0 to 19.
+    pub cmdqs: u8,
+    /// IDR1.EVENTQS: log2 of the largest event queue, 0 to 19.
+    pub eventqs: u8,
+    /// IDR3.HAD: hierarchical attributes can be disabled.
+    pub had: bool,
+    /// IDR3.XNX: stage-2 execute-never by privilege.
+    pub xnx: bool,
+    /// IDR3.RIL: range invalidation and level hints.
+    pub ril: bool,
+    /// IDR3.BBML: how table changes without break-before-make are taken, 0 to 2.
+    pub bbml: u8,
+    /// IDR5.GRAN4K.
+    pub gran4k: bool,
+    /// IDR5.GRAN16K.
+    pub gran16k: bool,
+    /// IDR5.GRAN64K.
+    pub gran64k: bool,
+    /// IDR5.OAS in bits: 32, 36, 40, 42, 44, 48 or 52.
+    pub oas: u8,
+    /// IDR5.VAX: 52-bit virtual addresses with the 64 KiB granule.
+    pub vax52: bool,
+    /// IIDR: who made it. Drivers match errata on this.
+    pub iidr: u32,
+    /// AIDR: architecture version, 0 to 3 for SMMUv3.0 to 3.3.
+    pub aidr: u8,
+
+    /// Entries of the IOTLB, rounded up to a power of two; 0 for none.
+    pub tlb: u32,
+    /// Cached STEs, rounded up to a power of two; 0 for none.
+    pub ste_cache: u32,
+    /// Cached CDs, rounded up to a power of two; 0 for none.
+    pub cd_cache: u32,
+    /// Event records that wait for their turn to be written; more are dropped as if the queue were full.
+    pub event_fifo: u32,
+    /// The Contiguous hint makes one IOTLB entry of its pages.
+    pub contiguous: bool,
+    /// STEs and CDs are fetched in eight 8-byte steps, not one of 64 bytes.
+    pub split_fetch: bool,
+    /// GBPA.ABORT resets to 1.
+    pub gbpa_abort: bool,
+    /// EVENTQ_PROD and CONS answer at their offsets in page 0 as well (CONSTRAINED UNPREDICTABLE, section 6.2).
+    pub page0_alias: bool,
+}
+
+/// A bad `--smmu` option.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// The key does not exist.
+    #[error("unknown SMMU option '{0}'; known are preset, {known}", known = KEYS.join(", "))]
+    UnknownKey(String),
+    /// The preset does not exist.
+    #[error("unknown SMMU preset '{0}'; known are linux, qemu, full")]
+    UnknownPreset(String),
+    /// There is no '=' in it.
+    #[error("SMMU option '{0}' is not of the form key=value")]
+    NoValue(String),
+    /// The value does not fit.
+    #[error("SMMU option {key}: '{value}' is not {expected}")]
+    BadValue {
+        /// The key.
+        key: String,
+        /// What was given.
+        value: String,
+        /// What would have been right.
+        expected: &'static str,
+    },
+    /// The options contradict each other.
+    #[error("SMMU: {0}")]
+    Inconsistent(&'static str),
+}
+
+const ON_OFF: &str = "on or off";
+const NUMBER: &str = "a number";
+
+/// Reads one `value`.
+trait Value: Sized {
+    const EXPECTED: &'static str;
+    fn read(text: &str) -> Option<Self>;
+}
+
+impl Value for bool {
+    const EXPECTED: &'static str = ON_OFF;
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "on" | "1" | "true" | "yes" => Some(true),
+            "off" | "0" | "false" | "no" => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl Value for u32 {
+    const EXPECTED: &'static str = NUMBER;
+    fn read(text: &str) -> Option<Self> {
+        match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+}
+
+impl Value for u8 {
+    const EXPECTED: &'static str = NUMBER;
+    fn read(text: &str) -> Option<Self> {
+        u32::read(text).and_then(|n| n.try_into().ok())
+    }
+}
+
+impl Value for StallModel {
+    const EXPECTED: &'static str = "both, none or forced";
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "both" => Some(StallModel::Both),
+            "none" => Some(StallModel::None),
+            "forced" => Some(StallModel::Forced),
+            _ => None,
+        }
+    }
+}
+
+/// Names every field once for the parser.
+macro_rules! keys {
+    ($($field:ident),* $(,)?) => {
+        /// Keys that [`Config::parse`] knows, beside `preset`.
+        pub const KEYS: &[&str] = &[$(stringify!($field)),*];
+
+        impl Config {
+            fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
+                fn read<T: Value>(key: &str, value: &str) -> Result<T, ConfigError> {
+                    T::read(value).ok_or(ConfigError::BadValue {
+                        key: key.to_owned(),
+                        value: value.to_owned(),
+                        expected: T::EXPECTED,
+                    })
+                }
+                match key {
+                    $(stringify!($field) => self.$field = read(key, value)?,)*
+                    _ => return Err(ConfigError::UnknownKey(key.to_owned())),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+keys! {
+    s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
+    had, xnx, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, ste_cache, cd_cache, event_fifo,
+    contiguous, split_fetch, gbpa_abort, page0_alias,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config::linux()
+    }
+}
+
+impl Config {
+    /// What Linux makes best use of: stage 1, two-level stream tables, MSIs, range invalidation.
+    #[must_use]
+    pub fn linux() -> Self {
+        Config {
+            s1p: true,
+            s2p: false,
+            cohacc: true,
+            asid16: true,
+            vmid16: true,
+            stall: StallModel::None,
+            term_razwi: false,
+            st2l: true,
+            cd2l: false,
+            hyp: false,
+            sev: true,
+            msi: true,
+            sidsize: 16,
+            ssidsize: 0,
+            cmdqs: 16,
+            eventqs: 16,
+            had: true,
+            xnx: false,
+            ril: true,
+            bbml: 0,
+            gran4k: true,
+            gran16k: true,
+            gran64k: true,
+            oas: 44,
+            vax52: false,
+            iidr: 0,
+            aidr: 2,
+            tlb: 4096,
+            ste_cache: 256,
+            cd_cache: 256,
+            event_fifo: 64,
+            contiguous: true,
+            split_fetch: false,
+            gbpa_abort: false,
+            page0_alias: false,
+        }
+    }
+
+    /// The ID registers of QEMU's model, stage 1.
+    #[must_use]
+    pub fn qemu() -> Self {
+        Config {
+            sev: false,
+            msi: false,
+            cmdqs: 19,
+            eventqs: 19,
+            bbml: 2,
+            aidr: 1,
+            page0_alias: true,
+            ..Config::linux()
+        }
+    }
+
+    /// Everything the model has.
+    #[must_use]
+    pub fn full() -> Self {
+        Config { cmdqs: 19, eventqs: 19, sidsize: 32, ..Config::linux() }
+    }
+
+    /// Reads `key=value,…`. `preset=linux|qemu|full` sets all; later keys override. An empty text is the default.
+    ///
+    /// # Errors
+    /// Says which option is wrong and what it could be.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut config = Config::default();
+        for option in text.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+            let (key, value) =
+                option.split_once('=').ok_or_else(|| ConfigError::NoValue(option.to_owned()))?;
+            if key == "preset" {
+                config = match value {
+                    "linux" => Config::linux(),
+                    "qemu" => Config::qemu(),
+                    "full" => Config::full(),
+                    _ => return Err(ConfigError::UnknownPreset(value.to_owned())),
+                };
+            } else {
+                config.set(key, value)?;
+            }
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Whether an implementation like this can exist.
+    ///
+    /// # Errors
+    /// Says what contradicts.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let rules = [
+            (self.s1p || self.s2p, "neither stage 1 (s1p) nor stage 2 (s2p) is on"),
+            (self.sidsize <= 32, "sidsize is at most 32"),
+            (self.ssidsize <= 20, "ssidsize is at most 20"),
+            (self.cmdqs <= 19 && self.eventqs <= 19, "cmdqs and eventqs are at most 19"),
+            (self.bbml <= 2, "bbml is 0, 1 or 2"),
+            (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),
+            (self.gran4k || self.gran16k || self.gran64k, "no granule is on"),
+            (self.oas < 52 || self.gran64k, "oas=52 needs gran64k"),
+            (!self.vax52 || self.gran64k, "vax52 needs gran64k"),
+            (self.s1p || self.ssidsize == 0, "ssidsize needs s1p"),
+            (self.ssidsize > 0 || !self.cd2l, "cd2l needs ssidsize"),
+            (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
+            (self.s2p || !self.xnx, "xnx needs s2p"),
+            (self.aidr <= 3, "aidr is at most 3"),
+            (self.tlb <= 1 << 24, "tlb is at most 16777216"),
+            (
+                self.ste_cache <= 1 << 20 && self.cd_cache <= 1 << 20,
+                "ste_cache and cd_cache are at most 1048576",
+            ),
+            ((1..=1 << 16).contains(&self.event_fifo), "event_fifo is 1 to 65536"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(ConfigError::Inconsistent(rule)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_presets_and_keys_in_order() {
+        assert_eq!(Config::parse(""), Ok(Config::linux()));
+        let c = Config::parse("preset=qemu, msi=on,oas=48,stall=none").unwrap();
+        assert!(c.msi && !c.sev);
+        assert_eq!((c.oas, c.cmdqs), (48, 19));
+        assert_eq!(Config::parse("oas=48,preset=linux").unwrap().oas, 44);
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let message = |text| Config::parse(text).unwrap_err().to_string();
+        assert_eq!(message("ril"), "SMMU option 'ril' is not of the form key=value");
+        assert_eq!(message("ril=perhaps"), "SMMU option ril: 'perhaps' is not on or off");
+        assert_eq!(message("cmdqs=300"), "SMMU option cmdqs: '300' is not a number");
+        assert!(message("nonsense=1").starts_with("unknown SMMU option 'nonsense'; known are preset, s1p"));
+        assert_eq!(message("preset=x"), "unknown SMMU preset 'x'; known are linux, qemu, full");
+        assert_eq!(message("oas=45"), "SMMU: oas is 32, 36, 40, 42, 44, 48 or 52");
+    }
+
+    #[test]
+    fn presets_are_valid() {
+        for preset in [Config::linux(), Config::qemu(), Config::full()] {
+            assert_eq!(preset.validate(), Ok(()));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Context descriptors (section 5.4).

@@ -1,0 +1,1 @@
+//! Stream table entries (section 5.2).

@@ -1,0 +1,53 @@
+//! Counters for `--stats`. They depend on what the guest and the devices did, never on the host.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::command::Opcode;
+use crate::spec::event::EventCode;
+
+/// What one SMMU has done since power-on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Transactions that arrived.
+    pub transactions: u64,
+    /// Those that passed untranslated: SMMU disabled or the stream in bypass.
+    pub bypassed: u64,
+    /// Those that were translated.
+    pub translated: u64,
+    /// Those that were terminated.
+    pub terminated: u64,
+    /// Those that stalled.
+    pub stalled: u64,
+    /// Translations answered by the IOTLB.
+    pub tlb_hits: u64,
+    /// Those that needed a walk.
+    pub tlb_misses: u64,
+    /// IOTLB entries that gave way to another.
+    pub tlb_evictions: u64,
+    /// IOTLB entries that a command removed.
+    pub tlb_invalidated: u64,
+    /// Level 1 stream table descriptors fetched.
+    pub l1std_fetches: u64,
+    /// STEs fetched.
+    pub ste_fetches: u64,
+    /// Level 1 CD table descriptors fetched.
+    pub l1cd_fetches: u64,
+    /// CDs fetched.
+    pub cd_fetches: u64,
+    /// Stage-1 descriptors fetched.
+    pub s1_fetches: u64,
+    /// Stage-2 descriptors fetched.
+    pub s2_fetches: u64,
+    /// Commands consumed, by opcode; illegal ones are under `commands_illegal`.
+    pub commands: BTreeMap<Opcode, u64>,
+    /// Commands that stopped the queue.
+    pub commands_illegal: u64,
+    /// Event records written to the queue.
+    pub events: BTreeMap<EventCode, u64>,
+    /// Event records lost to a full, disabled or broken queue.
+    pub events_dropped: u64,
+    /// MSIs handed out.
+    pub msis: u64,
+}
