@@ -1,1 +1,16 @@
-//! To be written.
+//! The smmulab machine: vCPUs, board and scheduler, and the command line that runs them.
+
+pub mod bench;
+pub mod board;
+pub mod cli;
+pub mod edge;
+pub mod fdt;
+pub mod image;
+pub mod layout;
+pub mod load;
+pub mod machine;
+pub mod options;
+pub mod psci;
+pub mod run;
+pub mod smmu_agents;
+pub mod stats;

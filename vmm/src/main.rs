@@ -1,2 +1,23 @@
-//! To be written.
-fn main() {}
+//! The `smmulab` program.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vmm::cli::{BenchCommand, Cli, Command, status};
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::new().filter("SMMULAB_LOG")).format_timestamp(None).init();
+    let result = match Cli::parse().command {
+        Command::Run(args) => vmm::run::run(&args),
+        Command::Image(command) => vmm::image::run(command).map(|()| 0),
+        Command::Bench(BenchCommand::Boot(args)) => vmm::bench::boot::run(&args).map(|()| 0),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // One line: the message and its causes, if they say more.
+            eprintln!("smmulab: {error:#}");
+            ExitCode::from(status::USAGE)
+        }
+    }
+}

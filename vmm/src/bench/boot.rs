@@ -1,0 +1,196 @@
+//! `smmulab bench boot`: boot, read a disk, power off; then direct 4 KiB reads. Ours and QEMU's in turn.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::peer;
+use crate::cli::BootBenchArgs;
+
+const DISK_MIB: u32 = 64;
+
+/// What the guest does in each of the three runs.
+struct Jobs {
+    nothing: String,
+    sequential: String,
+    random: String,
+}
+
+impl Jobs {
+    fn new(reads: u32) -> Self {
+        let count = reads.min(DISK_MIB << 8);
+        let passes = reads.div_ceil(count.max(1)).max(1);
+        Self {
+            nothing: "true".into(),
+            sequential: format!("dd if=/dev/vda of=/dev/null bs=1M count={DISK_MIB} 2>/dev/null"),
+            random: format!(
+                "for i in $(seq {passes}); do dd if=/dev/vda of=/dev/null bs=4k count={count} iflag=direct \
+                 2>/dev/null || exit 1; done"
+            ),
+        }
+    }
+
+    fn reads(reads: u32) -> u32 {
+        let count = reads.min(DISK_MIB << 8).max(1);
+        count * reads.div_ceil(count).max(1)
+    }
+}
+
+/// Wall times of one round for one emulator.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    nothing: Duration,
+    sequential: Duration,
+    random: Duration,
+}
+
+impl Round {
+    fn reads_a_second(&self, reads: u32) -> f64 {
+        f64::from(reads) / self.random.saturating_sub(self.nothing).as_secs_f64().max(1e-3)
+    }
+}
+
+struct Bench {
+    image: guest_images::Image,
+    name: String,
+    disk: PathBuf,
+    dir: PathBuf,
+    append: String,
+}
+
+fn timed(mut command: Command) -> Result<Duration> {
+    let start = Instant::now();
+    let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let elapsed = start.elapsed();
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let tail: Vec<&str> = text.lines().rev().take(3).collect();
+        bail!("{:?} ended with {}: {}", command.get_program(), output.status, tail.join(" | "));
+    }
+    Ok(elapsed)
+}
+
+impl Bench {
+    fn ours(&self, job: &str) -> Result<Duration> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["run", "--image", &self.name, "--exec", job, "--kernel-log", "/dev/null", "--disk"])
+            .arg(&self.disk)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        timed(command)
+    }
+
+    fn peer(&self, job: &str) -> Result<Duration> {
+        let initrd = self.dir.join("initrd");
+        let mut archive = std::fs::read(&self.image.initrd)?;
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend(guest_images::job_cpio(job));
+        std::fs::write(&initrd, archive)?;
+        let console = self.dir.join("console");
+        timed(peer::command(&self.image.kernel, &initrd, &self.disk, &self.append, &console))
+    }
+
+    fn round(&self, jobs: &Jobs, run: impl Fn(&Self, &str) -> Result<Duration>) -> Result<Round> {
+        Ok(Round {
+            nothing: run(self, &jobs.nothing)?,
+            sequential: run(self, &jobs.sequential)?,
+            random: run(self, &jobs.random)?,
+        })
+    }
+}
+
+fn make_disk(path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    file.set_len(u64::from(DISK_MIB) << 20)?;
+    Ok(())
+}
+
+/// Runs the benchmark and prints its table.
+///
+/// # Errors
+/// When a guest cannot be fetched or does not do its job.
+pub fn run(args: &BootBenchArgs) -> Result<()> {
+    ensure!(args.rounds > 0 && args.reads > 0, "--rounds and --reads take at least 1");
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk");
+    make_disk(&disk)?;
+    let bench = Bench {
+        image: guest_images::fetch(&args.image)?,
+        name: args.image.clone(),
+        disk,
+        dir: dir.path().into(),
+        append: crate::run::BASE_APPEND.into(),
+    };
+    let peer = peer::version();
+    let jobs = Jobs::new(args.reads);
+    let reads = Jobs::reads(args.reads);
+
+    let bar = ProgressBar::new(u64::from(args.rounds) * if peer.is_some() { 2 } else { 1 });
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    for _ in 0..args.rounds {
+        bar.set_message("smmulab");
+        ours.push(bench.round(&jobs, Bench::ours)?);
+        bar.inc(1);
+        if peer.is_some() {
+            bar.set_message("QEMU");
+            theirs.push(bench.round(&jobs, Bench::peer)?);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    report(peer.as_deref(), &ours, &theirs, reads);
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn report(peer: Option<&str>, ours: &[Round], theirs: &[Round], reads: u32) {
+    type Figure = (&'static str, fn(&Round, u32) -> f64, bool);
+    let figures: [Figure; 3] = [
+        ("boot and power off, s", |r, _| r.nothing.as_secs_f64(), false),
+        ("boot, read 64 MiB, power off, s", |r, _| r.sequential.as_secs_f64(), false),
+        ("direct 4 KiB reads a second", Round::reads_a_second, true),
+    ];
+    println!("{:34} {:>12} {:>12} {:>8}", "median", "smmulab", "QEMU", "ratio");
+    for (name, figure, _) in figures {
+        let mine = median(ours.iter().map(|r| figure(r, reads)).collect());
+        if theirs.is_empty() {
+            println!("{name:34} {mine:>12.2} {:>12} {:>8}", "-", "-");
+            continue;
+        }
+        let their = median(theirs.iter().map(|r| figure(r, reads)).collect());
+        let ratio = median(ours.iter().zip(theirs).map(|(a, b)| figure(a, reads) / figure(b, reads)).collect());
+        println!("{name:34} {mine:>12.2} {their:>12.2} {ratio:>8.2}");
+    }
+    match peer {
+        Some(version) => println!("peer: {version}, -icount shift=0,sleep=off, behind its SMMUv3"),
+        None => println!("SKIPPED: no {} to compare with (Debian package qemu-system-arm)", peer::QEMU),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_reads_is_what_the_jobs_do() {
+        assert_eq!(Jobs::reads(100), 100);
+        assert_eq!(Jobs::reads(20_000), 2 * (64 << 8));
+        assert!(Jobs::new(100).random.contains("count=100"));
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+    }
+}

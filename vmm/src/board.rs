@@ -1,0 +1,239 @@
+//! Everything outside the vCPUs: buses, devices, interrupt wiring, and whose step comes next.
+
+use std::sync::{Arc, Mutex};
+
+use aarch64::platform::{At, BusFault, IrqLines, Platform, SysKey};
+use devices::agent::earliest;
+use devices::dma::Inbox;
+use devices::gic::Gic;
+use devices::pci::PciHost;
+use devices::pl011::Pl011;
+use devices::pl031::Pl031;
+use devices::{Agent, MmioDevice, Time};
+use guest_ram::GuestRam;
+
+use crate::layout as at;
+use crate::smmu_agents::{Effect, SmmuAgents};
+
+/// The machine without its vCPUs.
+pub struct Board {
+    /// Guest RAM.
+    pub ram: GuestRam,
+    /// Interrupt controller and ITS.
+    pub gic: Gic,
+    /// Console UART.
+    pub uart: Pl011,
+    /// Real-time clock.
+    pub rtc: Pl031,
+    /// PCIe and all that sits on it.
+    pub pci: PciHost,
+    /// The SMMU, if there is one.
+    pub smmu: Option<SmmuAgents>,
+    /// MSIs on their way to the ITS.
+    pub inbox: Arc<Mutex<Inbox>>,
+    /// Virtual time at which the running vCPU's slice ends.
+    slice_end: Time,
+    yield_asked: bool,
+}
+
+/// DeviceID with which the SMMU's own MSIs reach the ITS: past all of PCI.
+pub const SMMU_DEVICE_ID: u32 = 0x1_0000;
+
+impl Board {
+    /// Wires the parts together.
+    pub fn new(
+        ram: GuestRam,
+        gic: Gic,
+        rtc: Pl031,
+        pci: PciHost,
+        smmu: Option<SmmuAgents>,
+        inbox: Arc<Mutex<Inbox>>,
+    ) -> Self {
+        Self { ram, gic, uart: Pl011::new(), rtc, pci, smmu, inbox, slice_end: 0, yield_asked: false }
+    }
+
+    /// Tells the board until when the vCPU that runs next may run.
+    pub fn begin_slice(&mut self, end: Time) {
+        self.slice_end = end;
+        self.yield_asked = false;
+    }
+
+    /// Earliest step of any agent, given that what became pending did so at `now`.
+    pub fn next_step(&mut self, now: Time) -> Option<Time> {
+        let smmu = self.smmu.as_mut().and_then(|s| s.next_step(now));
+        let pci = self.pci.next_step();
+        let uart = self.uart.next_step();
+        let rtc = self.rtc.next_step();
+        [pci, self.gic.next_step(), uart, rtc].into_iter().fold(smmu, earliest)
+    }
+
+    /// Does one step that is due: the agent with the earliest time, ties in the fixed order SMMU, PCIe, ITS, UART,
+    /// RTC. Returns whether there was one.
+    pub fn step(&mut self, now: Time) -> bool {
+        let Some(first) = self.next_step(now).filter(|&t| t <= now) else { return false };
+        let due = |t: Option<Time>| t == Some(first);
+        if due(self.smmu.as_mut().and_then(|s| s.next_step(now))) {
+            self.step_smmu(now);
+        } else if due(self.pci.next_step()) {
+            self.pci.step(now);
+            self.drain_inbox(now);
+        } else if due(self.gic.next_step()) {
+            self.gic.step(now);
+        } else if due(self.uart.next_step()) {
+            self.uart.step(now);
+            self.uart_line();
+        } else {
+            self.rtc.step(now);
+            self.rtc_line();
+        }
+        true
+    }
+
+    fn step_smmu(&mut self, now: Time) {
+        let Some(smmu) = self.smmu.as_mut() else { return };
+        match smmu.step(now) {
+            Effect::None => {}
+            Effect::Msi(msi) => self.smmu_msi(now, msi),
+        }
+        let wired = self.smmu.as_ref().map(|s| s.smmu().take_wired()).unwrap_or_default();
+        for (line, edge) in [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror].into_iter().enumerate() {
+            if edge {
+                let intid = at::SPI_BASE + at::SMMU_SPI + line as u32;
+                self.gic.set_spi(intid, true);
+                self.gic.set_spi(intid, false);
+            }
+        }
+    }
+
+    /// The SMMU's MSIs are writes to physical addresses (IHI 0070 §3.18): to RAM or to the ITS.
+    fn smmu_msi(&mut self, now: Time, msi: smmu_model::Msi) {
+        if msi.address == at::GITS_TRANSLATER {
+            self.gic.post_msi(now, SMMU_DEVICE_ID, msi.data);
+        } else if !self.ram.write(msi.address, &msi.data.to_le_bytes())
+            && let Some(smmu) = &self.smmu
+        {
+            smmu.smmu().msi_aborted(&msi);
+        }
+    }
+
+    fn drain_inbox(&mut self, now: Time) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(|e| e.into_inner());
+        while let Some((device, event)) = inbox.pop() {
+            self.gic.post_msi(now, device, event);
+        }
+    }
+
+    /// Console input.
+    pub fn type_in(&mut self, now: Time, bytes: &[u8]) {
+        self.uart.push_input(now, bytes);
+        self.uart_line();
+    }
+
+    fn uart_line(&mut self) {
+        self.gic.set_spi(at::SPI_BASE + at::UART_SPI, self.uart.irq());
+    }
+
+    fn rtc_line(&mut self) {
+        self.gic.set_spi(at::SPI_BASE + at::RTC_SPI, self.rtc.irq());
+    }
+
+    /// After an access that may have made an agent runnable: whether the slice has to end early for it.
+    fn settle(&mut self, now: Time) {
+        if self.next_step(now).is_some_and(|t| t < self.slice_end) {
+            self.yield_asked = true;
+        }
+    }
+}
+
+impl Platform for Board {
+    fn mmio_read(&mut self, who: At, pa: u64, size: u8) -> Result<u64, BusFault> {
+        let now = who.now;
+        if let Some(offset) = at::GICR.offset(pa) {
+            return self.gic.redistributor_read(offset, size).ok_or(BusFault);
+        }
+        if let Some(offset) = at::GICD.offset(pa) {
+            return Ok(self.gic.distributor_read(offset, size));
+        }
+        if let Some(offset) = at::UART.offset(pa) {
+            let value = self.uart.read(now, offset, size);
+            self.uart_line();
+            return Ok(value);
+        }
+        if let Some(offset) = at::SMMU.offset(pa)
+            && let Some(smmu) = &self.smmu
+        {
+            return Ok(smmu.smmu().mmio_read(offset, size).unwrap_or(0));
+        }
+        if let Some(offset) = at::PCI_ECAM.offset(pa) {
+            return Ok(self.pci.config_read(offset, size));
+        }
+        if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
+            let value = self.pci.mmio_read(now, pa, size);
+            self.settle(now);
+            return Ok(value);
+        }
+        if at::PCI_PIO.offset(pa).is_some() {
+            return Ok(devices::bus::size_mask(size));
+        }
+        if let Some(offset) = at::ITS.offset(pa) {
+            return Ok(self.gic.its_read(offset, size));
+        }
+        if let Some(offset) = at::RTC.offset(pa) {
+            return Ok(self.rtc.read(now, offset, size));
+        }
+        Err(BusFault)
+    }
+
+    fn mmio_write(&mut self, who: At, pa: u64, size: u8, value: u64) -> Result<(), BusFault> {
+        let now = who.now;
+        if let Some(offset) = at::UART.offset(pa) {
+            self.uart.write(now, offset, size, value);
+            self.uart_line();
+        } else if let Some(offset) = at::GICR.offset(pa) {
+            self.gic.redistributor_write(offset, size, value).ok_or(BusFault)?;
+        } else if let Some(offset) = at::GICD.offset(pa) {
+            self.gic.distributor_write(offset, size, value);
+        } else if let Some(offset) = at::SMMU.offset(pa)
+            && let Some(smmu) = &self.smmu
+        {
+            smmu.smmu().mmio_write(offset, size, value);
+        } else if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
+            self.pci.mmio_write(now, pa, size, value);
+            self.drain_inbox(now);
+        } else if let Some(offset) = at::PCI_ECAM.offset(pa) {
+            self.pci.config_write(offset, size, value);
+        } else if at::PCI_PIO.offset(pa).is_some() {
+            // No device has an I/O BAR: the write is dropped, as on a PCI bus where nobody claims it.
+        } else if let Some(offset) = at::ITS.offset(pa) {
+            self.gic.its_write(now, offset, size, value);
+        } else if let Some(offset) = at::RTC.offset(pa) {
+            self.rtc.write(now, offset, size, value);
+            self.rtc_line();
+        } else {
+            return Err(BusFault);
+        }
+        self.settle(now);
+        Ok(())
+    }
+
+    fn icc_read(&mut self, who: At, reg: SysKey) -> Option<u64> {
+        self.gic.icc_read(who.cpu, reg.0)
+    }
+
+    fn icc_write(&mut self, who: At, reg: SysKey, value: u64) -> Option<()> {
+        self.gic.icc_write(who.cpu, reg.0, value)
+    }
+
+    fn irq(&self, cpu: usize) -> IrqLines {
+        let (irq, fiq) = self.gic.irq(cpu);
+        IrqLines { irq, fiq }
+    }
+
+    fn set_ppi(&mut self, who: At, intid: u32, level: bool) {
+        self.gic.set_ppi(who.cpu, intid, level);
+    }
+
+    fn take_yield(&mut self) -> bool {
+        std::mem::take(&mut self.yield_asked)
+    }
+}

@@ -1,0 +1,185 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::options::{Disk, Engine, Size, Smmu, Span};
+
+/// Exit statuses, as --help lists them.
+pub mod status {
+    /// The user asked for something that cannot be.
+    pub const USAGE: u8 = 2;
+    /// The virtual time limit passed.
+    pub const TIME_LIMIT: u8 = 124;
+    /// The guest stopped in a way that --exec did not expect: it powered off, reset or hung before CMD ended.
+    pub const GUEST_DIED: u8 = 125;
+}
+
+const ABOUT: &str = "An arm64 machine whose DMA devices sit behind an SMMUv3, repeatable to the bit";
+
+const AFTER_HELP: &str = "\
+Examples:
+  smmulab run                              a shell in a Debian arm64 guest; Ctrl-A x leaves
+  smmulab run --exec 'dmesg | grep smmu'   run one command and exit with its status
+  smmulab run --image debian-6.1 --cpus 4 --disk my.img --append iommu.strict=0
+  smmulab image list                       which guests there are";
+
+const RUN_HELP: &str = "\
+Exit status:
+  the status of CMD with --exec; otherwise 0 when the guest powers off
+  2    bad options, or a file that cannot be used: one line on stderr says which
+  124  the --time-limit passed
+  125  the guest powered off, reset or hung before CMD had ended
+
+On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
+With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
+The same options, images and seed give the same run to the bit, unless --net or the keyboard bring input.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "smmulab", version, about = ABOUT, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest: an interactive console, or --exec 'CMD'
+    Run(Box<RunArgs>),
+    /// List, fetch or build guest images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// The project's benchmarks, beside whatever peer is installed
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// The guest and the machine, for all commands that boot one.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Guest")]
+pub struct GuestArgs {
+    /// Guest image: see `smmulab image list`; fetched on first use
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT_IMAGE)]
+    pub image: String,
+    /// An arm64 kernel Image, instead of the image's
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// An initramfs, instead of the image's
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// More words for the kernel command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// A raw disk, attached as virtio-blk; repeatable. `,ro` makes it read-only
+    #[arg(long, value_name = "FILE[,ro]")]
+    pub disk: Vec<Disk>,
+    /// A virtio-net device on the host's network, by passt
+    #[arg(long)]
+    pub net: bool,
+}
+
+/// The machine.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// vCPUs, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: usize,
+    /// RAM, with K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub mem: Size,
+    /// The SMMUv3 before PCIe: off, on, or key=value,… (docs/smmu-model.md lists the keys)
+    #[arg(long, value_name = "off|on|KEY=VALUE,…", default_value = "on")]
+    pub smmu: Smmu,
+    /// Seeds everything random in the machine: a run is a function of its options, images and seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// CPU engine; both give the same results to the bit
+    #[arg(long, value_enum, default_value = "block")]
+    pub engine: Engine,
+    /// Instructions a vCPU runs before the next one's turn
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub quantum: u64,
+    /// Advertise FEAT_LSE (atomic instructions) to the guest
+    #[arg(long)]
+    pub lse: bool,
+}
+
+/// `smmulab run`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = RUN_HELP)]
+pub struct RunArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Run CMD in the guest's shell, then power off; its output is stdout, its status the exit status
+    #[arg(long, value_name = "CMD", help_heading = "Run")]
+    pub exec: Option<String>,
+    /// Stop after this much virtual time (ns, us, ms, s, m, h), with status 124
+    #[arg(long, value_name = "TIME", help_heading = "Run")]
+    pub time_limit: Option<Span>,
+    /// With --exec: where the kernel log goes, instead of stderr
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub kernel_log: Option<PathBuf>,
+    /// Write counters and hashes of the run as one JSON object
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub stats: Option<PathBuf>,
+}
+
+/// `smmulab image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Which images there are, and which are in the cache
+    List,
+    /// Fetch images into the cache
+    Fetch {
+        /// Names, as `list` shows them
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Build an image from Debian's sources (`lab`: the lab kernel)
+    Build {
+        /// What to build
+        #[arg(default_value = "lab")]
+        name: String,
+    },
+}
+
+/// `smmulab bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Boot and read a disk, beside QEMU if it is installed
+    Boot(BootBenchArgs),
+}
+
+/// `smmulab bench boot`.
+#[derive(Args, Debug)]
+pub struct BootBenchArgs {
+    /// Guest image
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT_IMAGE)]
+    pub image: String,
+    /// Rounds: each runs ours and QEMU's in turn
+    #[arg(long, default_value_t = 3)]
+    pub rounds: u32,
+    /// Direct 4 KiB reads to measure
+    #[arg(long, default_value_t = 20_000)]
+    pub reads: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,75 @@
+//! Console input from standard input, be it a terminal, a pipe or a file.
+
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, MutexGuard};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+
+use super::terminal::Escape;
+
+/// Locks, going on with what is there after a panic elsewhere.
+pub(super) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The most that is taken from the host before the guest has taken it from here.
+const BUFFER: usize = 4096;
+
+/// Bytes typed and not yet given to the guest.
+#[derive(Debug, Default)]
+pub struct Keyboard {
+    pending: Vec<u8>,
+    escape: Escape,
+    quit: bool,
+}
+
+impl Keyboard {
+    /// Nothing typed yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What was typed since the last call.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Whether Ctrl-A x was typed.
+    pub fn quit(&self) -> bool {
+        self.quit
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.quit |= self.escape.filter(bytes, &mut self.pending);
+    }
+
+    /// Reads once; `false` at the end of input.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; BUFFER];
+        match std::io::stdin().lock().read(&mut buffer) {
+            Ok(0) => false,
+            Ok(n) => {
+                self.feed(&buffer[..n]);
+                true
+            }
+            Err(e) => e.kind() == std::io::ErrorKind::Interrupted,
+        }
+    }
+}
+
+impl MutEventSubscriber for Keyboard {
+    fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
+        if self.pending.len() < BUFFER && !self.read() {
+            // End of input: stop watching, or the loop would spin.
+            let _ = ops.remove(Events::new(&std::io::stdin(), EventSet::IN));
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        // A regular file cannot be polled (EPERM); it is all there already.
+        if ops.add(Events::new_raw(std::io::stdin().as_raw_fd(), EventSet::IN)).is_err() {
+            while self.pending.len() < 1 << 20 && self.read() {}
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The device tree, with the nodes and bindings of QEMU's `virt`.
+
+use vm_fdt::{Error, FdtWriter};
+
+use crate::layout as at;
+
+const PHANDLE_GIC: u32 = 1;
+const PHANDLE_ITS: u32 = 2;
+const PHANDLE_SMMU: u32 = 3;
+const PHANDLE_CLOCK: u32 = 4;
+
+const SPI: u32 = 0;
+const PPI: u32 = 1;
+const EDGE: u32 = 1;
+const LEVEL: u32 = 4;
+
+/// What the tree depends on.
+#[derive(Clone, Debug)]
+pub struct Tree<'a> {
+    /// vCPUs.
+    pub cpus: usize,
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Kernel command line.
+    pub bootargs: &'a str,
+    /// Guest-physical range of the initramfs.
+    pub initrd: Option<(u64, u64)>,
+    /// Whether an SMMU stands before PCIe.
+    pub smmu: bool,
+    /// Seeds for the guest's address-space layout and random pool; a function of the run's seed.
+    pub seeds: [u64; 4],
+}
+
+fn window(w: at::Window) -> [u64; 2] {
+    [w.base, w.size]
+}
+
+impl Tree<'_> {
+    /// The flattened tree.
+    ///
+    /// # Errors
+    /// When the writer refuses a value (a NUL in the command line).
+    pub fn write(&self) -> Result<Vec<u8>, Error> {
+        let mut fdt = FdtWriter::new()?;
+        let root = fdt.begin_node("")?;
+        fdt.property_string("compatible", "linux,dummy-virt")?;
+        fdt.property_string("model", "linux,dummy-virt")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_u32("interrupt-parent", PHANDLE_GIC)?;
+        self.chosen(&mut fdt)?;
+        let memory = fdt.begin_node("memory@40000000")?;
+        fdt.property_string("device_type", "memory")?;
+        fdt.property_array_u64("reg", &[at::RAM_BASE, self.ram])?;
+        fdt.end_node(memory)?;
+        self.cpus(&mut fdt)?;
+        gic(&mut fdt)?;
+        peripherals(&mut fdt)?;
+        if self.smmu {
+            smmu(&mut fdt)?;
+        }
+        self.pcie(&mut fdt)?;
+        fdt.end_node(root)?;
+        fdt.finish()
+    }
+
+    fn chosen(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let node = fdt.begin_node("chosen")?;
+        fdt.property_string("stdout-path", "/pl011@9000000")?;
+        fdt.property_string("bootargs", self.bootargs)?;
+        fdt.property_u64("kaslr-seed", self.seeds[0])?;
+        let mut seed = Vec::new();
+        for word in self.seeds {
+            seed.extend_from_slice(&word.rotate_left(17).to_be_bytes());
+        }
+        fdt.property("rng-seed", &seed)?;
+        if let Some((start, end)) = self.initrd {
+            fdt.property_u64("linux,initrd-start", start)?;
+            fdt.property_u64("linux,initrd-end", end)?;
+        }
+        fdt.end_node(node)
+    }
+
+    fn cpus(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let cpus = fdt.begin_node("cpus")?;
+        fdt.property_u32("#address-cells", 1)?;
+        fdt.property_u32("#size-cells", 0)?;
+        for index in 0..self.cpus {
+            let cpu = fdt.begin_node(&format!("cpu@{index:x}"))?;
+            fdt.property_string("device_type", "cpu")?;
+            fdt.property_string("compatible", "arm,armv8")?;
+            fdt.property_string("enable-method", "psci")?;
+            fdt.property_u32("reg", index as u32)?;
+            fdt.end_node(cpu)?;
+        }
+        fdt.end_node(cpus)?;
+
+        let psci = fdt.begin_node("psci")?;
+        fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
+        fdt.property_string("method", "hvc")?;
+        fdt.end_node(psci)?;
+
+        let timer = fdt.begin_node("timer")?;
+        fdt.property_string("compatible", "arm,armv8-timer")?;
+        fdt.property_null("always-on")?;
+        fdt.property_array_u32(
+            "interrupts",
+            &[PPI, 13, LEVEL, PPI, 14, LEVEL, PPI, 11, LEVEL, PPI, 10, LEVEL],
+        )?;
+        fdt.end_node(timer)
+    }
+
+    fn pcie(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        const IO: u32 = 0x0100_0000;
+        const MEM32: u32 = 0x0200_0000;
+        const MEM64: u32 = 0x0300_0000;
+        let node = fdt.begin_node("pcie@10000000")?;
+        fdt.property_string("compatible", "pci-host-ecam-generic")?;
+        fdt.property_string("device_type", "pci")?;
+        fdt.property_u32("#address-cells", 3)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_u32("#interrupt-cells", 1)?;
+        fdt.property_u32("linux,pci-domain", 0)?;
+        fdt.property_array_u32("bus-range", &[0, 0xff])?;
+        fdt.property_null("dma-coherent")?;
+        fdt.property_array_u64("reg", &window(at::PCI_ECAM))?;
+        let cells = |v: u64| [(v >> 32) as u32, v as u32];
+        let mut ranges = Vec::new();
+        for (kind, pci, w) in [
+            (IO, 0, at::PCI_PIO),
+            (MEM32, at::PCI_MMIO.base, at::PCI_MMIO),
+            (MEM64, at::PCI_MMIO64.base, at::PCI_MMIO64),
+        ] {
+            ranges.push(kind);
+            ranges.extend(cells(pci).into_iter().chain(cells(w.base)).chain(cells(w.size)));
+        }
+        fdt.property_array_u32("ranges", &ranges)?;
+        fdt.property_array_u32("msi-map", &[0, PHANDLE_ITS, 0, 0x1_0000])?;
+        if self.smmu {
+            fdt.property_array_u32("iommu-map", &[0, PHANDLE_SMMU, 0, 0x1_0000])?;
+        }
+        fdt.end_node(node)
+    }
+}
+
+fn gic(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("intc@8000000")?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    fdt.property_u32("#redistributor-regions", 1)?;
+    fdt.property_array_u64("reg", &[at::GICD.base, at::GICD.size, at::GICR.base, at::GICR.size])?;
+    fdt.property_phandle(PHANDLE_GIC)?;
+    let its = fdt.begin_node("its@8080000")?;
+    fdt.property_string("compatible", "arm,gic-v3-its")?;
+    fdt.property_null("msi-controller")?;
+    fdt.property_u32("#msi-cells", 1)?;
+    fdt.property_array_u64("reg", &window(at::ITS))?;
+    fdt.property_phandle(PHANDLE_ITS)?;
+    fdt.end_node(its)?;
+    fdt.end_node(node)
+}
+
+fn peripherals(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let clock = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", 24_000_000)?;
+    fdt.property_string("clock-output-names", "clk24mhz")?;
+    fdt.property_phandle(PHANDLE_CLOCK)?;
+    fdt.end_node(clock)?;
+
+    let uart = fdt.begin_node("pl011@9000000")?;
+    fdt.property_string_list("compatible", vec!["arm,pl011".into(), "arm,primecell".into()])?;
+    fdt.property_array_u64("reg", &window(at::UART))?;
+    fdt.property_array_u32("interrupts", &[SPI, at::UART_SPI, LEVEL])?;
+    fdt.property_array_u32("clocks", &[PHANDLE_CLOCK, PHANDLE_CLOCK])?;
+    fdt.property_string_list("clock-names", vec!["uartclk".into(), "apb_pclk".into()])?;
+    fdt.end_node(uart)?;
+
+    let rtc = fdt.begin_node("pl031@9010000")?;
+    fdt.property_string_list("compatible", vec!["arm,pl031".into(), "arm,primecell".into()])?;
+    fdt.property_array_u64("reg", &window(at::RTC))?;
+    fdt.property_array_u32("interrupts", &[SPI, at::RTC_SPI, LEVEL])?;
+    fdt.property_array_u32("clocks", &[PHANDLE_CLOCK])?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(rtc)
+}
+
+fn smmu(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("smmuv3@9050000")?;
+    fdt.property_string("compatible", "arm,smmu-v3")?;
+    fdt.property_array_u64("reg", &window(at::SMMU))?;
+    let irqs: Vec<u32> = (0..4).flat_map(|i| [SPI, at::SMMU_SPI + i, EDGE]).collect();
+    fdt.property_array_u32("interrupts", &irqs)?;
+    let names = ["eventq", "priq", "cmdq-sync", "gerror"];
+    fdt.property_string_list("interrupt-names", names.map(String::from).to_vec())?;
+    fdt.property_u32("#iommu-cells", 1)?;
+    fdt.property_null("dma-coherent")?;
+    fdt.property_phandle(PHANDLE_SMMU)?;
+    fdt.end_node(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smmu_node_is_there_only_when_asked_for() {
+        let tree = |smmu| {
+            let tree =
+                Tree { cpus: 2, ram: 1 << 30, bootargs: "quiet", initrd: Some((1, 2)), smmu, seeds: [1; 4] };
+            let blob = tree.write().unwrap();
+            blob.windows(11).any(|w| w == b"arm,smmu-v3")
+        };
+        assert!(tree(true));
+        assert!(!tree(false));
+    }
+
+    #[test]
+    fn a_nul_in_the_command_line_is_an_error() {
+        let tree =
+            Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", initrd: None, smmu: true, seeds: [0; 4] };
+        assert!(tree.write().is_err());
+    }
+}

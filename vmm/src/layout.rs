@@ -1,0 +1,80 @@
+//! Where things are in the machine: the memory map and interrupt numbers of QEMU's `virt`, which firmware and
+//! bare-metal tests know (design contract 10).
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First address.
+    pub base: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+impl Window {
+    const fn new(base: u64, size: u64) -> Self {
+        Self { base, size }
+    }
+
+    /// Offset of `pa` in the window, if it is inside.
+    #[inline]
+    pub fn offset(&self, pa: u64) -> Option<u64> {
+        let offset = pa.wrapping_sub(self.base);
+        (offset < self.size).then_some(offset)
+    }
+}
+
+/// GIC distributor.
+pub const GICD: Window = Window::new(0x0800_0000, 0x1_0000);
+/// GIC ITS: control frame, then the translation frame.
+pub const ITS: Window = Window::new(0x0808_0000, 0x2_0000);
+/// GITS_TRANSLATER, where MSIs are written.
+pub const GITS_TRANSLATER: u64 = ITS.base + 0x1_0040;
+/// GIC redistributors, 128 KiB a vCPU.
+pub const GICR: Window = Window::new(0x080a_0000, 0xf6_0000);
+/// Size of one vCPU's redistributor frames.
+pub const GICR_STRIDE: u64 = 0x2_0000;
+/// PL011 UART.
+pub const UART: Window = Window::new(0x0900_0000, 0x1000);
+/// PL031 real-time clock.
+pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
+/// SMMUv3: register pages 0 and 1.
+pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
+/// PCIe 32-bit memory window.
+pub const PCI_MMIO: Window = Window::new(0x1000_0000, 0x2eff_0000);
+/// PCIe I/O window.
+pub const PCI_PIO: Window = Window::new(0x3eff_0000, 0x1_0000);
+/// First byte of RAM.
+pub const RAM_BASE: u64 = 0x4000_0000;
+/// PCIe configuration space (ECAM), buses 0 to 255.
+pub const PCI_ECAM: Window = Window::new(0x40_1000_0000, 0x1000_0000);
+/// PCIe 64-bit memory window.
+pub const PCI_MMIO64: Window = Window::new(0x80_0000_0000, 0x80_0000_0000);
+/// RAM ends below the redistributors' high twin, as in `virt`.
+pub const RAM_MAX: u64 = 0x40_0000_0000 - RAM_BASE;
+
+/// First INTID of a shared peripheral interrupt.
+pub const SPI_BASE: u32 = 32;
+/// Shared peripheral interrupts that the distributor has.
+pub const SPIS: u32 = 256;
+/// UART interrupt, as an SPI number.
+pub const UART_SPI: u32 = 1;
+/// RTC interrupt, as an SPI number.
+pub const RTC_SPI: u32 = 2;
+/// First of the SMMU's four wired interrupts: eventq, priq, cmdq-sync, gerror, as SPI numbers.
+pub const SMMU_SPI: u32 = 74;
+/// The most vCPUs a machine may have.
+pub const MAX_CPUS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_do_not_overlap() {
+        let mut all = [GICD, ITS, GICR, UART, RTC, SMMU, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
+        all.sort_by_key(|w| w.base);
+        for pair in all.windows(2) {
+            assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The whole machine: vCPUs and board, and the scheduler that gives each its turn.
+
+use aarch64::{Cluster, Exit};
+use serde::Serialize;
+
+use crate::board::Board;
+use crate::layout;
+use crate::psci::{self, Call, code};
+
+/// Why [`Machine::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest powered off (PSCI SYSTEM_OFF).
+    PowerOff,
+    /// The guest asked for a reset (PSCI SYSTEM_RESET).
+    Reset,
+    /// Virtual time reached the limit that the caller gave.
+    Until,
+    /// Every vCPU waits and nothing inside the machine will ever wake one; input from outside might.
+    Idle,
+    /// Every vCPU waits until this virtual time, at which something inside the machine happens.
+    Sleep(u64),
+}
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Activity {
+    Running,
+    /// In WFI, or CPU_SUSPEND: until an interrupt is pending.
+    Interrupt,
+    /// In WFE: until an event or an interrupt.
+    Event,
+    Off,
+}
+
+/// A machine that can run.
+pub struct Machine {
+    /// The vCPUs.
+    pub cluster: Cluster,
+    /// All else.
+    pub board: Board,
+    activity: Vec<Activity>,
+    /// Virtual time, nanoseconds since power-on.
+    now: u64,
+    /// Instructions that a vCPU runs before the next one's turn.
+    quantum: u64,
+    /// Whose turn it is.
+    turn: usize,
+    /// Instructions left of that turn.
+    left: u64,
+    /// Whether to come back with [`Stop::Sleep`] instead of skipping idle time.
+    pub real_time_idle: bool,
+}
+
+impl Machine {
+    /// A machine in which all vCPUs but the first are off; the first starts at `entry` with `x0`.
+    pub fn new(mut cluster: Cluster, board: Board, cpus: usize, quantum: u64, entry: u64, x0: u64) -> Self {
+        cluster.reset(0, entry, x0);
+        let mut activity = vec![Activity::Off; cpus];
+        activity[0] = Activity::Running;
+        Self { cluster, board, activity, now: 0, quantum, turn: 0, left: quantum, real_time_idle: false }
+    }
+
+    /// Virtual time in nanoseconds.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Instructions retired by all vCPUs.
+    pub fn retired(&self) -> u64 {
+        (0..self.activity.len()).map(|i| self.cluster.core(i).retired).sum()
+    }
+
+    /// Lets idle time pass up to `time`, when input from outside came at that moment.
+    pub fn sleep_until(&mut self, time: u64) {
+        self.now = self.now.max(time);
+    }
+
+    /// The scheduler's own state, for the state hash.
+    pub fn schedule(&self) -> impl Serialize + '_ {
+        (&self.activity, self.now, self.turn, self.left)
+    }
+
+    /// Runs until something stops it, at the latest at virtual time `until`.
+    ///
+    /// The default order: all agents' steps that are due, in order of their times; then the vCPU whose turn it is,
+    /// up to the end of its quantum, the next agent's step or the next timer, whichever is first.
+    pub fn run(&mut self, until: u64) -> Stop {
+        loop {
+            if self.now >= until {
+                return Stop::Until;
+            }
+            while self.board.step(self.now) {}
+            let wake = self.update_timers();
+            let next = devices::agent::earliest(wake, self.board.next_step(self.now));
+            let Some(cpu) = self.pick() else {
+                match next {
+                    Some(time) if self.real_time_idle && time > self.now => return Stop::Sleep(time),
+                    Some(time) => self.now = time.clamp(self.now, until),
+                    None => return Stop::Idle,
+                }
+                continue;
+            };
+            let end = next.unwrap_or(u64::MAX).min(until).max(self.now + 1);
+            let budget = self.left.min(end - self.now);
+            self.board.begin_slice(self.now + budget);
+            let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
+            self.now += ran.retired;
+            self.left = self.left.saturating_sub(ran.retired);
+            match ran.exit {
+                Exit::Budget | Exit::Yield => {}
+                Exit::Wfi => self.wait(cpu, Activity::Interrupt),
+                Exit::Wfe => self.wait(cpu, Activity::Event),
+                Exit::Hvc => {
+                    if let Some(stop) = self.psci(cpu) {
+                        return stop;
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, cpu: usize, activity: Activity) {
+        self.activity[cpu] = activity;
+        self.left = 0;
+    }
+
+    /// Brings every vCPU's timer outputs up to date; the earliest time at which one changes.
+    fn update_timers(&mut self) -> Option<u64> {
+        let mut earliest = None;
+        for cpu in 0..self.activity.len() {
+            if self.activity[cpu] == Activity::Off {
+                continue;
+            }
+            self.cluster.update_timers(cpu, &mut self.board, self.now);
+            earliest = devices::agent::earliest(earliest, self.cluster.timer_deadline(cpu, self.now));
+        }
+        earliest
+    }
+
+    fn runnable(&mut self, cpu: usize) -> bool {
+        let woken = match self.activity[cpu] {
+            Activity::Running => return true,
+            Activity::Off => false,
+            Activity::Interrupt => self.cluster.wfi_wake(cpu, &self.board),
+            Activity::Event => self.cluster.take_event(cpu) || self.cluster.wfi_wake(cpu, &self.board),
+        };
+        if woken {
+            self.activity[cpu] = Activity::Running;
+        }
+        woken
+    }
+
+    /// The vCPU to run: the one whose turn it is while its quantum lasts, else the next in order that can run.
+    fn pick(&mut self) -> Option<usize> {
+        if self.left > 0 && self.runnable(self.turn) {
+            return Some(self.turn);
+        }
+        let cpus = self.activity.len();
+        let next = (1..=cpus).map(|i| (self.turn + i) % cpus).find(|&cpu| self.runnable(cpu))?;
+        self.turn = next;
+        self.left = self.quantum;
+        Some(next)
+    }
+
+    fn psci(&mut self, cpu: usize) -> Option<Stop> {
+        let x = std::array::from_fn(|i| self.cluster.core(cpu).r[i]);
+        let cpus = self.activity.len();
+        let result = match Call::decode(x) {
+            Call::Version => code::VERSION_1_1,
+            Call::SmcccVersion => code::SMCCC_1_1,
+            Call::MigrateInfoType => code::NO_TRUSTED_OS,
+            Call::Features(function) => Call::features(function),
+            Call::SystemOff => return Some(Stop::PowerOff),
+            Call::SystemReset => return Some(Stop::Reset),
+            Call::Off => {
+                self.activity[cpu] = Activity::Off;
+                self.left = 0;
+                return None;
+            }
+            Call::On { target, entry, context } => match psci::target_index(target, cpus) {
+                None => code::INVALID_PARAMETERS,
+                Some(other) if self.activity[other] != Activity::Off => code::ALREADY_ON,
+                Some(_) if self.board.ram.offset(entry, 4).is_none() => code::INVALID_ADDRESS,
+                Some(other) => {
+                    self.cluster.reset(other, entry, context);
+                    self.activity[other] = Activity::Running;
+                    code::SUCCESS
+                }
+            },
+            Call::AffinityInfo { target, level } => match psci::target_index(target, cpus) {
+                Some(other) if level == 0 => {
+                    if self.activity[other] == Activity::Off {
+                        code::AFFINITY_OFF
+                    } else {
+                        code::AFFINITY_ON
+                    }
+                }
+                _ => code::INVALID_PARAMETERS,
+            },
+            Call::Suspend { power_down: true, entry, context } => {
+                // The wake-up interrupt finds the vCPU reset: an implementation may also treat a power-down request
+                // as standby (DEN 0022 §5.4.5), which keeps its state.
+                let _ = (entry, context);
+                self.wait(cpu, Activity::Interrupt);
+                code::SUCCESS
+            }
+            Call::Suspend { .. } => {
+                self.wait(cpu, Activity::Interrupt);
+                code::SUCCESS
+            }
+            Call::Unknown => code::NOT_SUPPORTED,
+        };
+        self.cluster.core_mut(cpu).r[0] = result;
+        None
+    }
+}
+
+/// The most vCPUs, for array sizes elsewhere.
+pub const MAX_CPUS: usize = layout::MAX_CPUS;

@@ -1,0 +1,113 @@
+//! `--stats`: counters and hashes of a run as one JSON object.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::machine::Machine;
+
+/// A run in numbers. Everything outside `host` is a function of images, options, seed and recorded input.
+#[derive(Debug, Serialize)]
+pub struct Stats {
+    /// Version of this program.
+    pub smmulab: &'static str,
+    /// Instructions retired by all vCPUs.
+    pub instructions: u64,
+    /// Instructions retired by each vCPU.
+    pub instructions_by_cpu: Vec<u64>,
+    /// Virtual nanoseconds since power-on.
+    pub virtual_ns: u64,
+    /// Bytes that the guest sent to its UART, and to its virtio console.
+    pub console_bytes: [u64; 2],
+    /// XXH3-128 of both.
+    pub console_hash: String,
+    /// XXH3-128 of the whole machine at the end: vCPUs, devices, RAM.
+    pub state_hash: String,
+    /// The SMMU's counters, if there is one.
+    pub smmu: Option<smmu_model::Statistics>,
+    /// What depends on the host.
+    pub host: Host,
+}
+
+/// What depends on the host.
+#[derive(Debug, Serialize)]
+pub struct Host {
+    /// Wall-clock seconds from the first instruction to the last.
+    pub seconds: f64,
+    /// Million instructions a second.
+    pub mips: f64,
+    /// Peak resident memory of this process in KiB.
+    pub peak_rss_kib: u64,
+}
+
+impl Host {
+    /// Figures for a run that took `elapsed`.
+    pub fn measure(elapsed: std::time::Duration, instructions: u64) -> Self {
+        let seconds = elapsed.as_secs_f64();
+        let mips = if seconds > 0.0 { instructions as f64 / seconds / 1e6 } else { 0.0 };
+        Self { seconds, mips, peak_rss_kib: peak_rss_kib() }
+    }
+}
+
+fn peak_rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Feeds what is written to it into a hash.
+pub struct HashWriter(Xxh3);
+
+impl HashWriter {
+    /// An empty hash.
+    pub fn new() -> Self {
+        Self(Xxh3::new())
+    }
+
+    /// The hash so far, in hexadecimal.
+    pub fn hex(&self) -> String {
+        format!("{:032x}", self.0.digest128())
+    }
+}
+
+impl Default for HashWriter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Write for HashWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.update(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hash of the machine's state: vCPUs, scheduler, devices and every page of RAM that is not all zeroes.
+///
+/// # Errors
+/// Never for a machine whose state is plain data; serde's error type makes no such promise.
+pub fn state_hash(machine: &Machine) -> serde_json::Result<String> {
+    let mut hash = HashWriter::new();
+    serde_json::to_writer(&mut hash, &machine.cluster.state())?;
+    serde_json::to_writer(&mut hash, &machine.schedule())?;
+    let board = &machine.board;
+    serde_json::to_writer(&mut hash, &board.gic)?;
+    serde_json::to_writer(&mut hash, &board.uart)?;
+    serde_json::to_writer(&mut hash, &board.rtc)?;
+    serde_json::to_writer(&mut hash, &board.pci.state())?;
+    if let Some(smmu) = &board.smmu {
+        serde_json::to_writer(&mut hash, &*smmu.smmu())?;
+        serde_json::to_writer(&mut hash, &smmu.state())?;
+    }
+    board.ram.for_each_nonzero_page(|offset, page| {
+        hash.0.update(&offset.to_le_bytes());
+        hash.0.update(page);
+    });
+    Ok(hash.hex())
+}

@@ -1,0 +1,250 @@
+//! Guest boots, the last word: stock Debian kernels behind the SMMU. They take minutes; SMMULAB_LONG=1 runs them.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+
+use common::{long, random_file, skip, smmulab, stderr, stdout};
+use sha2::{Digest, Sha256};
+
+const KERNELS: [&str; 3] = ["debian-6.1", "debian-6.12", "debian-newest"];
+
+/// How the guest uses the SMMU: a name and the kernel's words for it.
+const MODES: [(&str, &str); 3] =
+    [("strict", "iommu.strict=1"), ("lazy", "iommu.strict=0"), ("passthrough", "iommu.passthrough=1")];
+
+/// Every PCI device is in an IOMMU group, and the SMMU driver said nothing it should not.
+const SMMU_CHECK: &str = r#"
+set -e
+n=0
+for d in /sys/bus/pci/devices/*; do
+    [ -e "$d/driver" ] || continue
+    [ -e "$d/iommu_group" ] || { echo "no IOMMU group: $d"; exit 1; }
+    n=$((n + 1))
+done
+[ "$n" -ge 2 ] || { echo "only $n PCI devices with a driver"; exit 1; }
+dmesg | grep -i 'arm-smmu-v3' | grep -iE 'warn|fail|error|timeout|unexpected|event 0x|abort' && exit 1
+dmesg | grep -q 'arm-smmu-v3 .*: ias ' || { echo "the driver did not probe"; exit 1; }
+dmesg | grep -E 'WARNING:|BUG:|Oops|Unable to handle' && exit 1
+[ "$(nproc)" = "$1" ] || { echo "$(nproc) CPUs"; exit 1; }
+cat /sys/kernel/iommu_groups/*/type | sort | uniq -c
+"#;
+
+fn skipped() -> bool {
+    if !long() {
+        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them");
+        return true;
+    }
+    for image in KERNELS {
+        let output = smmulab().args(["image", "fetch", image]).output().unwrap();
+        if !output.status.success() {
+            skip(&format!("no guest image {image}: {}", stderr(&output)));
+            return true;
+        }
+    }
+    false
+}
+
+fn ok(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}\n--- stdout\n{}\n--- kernel log\n{}",
+        output.status,
+        stdout(output),
+        stderr(output).lines().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    );
+    stdout(output)
+}
+
+fn smmu_check(cpus: &str) -> String {
+    format!("set -- {cpus}\n{SMMU_CHECK}")
+}
+
+fn matrix(image: &str) {
+    for cpus in ["1", "2", "4"] {
+        for (mode, word) in MODES {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = dir.path().join("disk");
+            random_file(&disk, 1 << 20, 7).unwrap();
+            let output = smmulab()
+                .args(["run", "--image", image, "--cpus", cpus, "--append", word, "--exec", &smmu_check(cpus)])
+                .args(["--time-limit", "120s", "--disk"])
+                .arg(&disk)
+                .output()
+                .unwrap();
+            let text = ok(&output);
+            let expected = match mode {
+                "strict" => "DMA\n",
+                "lazy" => "DMA-FQ\n",
+                _ => "identity\n",
+            };
+            assert!(text.contains(expected), "{image} {cpus} {mode}: {text}");
+        }
+    }
+}
+
+#[test]
+fn linux_6_1_boots_in_every_mode() {
+    if !skipped() {
+        matrix("debian-6.1");
+    }
+}
+
+#[test]
+fn linux_6_12_boots_in_every_mode() {
+    if !skipped() {
+        matrix("debian-6.12");
+    }
+}
+
+#[test]
+fn the_newest_linux_boots_in_every_mode() {
+    if !skipped() {
+        matrix("debian-newest");
+    }
+}
+
+fn sha256(path: &Path) -> String {
+    let mut hash = Sha256::new();
+    hash.update(std::fs::read(path).unwrap());
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn a_disk_reads_and_writes_back_what_the_host_has() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    random_file(&disk, 256 << 20, 42).unwrap();
+    for image in KERNELS {
+        let before = sha256(&disk);
+        let script = "sha256sum /dev/vda && dd if=/dev/vda of=/tmp/head bs=1M count=8 2>/dev/null && \
+             dd if=/tmp/head of=/dev/vda bs=1M seek=100 conv=notrunc 2>/dev/null && sync && \
+             echo 3 > /proc/sys/vm/drop_caches && dd if=/dev/vda bs=1M skip=100 count=8 2>/dev/null | cmp - /tmp/head";
+        let output = smmulab()
+            .args(["run", "--image", image, "--cpus", "2", "--exec", script, "--disk"])
+            .arg(&disk)
+            .output()
+            .unwrap();
+        let text = ok(&output);
+        assert!(text.starts_with(&before), "{image}: {text}, not {before}");
+        let content = std::fs::read(&disk).unwrap();
+        assert!(content[..8 << 20] == content[100 << 20..108 << 20], "{image}: the write did not arrive");
+    }
+}
+
+#[test]
+fn a_download_over_virtio_net_arrives_intact() {
+    if skipped() {
+        return;
+    }
+    if std::process::Command::new("passt").arg("--version").output().is_err() {
+        return skip("no passt (Debian package passt)");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    random_file(&file, 4 << 20, 3).unwrap();
+    let content = std::fs::read(&file).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).unwrap();
+        let header = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
+        stream.write_all(header.as_bytes()).unwrap();
+        stream.write_all(&content).unwrap();
+    });
+    let script = format!(
+        "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); \
+         wget -q -O /tmp/file http://$gateway:{port}/ && sha256sum /tmp/file"
+    );
+    let output =
+        smmulab().args(["run", "--net", "--time-limit", "300s", "--exec", &script]).output().unwrap();
+    let text = ok(&output);
+    server.join().unwrap();
+    assert!(text.starts_with(&sha256(&file)), "{text}");
+}
+
+/// What of `--stats` must not depend on the host.
+fn figures(path: &Path) -> serde_json::Value {
+    let mut stats: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    stats.as_object_mut().unwrap().remove("host");
+    stats
+}
+
+#[test]
+fn a_run_is_the_same_to_the_bit_on_a_busy_host_and_by_either_engine() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    random_file(&disk, 4 << 20, 9).unwrap();
+    let run = |name: &str, engine: &str| {
+        let stats = dir.path().join(name);
+        let output = smmulab()
+            .args(["run", "--cpus", "2", "--engine", engine, "--exec", "md5sum /dev/vda; dmesg"])
+            .args(["--stats", stats.to_str().unwrap(), "--disk"])
+            .arg(format!("{},ro", disk.display()))
+            .output()
+            .unwrap();
+        (ok(&output), stderr(&output), figures(&stats))
+    };
+    let first = run("first", "block");
+    let busy = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while busy.load(std::sync::atomic::Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let again = run("again", "block");
+        let reference = run("reference", "step");
+        busy.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(first.2, again.2, "the same run twice");
+        assert_eq!((&first.0, &first.1), (&again.0, &again.1));
+        assert_eq!(first.2, reference.2, "the reference engine");
+        assert_eq!((&first.0, &first.1), (&reference.0, &reference.1));
+    });
+}
+
+#[test]
+fn the_status_of_the_command_is_ours() {
+    if skipped() {
+        return;
+    }
+    let output = smmulab().args(["run", "--exec", "echo hello; exit 7"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "hello\n");
+    let output = smmulab().args(["run", "--exec", "sleep 1000", "--time-limit", "30s"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(124));
+    let output = smmulab().args(["run", "--exec", "poweroff -f"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+}
+
+#[test]
+fn untouched_ram_costs_nothing() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let peak = |mem: &str| {
+        let stats = dir.path().join(mem);
+        let output = smmulab()
+            .args(["run", "--mem", mem, "--exec", "true", "--stats", stats.to_str().unwrap()])
+            .output()
+            .unwrap();
+        ok(&output);
+        let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+        stats["host"]["peak_rss_kib"].as_u64().unwrap()
+    };
+    let (small, large) = (peak("1G"), peak("8G"));
+    // The guest itself touches its memory map (1.6 % of RAM: 64 bytes a 4 KiB page) and a little more.
+    assert!(large < small + 250 * 1024, "{small} KiB with 1 GiB, {large} KiB with 8 GiB");
+}
