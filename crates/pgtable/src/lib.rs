@@ -26,14 +26,18 @@
 
 #![forbid(unsafe_code)]
 
+mod builder;
 mod config;
 pub mod descriptor;
+mod dump;
 mod fault;
 mod granule;
 mod leaf;
 mod walk;
 
+pub use builder::{BuildError, Builder, TableMemory};
 pub use config::{Half, Ranges, Stage1, Stage2, output_bits, table_base};
+pub use dump::{Dump, Style};
 pub use fault::{Fault, FaultKind};
 pub use granule::Granule;
 pub use leaf::{Access, Controls, Leaf, Permissions, TableAttrs};

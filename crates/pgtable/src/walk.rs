@@ -38,6 +38,8 @@ pub struct Walk {
     input: u64,
     level: i8,
     input_bits: u8,
+    /// The descriptor is in the first table.
+    first: bool,
     table: TableAttrs,
     rules: Rules,
 }
@@ -116,7 +118,15 @@ impl Walk {
             return Step::fault(FaultKind::AddressSize, 0);
         }
         let address = base | (input >> shift) << 3;
-        Step::Fetch(Self { address, input, level, input_bits, table: TableAttrs::default(), rules })
+        Step::Fetch(Self {
+            address,
+            input,
+            level,
+            input_bits,
+            first: true,
+            table: TableAttrs::default(),
+            rules,
+        })
     }
 
     /// Physical (stage 1 under stage 2: intermediate physical) address of the descriptor to fetch; 8-byte aligned.
@@ -149,6 +159,21 @@ impl Walk {
         self.table.ns()
     }
 
+    /// How many entries the table has that this descriptor is in.
+    pub(crate) const fn table_entries(&self) -> u64 {
+        let full = self.rules.granule.shift(self.level) + self.rules.granule.stride();
+        // Only the first table can be of another size: the input is wider than a full one resolves (concatenation,
+        // which ends at 16 tables), or narrower.
+        let top = if self.first { self.input_bits } else { full };
+        1 << (top - self.rules.granule.shift(self.level))
+    }
+
+    /// The same walk at entry `index` of the table whose entry 0 it is at.
+    pub(crate) const fn entry_in_table(&self, index: u64) -> Self {
+        let shift = self.rules.granule.shift(self.level);
+        Self { address: self.address + index * 8, input: self.input + (index << shift), ..*self }
+    }
+
     /// Goes on with the descriptor that [`Walk::address`] asked for.
     #[inline]
     pub fn next(&self, descriptor: u64) -> Step {
@@ -178,7 +203,13 @@ impl Walk {
         // kind() gives tables above level 3 only.
         let level = self.level + 1;
         let index = self.input >> granule.shift(level) & ((1 << granule.stride()) - 1);
-        Step::Fetch(Self { address: base | index << 3, level, table: self.table.and(attrs), ..*self })
+        Step::Fetch(Self {
+            address: base | index << 3,
+            level,
+            first: false,
+            table: self.table.and(attrs),
+            ..*self
+        })
     }
 
     #[inline]
