@@ -3,6 +3,7 @@
 //! Nothing inside the machine knows of file descriptors or the host's clock (design contract 9). What arrives here is
 //! handed in at a point of virtual time that the run loop chooses.
 
+mod passt;
 mod stdin;
 mod terminal;
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 
+pub use passt::Passt;
 pub use stdin::Keyboard;
 pub use terminal::{Escape, RawMode};
 
