@@ -1,1 +1,38 @@
-//! To be written.
+//! Guest images: kernels and initramfs archives that the machine boots.
+//!
+//! [`Store::fetch`] gives an [`Image`] by name: Debian's kernels from the host's own Debian mirror, through a private
+//! apt root that needs no privileges, or the lab kernel, built from Debian's source. Images are cached, verified, and
+//! recorded with the packages that they came from.
+//!
+//! [`job_cpio`] and [`ExitTrailer`] are the host's side of `--exec`: how a command gets into the guest, and how its
+//! output and exit status come out again.
+
+#![forbid(unsafe_code)]
+
+mod apt;
+mod cpio;
+mod deb;
+mod error;
+mod fetch;
+mod hash;
+mod initramfs;
+mod job;
+mod kernel;
+mod lab;
+mod modules;
+mod name;
+mod progress;
+mod sources;
+mod store;
+
+pub use apt::Package;
+pub use error::{Error, Result};
+pub use job::{ExitTrailer, job_cpio};
+pub use name::{DEFAULT, FLAVOURS, NAMES, Name, Series};
+pub use progress::Progress;
+pub use store::{Image, Listed, Store};
+
+/// The image called `name` (see [`NAMES`]) from the user's cache, fetched on first use.
+pub fn fetch(name: &str, progress: Progress) -> Result<Image> {
+    Store::open()?.fetch(&name.parse()?, false, progress)
+}
