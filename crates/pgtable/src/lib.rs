@@ -33,6 +33,7 @@ mod dump;
 mod fault;
 mod granule;
 mod leaf;
+mod nested;
 mod walk;
 
 pub use builder::{BuildError, Builder, TableMemory};
@@ -41,4 +42,5 @@ pub use dump::{Dump, Style};
 pub use fault::{Fault, FaultKind};
 pub use granule::Granule;
 pub use leaf::{Access, Controls, Leaf, Permissions, TableAttrs};
+pub use nested::{Class, Nested, NestedFault, NestedStep, NestedWalk, Stage1Done};
 pub use walk::{Step, Walk};
