@@ -8,6 +8,9 @@
 pub mod agent;
 pub mod bus;
 pub mod dma;
+pub mod gic;
+pub mod pl011;
+pub mod pl031;
 
 pub use agent::{Agent, Time};
 pub use bus::MmioDevice;

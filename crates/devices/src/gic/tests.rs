@@ -1,0 +1,1 @@
+//! The GIC as a guest programs it.
