@@ -1,0 +1,240 @@
+//! The slow path of data accesses: alignment, translation of each page, devices, watched pages, big-endian order.
+
+use super::tlb::View;
+use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, translate};
+use super::{AccessKind, Prim, data_view, host};
+use crate::core::{Core, Ctx};
+use crate::exception::{self, DataAbort, Fault};
+use crate::sys::{ZVA_BYTES, sctlr};
+
+/// Where the bytes of one access are: in one page, or the end of one and the start of another.
+struct Span {
+    first: Page,
+    /// The second page and how many bytes are in the first.
+    second: Option<(Page, u64)>,
+}
+
+/// What an access asks for.
+#[derive(Clone, Copy)]
+struct Request {
+    va: u64,
+    size: u64,
+    kind: AccessKind,
+    write: bool,
+}
+
+/// A fault at an address.
+type At = (u64, Status);
+
+/// Whether data accesses at the present level are big-endian.
+fn big_endian(core: &Core) -> bool {
+    let bit = if core.pstate.el == 0 { sctlr::E0E } else { sctlr::EE };
+    core.sys.sctlr_el1 & bit != 0
+}
+
+/// Checks alignment and translates each page.
+fn locate(core: &mut Core, ctx: &mut Ctx<'_>, r: Request) -> Result<Span, At> {
+    let unaligned = r.va & (r.size - 1) != 0;
+    if unaligned && (r.kind.aligned() || core.sys.sctlr_el1 & sctlr::A != 0) {
+        return Err((r.va, ALIGNMENT));
+    }
+    let view = data_view(&core.pstate, r.kind);
+    let mut page = |va: u64| match translate(core, ctx, view, va, r.write) {
+        Ok(page) if unaligned && page.is_device() => Err((va, ALIGNMENT)),
+        Ok(page) => Ok(page),
+        Err(status) => Err((va, status)),
+    };
+    let first = page(r.va)?;
+    let here = 0x1000 - (r.va & 0xfff);
+    let second = if here < r.size { Some((page(r.va.wrapping_add(here))?, here)) } else { None };
+    Ok(Span { first, second })
+}
+
+/// Takes the Data Abort for a fault.
+fn abort(core: &mut Core, ctx: &mut Ctx<'_>, (va, dfsc): At, write: bool) -> Fault {
+    exception::data_abort(core, ctx, DataAbort { va, dfsc, write, maintenance: false })
+}
+
+#[cold]
+#[inline(never)]
+pub(super) fn load_slow<T: Prim>(
+    core: &mut Core,
+    ctx: &mut Ctx<'_>,
+    va: u64,
+    kind: AccessKind,
+) -> Result<T, Fault> {
+    let request = Request { va, size: T::SIZE, kind, write: false };
+    let value = match locate(core, ctx, request) {
+        Ok(Span { first, second: None }) => read(core, ctx, request, first.pa),
+        Ok(Span { first, second: Some((second, split)) }) => {
+            let mut value = 0u128;
+            let mut result = Ok(());
+            for i in (0..T::SIZE).rev() {
+                let pa = if i < split { first.pa + i } else { second.pa + (i - split) };
+                let byte = Request { va: va.wrapping_add(i), size: 1, ..request };
+                match read::<u8>(core, ctx, byte, pa) {
+                    Ok(b) => value = value << 8 | u128::from(b),
+                    Err(at) => result = Err(at),
+                }
+            }
+            result.map(|()| T::narrow(value))
+        }
+        Err(at) => Err(at),
+    };
+    match value {
+        Ok(value) if big_endian(core) => Ok(value.swapped()),
+        Ok(value) => Ok(value),
+        Err(at) => Err(abort(core, ctx, at, false)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+pub(super) fn store_slow<T: Prim>(
+    core: &mut Core,
+    ctx: &mut Ctx<'_>,
+    va: u64,
+    value: T,
+    kind: AccessKind,
+) -> Result<(), Fault> {
+    let request = Request { va, size: T::SIZE, kind, write: true };
+    let value = if big_endian(core) { value.swapped() } else { value };
+    let done = match locate(core, ctx, request) {
+        Ok(Span { first, second: None }) => write(core, ctx, request, first.pa, value),
+        Ok(Span { first, second: Some((second, split)) }) => (0..T::SIZE).try_for_each(|i| {
+            let pa = if i < split { first.pa + i } else { second.pa + (i - split) };
+            let byte = Request { va: va.wrapping_add(i), size: 1, ..request };
+            write(core, ctx, byte, pa, (value.widen() >> (8 * i)) as u8)
+        }),
+        Err(at) => Err(at),
+    };
+    done.map_err(|at| abort(core, ctx, at, true))
+}
+
+/// Reads from one page.
+fn read<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64) -> Result<T, At> {
+    if let Some(value) = host::read(&ctx.shared.ram, pa) {
+        return Ok(value);
+    }
+    device_access(r, pa, |part, offset| {
+        let value = ctx.platform.mmio_read(core.at(), pa + offset, part);
+        ctx.after_platform();
+        value.map(|value| u128::from(value & mask(part)) << (8 * offset))
+    })
+    .map(T::narrow)
+}
+
+/// Writes to one page.
+fn write<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64, value: T) -> Result<(), At> {
+    if let Some(offset) = ctx.shared.ram.offset(pa, T::SIZE) {
+        // An access to one page stays in it, so its first byte tells whether it is watched.
+        if ctx.shared.ram.watch().flags((offset >> 12) as usize) != 0 && ctx.shared.watched_store(pa, T::SIZE) {
+            ctx.end_block();
+        }
+        host::write(&ctx.shared.ram, pa, value);
+        return Ok(());
+    }
+    device_access(r, pa, |part, offset| {
+        let value = (value.widen() >> (8 * offset)) as u64 & mask(part);
+        let done = ctx.platform.mmio_write(core.at(), pa + offset, part, value);
+        ctx.after_platform();
+        done.map(|()| 0)
+    })
+    .map(|_| ())
+}
+
+fn mask(bytes: u8) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(bytes))
+}
+
+/// Splits an access that is not to RAM into what devices take: parts of at most 8 bytes, aligned. `f` gets each part's
+/// size and offset and answers its value in place.
+fn device_access(
+    r: Request,
+    pa: u64,
+    mut f: impl FnMut(u8, u64) -> Result<u128, crate::platform::BusFault>,
+) -> Result<u128, At> {
+    if matches!(r.kind, AccessKind::Exclusive | AccessKind::Atomic) {
+        return Err((r.va, UNSUPPORTED));
+    }
+    let part = if pa & (r.size.min(8) - 1) == 0 { r.size.min(8) } else { 1 };
+    let mut value = 0;
+    for offset in (0..r.size).step_by(part as usize) {
+        value |= f(part as u8, offset).map_err(|_| (r.va.wrapping_add(offset), EXTERNAL))?;
+    }
+    Ok(value)
+}
+
+/// The physical address of an exclusive access, checked for `write` or read. It is RAM.
+///
+/// # Errors
+/// The Data Abort that was taken.
+pub fn physical(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, size: u8, write: bool) -> Result<u64, Fault> {
+    exclusive_address(core, ctx, va, size, write).map_err(|at| abort(core, ctx, at, write))
+}
+
+/// The physical address of an atomic read-modify-write, which is RAM. What a read alone would have caused is reported
+/// as a read (ISS.WnR).
+///
+/// # Errors
+/// The Data Abort that was taken.
+pub fn physical_update(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, size: u8) -> Result<u64, Fault> {
+    exclusive_address(core, ctx, va, size, false).map_err(|at| abort(core, ctx, at, false))?;
+    physical(core, ctx, va, size, true)
+}
+
+fn exclusive_address(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, size: u8, write: bool) -> Result<u64, At> {
+    let request = Request { va, size: u64::from(size), kind: AccessKind::Exclusive, write };
+    let Span { first, .. } = locate(core, ctx, request)?;
+    match ctx.shared.ram.offset(first.pa, request.size) {
+        Some(_) => Ok(first.pa),
+        None => Err((va, UNSUPPORTED)),
+    }
+}
+
+/// DC ZVA: zeroes the block that holds `va`.
+///
+/// # Errors
+/// The Data Abort that was taken; ISS.CM is 0, as this is not classified as maintenance.
+pub fn zero_block(core: &mut Core, ctx: &mut Ctx<'_>, va: u64) -> Result<(), Fault> {
+    let view = data_view(&core.pstate, AccessKind::Normal);
+    let page = match translate(core, ctx, view, va, true) {
+        // Any Device memory is an Alignment fault.
+        Ok(page) if page.is_device() => Err((va, ALIGNMENT)),
+        Ok(page) => Ok(page),
+        Err(status) => Err((va, status)),
+    };
+    let done = page.and_then(|page| {
+        let pa = page.pa & !(ZVA_BYTES - 1);
+        (0..ZVA_BYTES).step_by(16).try_for_each(|offset| {
+            let request = Request { va, size: 16, kind: AccessKind::Normal, write: true };
+            write(core, ctx, request, pa + offset, 0u128)
+        })
+    });
+    done.map_err(|at| abort(core, ctx, at, true))
+}
+
+/// What a cache maintenance instruction by VA checks before it does nothing: caches are always coherent here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maintenance {
+    /// Data that is there must be readable, at EL0.
+    Clean,
+    /// DC IVAC destroys data: write permission is needed.
+    Invalidate,
+}
+
+/// A cache maintenance instruction by VA.
+///
+/// # Errors
+/// The Data Abort that was taken.
+pub fn maintain(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, what: Maintenance) -> Result<(), Fault> {
+    // PAN does not apply.
+    let view = if core.pstate.el == 0 { View::UserData } else { View::KernelData };
+    let write = what == Maintenance::Invalidate;
+    match translate(core, ctx, view, va, write) {
+        Ok(_) => Ok(()),
+        Err(dfsc) => {
+            Err(exception::data_abort(core, ctx, DataAbort { va, dfsc, write: true, maintenance: true }))
+        }
+    }
+}
