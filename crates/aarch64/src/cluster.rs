@@ -1,4 +1,4 @@
-//! All vCPUs and the turn each takes.
+//! All vCPUs, and the turn each takes.
 
 use guest_ram::{GuestRam, MONITOR, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use crate::core::{Core, Ctx, Reservation};
 use crate::engine;
 use crate::platform::Platform;
 use crate::shared::{Broadcast, Exit, Shared};
+use crate::sys::timer;
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,146 +19,208 @@ pub struct Ran {
     pub exit: Exit,
 }
 
-/// The state of one vCPU as the cluster keeps it.
+/// One vCPU and what the cluster remembers of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Slot {
     core: Core,
-    /// Powered on, for PSCI: the scheduler does not run it otherwise.
-    on: bool,
-    /// What the others broadcast since it ran last.
-    inbox: Vec<Broadcast>,
+    /// Its last run ended in a WFE: the timer's event stream matters.
+    in_wfe: bool,
 }
+
+/// The state of all vCPUs, to save, restore, compare or hash.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State(Vec<Slot>);
 
 /// All vCPUs of a machine.
 #[derive(Debug)]
 pub struct Cluster {
     config: Config,
-    slots: Vec<Slot>,
+    state: State,
     shared: Shared,
 }
 
 impl Cluster {
-    /// Builds the vCPUs, in their reset state and off.
+    /// Builds the vCPUs in their reset state.
     pub fn new(config: &Config, ram: GuestRam) -> Self {
-        let cpus = config.cpus;
-        let slots = (0..cpus)
-            .map(|index| Slot { core: Core::new(index, config), on: false, inbox: Vec::new() })
-            .collect();
-        Self { config: config.clone(), slots, shared: Shared::new(ram, config.features, cpus) }
+        let slot = |index| Slot { core: Core::new(index, config), in_wfe: false };
+        let state = State((0..config.cpus).map(slot).collect());
+        Self { config: config.clone(), state, shared: Shared::new(ram, config.features, config.cpus) }
     }
 
     /// How many vCPUs there are.
     pub fn cpus(&self) -> usize {
-        self.slots.len()
+        self.state.0.len()
     }
 
     /// A vCPU's state.
     ///
     /// # Panics
-    /// When there is no such vCPU.
+    /// When there is no such vCPU, here and below.
     pub fn core(&self, cpu: usize) -> &Core {
-        &self.slots[cpu].core
+        &self.state.0[cpu].core
     }
 
     /// A vCPU's state, to change. `pc` is changed by [`Core::set_pc`].
-    ///
-    /// # Panics
-    /// When there is no such vCPU.
     pub fn core_mut(&mut self, cpu: usize) -> &mut Core {
-        &mut self.slots[cpu].core
+        &mut self.state.0[cpu].core
     }
 
-    /// Whether a vCPU is powered on.
-    pub fn is_on(&self, cpu: usize) -> bool {
-        self.slots.get(cpu).is_some_and(|slot| slot.on)
+    /// The state of all vCPUs. Decoded instructions are not part of it.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
-    /// Powers a vCPU on or off; its state stays.
-    pub fn set_on(&mut self, cpu: usize, on: bool) {
-        if let Some(slot) = self.slots.get_mut(cpu) {
-            slot.on = on;
-        }
+    /// Goes on from a state that a cluster of the same configuration gave. RAM has to be what it was then.
+    pub fn restore(&mut self, state: State) {
+        self.shared.forget_all_code();
+        self.state = state;
     }
 
     /// Puts a vCPU into its reset state, at EL1 with everything masked and the MMU off, to begin at `entry` with
     /// `x0`. Its count of instructions goes on.
     pub fn reset(&mut self, cpu: usize, entry: u64, x0: u64) {
-        if let Some(slot) = self.slots.get_mut(cpu) {
-            let retired = slot.core.retired();
-            slot.core = Core::new(cpu, &self.config);
-            slot.core.retired_base = retired;
-            slot.core.set_pc(entry);
-            slot.core.retired_base = retired;
-            slot.core.r[0] = x0;
-            slot.inbox.clear();
-        }
+        let slot = &mut self.state.0[cpu];
+        let retired = slot.core.retired();
+        slot.core = Core::new(cpu, &self.config);
+        slot.core.set_pc(entry);
+        slot.core.retired_base = retired;
+        slot.core.r[0] = x0;
+        slot.in_wfe = false;
     }
 
     /// Runs vCPU `cpu` from virtual time `now` (in nanoseconds) for at most `budget` instructions.
-    ///
-    /// # Panics
-    /// When there is no such vCPU.
     pub fn run(&mut self, cpu: usize, platform: &mut dyn Platform, now: u64, budget: u64) -> Ran {
         self.enter(cpu);
-        let core = &mut self.slots[cpu].core;
+        let slot = &mut self.state.0[cpu];
+        let core = &mut slot.core;
         let before = core.retired();
         core.time_base = (before, now);
         let mut ctx = Ctx { platform, shared: &mut self.shared, end: 0 };
         let exit = engine::run(core, &mut ctx, self.config.engine, budget);
-        core.in_wfe = exit == Exit::Wfe;
+        core.set_pc(core.pc);
+        slot.in_wfe = exit == Exit::Wfe;
         let retired = core.retired().wrapping_sub(before);
         self.leave(cpu);
         Ran { retired, exit }
     }
 
-    /// Makes everything that the others and the devices did visible to the vCPU about to run.
+    /// Makes what the others and the devices did visible to the vCPU about to run, and its stores to the others'
+    /// reservations noticed.
     fn enter(&mut self, cpu: usize) {
-        for (monitor, slot) in self.shared.monitors.iter_mut().zip(&self.slots) {
-            *monitor = slot.core.monitor;
-        }
-        self.shared.device_writes();
-        let slot = &mut self.slots[cpu];
-        if slot.core.monitor.is_some() && self.shared.monitors[cpu].take().is_none() {
-            slot.core.monitor = None;
-            slot.core.event = true;
-        }
-        for message in std::mem::take(&mut slot.inbox) {
-            match message {
-                Broadcast::Tlbi(key, operand) => slot.core.mmu.broadcast_tlbi(key, operand),
-                Broadcast::Event => slot.core.event = true,
-            }
-        }
-        // A store by this vCPU must notice the others' reservations.
+        self.device_writes();
+        let core = &mut self.state.0[cpu].core;
+        self.shared.monitors[cpu] = None;
         for index in 0..self.shared.monitors.len() {
-            if let Some(Reservation { granule, .. }) = self.shared.monitors[index]
-                && let Some(offset) = self.shared.ram.offset(granule, 1)
-            {
-                self.shared.watch_page(&mut slot.core, offset as usize / PAGE_SIZE, MONITOR);
+            if let Some(page) = self.shared.monitors[index].and_then(|m| self.shared.page_of(&m)) {
+                self.shared.watch_page(core, page, MONITOR);
             }
         }
-        if std::mem::take(&mut slot.core.in_wfe) {
-            slot.core.event = false;
-        }
+        self.drop_write_keys(None);
     }
 
     /// Hands on what the vCPU that ran did to the others.
     fn leave(&mut self, cpu: usize) {
-        let messages = std::mem::take(&mut self.shared.broadcast);
-        let watched = std::mem::take(&mut self.shared.watched);
-        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(index, _)| *index != cpu) {
-            slot.inbox.extend_from_slice(&messages);
-            for &page in &watched {
-                slot.core.mmu.drop_write_keys(self.shared.ram.base() + (page * PAGE_SIZE) as u64);
-            }
-            if let Some(Reservation { granule, .. }) = slot.core.monitor
-                && let Some(offset) = self.shared.ram.offset(granule, 1)
-            {
-                self.shared.ram.watch().clear(offset as usize / PAGE_SIZE, MONITOR);
-            }
-            if slot.core.monitor.is_some() && self.shared.monitors[index].is_none() {
-                slot.core.monitor = None;
-                slot.core.event = true;
+        self.drop_write_keys(Some(cpu));
+        for message in std::mem::take(&mut self.shared.broadcast) {
+            for (_, slot) in self.state.0.iter_mut().enumerate().filter(|(index, _)| *index != cpu) {
+                match message {
+                    Broadcast::Tlbi(op, operand) => slot.core.mmu.broadcast_tlbi(&slot.core.sys, op, operand),
+                    Broadcast::Event => slot.core.event = true,
+                }
             }
         }
+        self.break_reservations(Some(cpu));
+    }
+
+    /// Lets the devices' writes since the last time take effect on decoded instructions and reservations.
+    fn device_writes(&mut self) {
+        for (monitor, slot) in self.shared.monitors.iter_mut().zip(&self.state.0) {
+            *monitor = slot.core.monitor;
+        }
+        if self.shared.ram.watch().has_hits() {
+            self.shared.device_writes();
+            self.break_reservations(None);
+        }
+    }
+
+    /// Clears the reservations that stores broke, each of which is an event for its vCPU, and ends the watch of
+    /// their pages. The vCPU `except` has its own in its core.
+    fn break_reservations(&mut self, except: Option<usize>) {
+        for (index, slot) in self.state.0.iter_mut().enumerate() {
+            if Some(index) == except {
+                continue;
+            }
+            if let Some(page) = slot.core.monitor.and_then(|m| self.shared.page_of(&m)) {
+                if except.is_some() {
+                    self.shared.ram.watch().clear(page, MONITOR);
+                }
+                if self.shared.monitors[index].is_none() {
+                    slot.core.monitor = None;
+                    slot.core.event = true;
+                }
+            }
+        }
+    }
+
+    /// Pages that became watched must not be stored to the fast way by anyone.
+    fn drop_write_keys(&mut self, except: Option<usize>) {
+        for page in std::mem::take(&mut self.shared.watched) {
+            let pa = self.shared.ram.base() + (page * PAGE_SIZE) as u64;
+            for (index, slot) in self.state.0.iter_mut().enumerate() {
+                if Some(index) != except {
+                    slot.core.mmu.drop_write_keys(pa);
+                }
+            }
+        }
+    }
+
+    /// Earliest virtual time, in nanoseconds, at which a vCPU's timer does something by itself. A run must not go
+    /// past it without [`Cluster::update_timers`].
+    pub fn timer_deadline(&mut self, cpu: usize, now: u64) -> Option<u64> {
+        let slot = &mut self.state.0[cpu];
+        slot.core.time_base = (slot.core.retired(), now);
+        timer::timer_deadline(&slot.core, slot.in_wfe)
+    }
+
+    /// Gives the platform the levels of a vCPU's timer interrupts as they are at `now`.
+    pub fn update_timers(&mut self, cpu: usize, platform: &mut dyn Platform, now: u64) {
+        let core = &mut self.state.0[cpu].core;
+        core.time_base = (core.retired(), now);
+        let mut ctx = Ctx { platform, shared: &mut self.shared, end: 0 };
+        timer::update_timers(core, &mut ctx);
+        self.shared.exit = None;
+    }
+
+    /// Whether a vCPU that waits in a WFI has to wake up: an interrupt is pending, masked or not.
+    pub fn wfi_wake(&self, cpu: usize, platform: &dyn Platform) -> bool {
+        let lines = platform.irq(cpu);
+        lines.irq || lines.fiq
+    }
+
+    /// Whether a vCPU's event register is set.
+    pub fn has_event(&self, cpu: usize) -> bool {
+        self.state.0[cpu].core.event
+    }
+
+    /// Takes the event that a vCPU waits for in a WFE, if it came.
+    pub fn take_event(&mut self, cpu: usize) -> bool {
+        self.device_writes();
+        let slot = &mut self.state.0[cpu];
+        slot.in_wfe &= !slot.core.event;
+        std::mem::take(&mut slot.core.event)
+    }
+
+    /// An event for every vCPU, from outside: what the SMMU's CMD_SYNC with SEV sends.
+    pub fn send_event(&mut self) {
+        for slot in &mut self.state.0 {
+            slot.core.event = true;
+        }
+    }
+}
+
+impl Shared {
+    /// The page of RAM, by index, that a reservation is in.
+    fn page_of(&self, reservation: &Reservation) -> Option<usize> {
+        self.ram.offset(reservation.granule, 1).map(|offset| offset as usize / PAGE_SIZE)
     }
 }

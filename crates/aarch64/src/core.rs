@@ -42,8 +42,6 @@ pub struct Core {
     pub monitor: Option<Reservation>,
     /// The event register of WFE.
     pub event: bool,
-    /// The vCPU sleeps in a WFE: the event that ends it is consumed by it.
-    pub in_wfe: bool,
     /// Index of this vCPU.
     pub index: usize,
     /// Instructions begun since power-on, as of the instruction at [`Core::straight`]: use [`Core::retired`].
@@ -71,7 +69,6 @@ impl Core {
             mmu: Mmu::new(),
             monitor: None,
             event: false,
-            in_wfe: false,
             index,
             retired_base: 0,
             straight: 0,

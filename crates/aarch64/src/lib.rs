@@ -17,7 +17,7 @@ pub mod shared;
 pub mod simd;
 pub mod sys;
 
-pub use cluster::{Cluster, Ran};
+pub use cluster::{Cluster, Ran, State};
 pub use config::{Config, EngineKind, Features};
 pub use platform::{At, BusFault, IrqLines, Platform, SysKey};
 pub use shared::Exit;

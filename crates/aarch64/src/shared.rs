@@ -16,13 +16,14 @@ pub enum Exit {
     Yield,
     /// WFI with nothing pending: wait until [`Cluster::wfi_wake`](crate::Cluster::wfi_wake).
     Wfi,
-    /// WFE with the event register clear: wait for that, or for what wakes WFI.
+    /// WFE with the event register clear: wait until [`Cluster::take_event`](crate::Cluster::take_event), or for what
+    /// wakes WFI.
     Wfe,
     /// HVC from EL1, with its immediate. `pc` is behind it; PSCI's arguments and result are in X0 to X3.
     Hvc(u16),
 }
 
-/// What an instruction does to the other vCPUs. It reaches each before that one runs again.
+/// What an instruction does to the other vCPUs. It reaches them when the run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Broadcast {
     /// TLBI …IS, as the system instruction and its operand.
@@ -100,12 +101,17 @@ impl Shared {
         }
     }
 
-    /// What devices wrote since the last run.
+    /// What devices wrote since the last time.
     pub(crate) fn device_writes(&mut self) {
-        if self.ram.watch().has_hits() {
-            for hit in self.ram.watch().clone().take_hits() {
-                self.watched_store(self.ram.base() + hit.offset, u64::from(hit.len));
-            }
+        for hit in self.ram.watch().clone().take_hits() {
+            self.watched_store(self.ram.base() + hit.offset, u64::from(hit.len));
+        }
+    }
+
+    /// Forgets all decoded instructions.
+    pub(crate) fn forget_all_code(&mut self) {
+        for page in self.code.all_pages() {
+            self.code_written(page);
         }
     }
 

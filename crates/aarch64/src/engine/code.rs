@@ -122,10 +122,9 @@ impl CodeCache {
         slot
     }
 
-    /// Whether the page that executes was written to.
-    #[inline]
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale
+    /// The pages that are decoded.
+    pub(crate) fn all_pages(&self) -> Vec<usize> {
+        self.pages.iter().map(|(page, _)| *page).collect()
     }
 
     /// Forgets what was decoded from a page. `true` when it is the one that executes.

@@ -19,11 +19,15 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
             return Exit::Budget;
         }
         exception::take_pending_interrupt(core, ctx);
-        let left = stop - core.retired();
+        // Software Step needs a boundary after each instruction.
+        let stepping = exception::step_enabled(core);
+        let left = if stepping { 1 } else { stop - core.retired() };
+        core.sys.stepped_exclusive &= !stepping;
         match kind {
             EngineKind::Step => step::run(core, ctx, left),
             EngineKind::Block => block::run(core, ctx, left),
         }
+        core.pstate.ss &= !stepping;
         if let Some(exit) = ctx.shared.exit.take() {
             return exit;
         }
@@ -35,9 +39,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
 #[inline]
 fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Option<usize> {
     let pc = core.pc;
-    if core.pstate.il {
-        exception::illegal_state(core, ctx);
-    } else if let Ok(pa) = mmu::fetch(core, ctx) {
+    if let Ok(pa) = mmu::fetch(core, ctx) {
         let page = ((pa - ctx.shared.ram.base()) >> 12) as usize;
         ctx.shared.watch_code(core, page);
         return Some(page);

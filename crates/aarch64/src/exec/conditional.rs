@@ -1,0 +1,27 @@
+//! Conditional select.
+
+use super::{by_bool, cond_field, holds, sf, three, trunc};
+use crate::config::Features;
+use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::decode::bit;
+
+fn run_select<const SF: bool, const INVERT: bool, const INCREMENT: bool>(
+    core: &mut Core,
+    op: &Op,
+    _: &mut Ctx<'_>,
+) -> Flow {
+    let otherwise = core.r[op.m as usize];
+    let otherwise = if INVERT { !otherwise } else { otherwise };
+    let otherwise = if INCREMENT { otherwise.wrapping_add(1) } else { otherwise };
+    let value = if holds(core.nzcv, u32::from(op.a)) { core.r[op.n as usize] } else { otherwise };
+    core.r[op.d as usize] = trunc::<SF>(value);
+    Flow::Next
+}
+
+/// CSEL, CSINC, CSINV, CSNEG.
+pub(crate) fn select(word: u32, _: &Features) -> Option<Op> {
+    let (invert, increment) = (bit(word, 30), bit(word, 10));
+    let run: Handler = by_bool!(sf(word), SF => by_bool!(invert, INVERT =>
+        by_bool!(increment, INCREMENT => run_select::<SF, INVERT, INCREMENT>)));
+    Some(Op { a: cond_field(word) as u8, ..three(run, word) })
+}

@@ -1,0 +1,270 @@
+//! Loads and stores of one general-purpose register, and prefetches.
+//!
+//! CONSTRAINED UNPREDICTABLE choices (DDI 0487 K1.2): with writeback and Rt == Rn, a load leaves the loaded value in
+//! the register and a store stores the value from before.
+
+use super::{by_bool, dst, extended, or_sp, rm, rn_sp, rt};
+use crate::config::Features;
+use crate::core::{Core, Ctx, Flow, Handler, Op, SP};
+use crate::decode::{bit, bits, signed};
+use crate::exception::{self, Fault};
+use crate::mmu::{self, AccessKind, Prim};
+use crate::sys::sctlr;
+
+/// Unwraps an access, or leaves the handler: the exception is taken.
+macro_rules! attempt {
+    ($result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(fault) => return fault.into(),
+        }
+    };
+}
+
+pub(crate) use attempt;
+
+/// What a general-purpose register and memory exchange.
+pub(crate) trait Datum: Prim {
+    /// Zero-extended.
+    fn zero_extended(self) -> u64;
+    /// Sign-extended to 64 bits.
+    fn sign_extended(self) -> u64;
+    /// The low bits of a register.
+    fn from_register(value: u64) -> Self;
+}
+
+macro_rules! datum {
+    ($($unsigned:ty, $signed:ty;)*) => {$(
+        impl Datum for $unsigned {
+            #[inline(always)]
+            fn zero_extended(self) -> u64 {
+                self as u64
+            }
+            #[inline(always)]
+            fn sign_extended(self) -> u64 {
+                self as $signed as u64
+            }
+            #[inline(always)]
+            fn from_register(value: u64) -> Self {
+                value as Self
+            }
+        }
+    )*};
+}
+
+datum! { u8, i8; u16, i16; u32, i32; u64, i64; }
+
+/// How a load extends.
+const ZERO_EXTEND: u32 = 0;
+const SIGN_64: u32 = 1;
+const SIGN_32: u32 = 2;
+
+/// Address forms.
+const OFFSET: u32 = 0;
+const PRE: u32 = 1;
+const POST: u32 = 2;
+/// Base and Rm << `a`.
+const INDEX: u32 = 3;
+/// Base and extended Rm << `a`; `imm` is the extension.
+const INDEX_EXTENDED: u32 = 4;
+/// PC and `imm`.
+const LITERAL: u32 = 5;
+/// As [`OFFSET`], with the permissions of EL0.
+const UNPRIVILEGED: u32 = 6;
+
+/// The base register, its alignment checked when it is SP.
+///
+/// # Errors
+/// The SP alignment fault.
+#[inline(always)]
+pub(crate) fn base<const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
+    let base = core.r[op.n as usize];
+    if ON_SP && base & 15 != 0 {
+        misaligned_sp(core, ctx)?;
+    }
+    Ok(base)
+}
+
+#[cold]
+fn misaligned_sp(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<(), Fault> {
+    let check = if core.pstate.el == 0 { sctlr::SA0 } else { sctlr::SA };
+    if core.sys.sctlr_el1 & check != 0 { Err(exception::sp_alignment(core, ctx)) } else { Ok(()) }
+}
+
+/// The address of an access, and the base's new value for the forms that write it back.
+#[inline(always)]
+fn address<const FORM: u32, const ON_SP: bool>(
+    core: &mut Core,
+    op: &Op,
+    ctx: &mut Ctx<'_>,
+) -> Result<(u64, u64), Fault> {
+    if FORM == LITERAL {
+        return Ok((core.pc.wrapping_add(op.imm), 0));
+    }
+    let base = base::<ON_SP>(core, op, ctx)?;
+    let moved = match FORM {
+        INDEX => base.wrapping_add(core.r[op.m as usize] << (op.a & 7)),
+        INDEX_EXTENDED => base.wrapping_add(extended(core.r[op.m as usize], op.imm as u32) << (op.a & 7)),
+        _ => base.wrapping_add(op.imm),
+    };
+    Ok((if FORM == POST { base } else { moved }, moved))
+}
+
+const fn kind<const FORM: u32>() -> AccessKind {
+    if FORM == UNPRIVILEGED { AccessKind::Unpriv } else { AccessKind::Normal }
+}
+
+fn run_load<T: Datum, const EXTEND: u32, const FORM: u32, const ON_SP: bool>(
+    core: &mut Core,
+    op: &Op,
+    ctx: &mut Ctx<'_>,
+) -> Flow {
+    let (va, moved) = attempt!(address::<FORM, ON_SP>(core, op, ctx));
+    let value: T = attempt!(mmu::load(core, ctx, va, kind::<FORM>()));
+    if FORM == PRE || FORM == POST {
+        core.r[op.n as usize] = moved;
+    }
+    core.r[op.d as usize] = match EXTEND {
+        ZERO_EXTEND => value.zero_extended(),
+        SIGN_64 => value.sign_extended(),
+        _ => u64::from(value.sign_extended() as u32),
+    };
+    Flow::Next
+}
+
+fn run_store<T: Datum, const FORM: u32, const ON_SP: bool>(
+    core: &mut Core,
+    op: &Op,
+    ctx: &mut Ctx<'_>,
+) -> Flow {
+    let (va, moved) = attempt!(address::<FORM, ON_SP>(core, op, ctx));
+    let value = T::from_register(core.r[op.d as usize]);
+    attempt!(mmu::store(core, ctx, va, value, kind::<FORM>()));
+    if FORM == PRE || FORM == POST {
+        core.r[op.n as usize] = moved;
+    }
+    Flow::Next
+}
+
+/// The handler for a size (base-2 logarithm of the bytes) and `opc`: 0 store, 1 load, 2 and 3 sign-extending loads.
+fn pick<const FORM: u32, const ON_SP: bool>(size: u32, opc: u32) -> Option<Handler> {
+    Some(match (size, opc) {
+        (0, 0) => run_store::<u8, FORM, ON_SP>,
+        (1, 0) => run_store::<u16, FORM, ON_SP>,
+        (2, 0) => run_store::<u32, FORM, ON_SP>,
+        (3, 0) => run_store::<u64, FORM, ON_SP>,
+        (0, 1) => run_load::<u8, ZERO_EXTEND, FORM, ON_SP>,
+        (1, 1) => run_load::<u16, ZERO_EXTEND, FORM, ON_SP>,
+        (2, 1) => run_load::<u32, ZERO_EXTEND, FORM, ON_SP>,
+        (3, 1) => run_load::<u64, ZERO_EXTEND, FORM, ON_SP>,
+        (0, 2) => run_load::<u8, SIGN_64, FORM, ON_SP>,
+        (1, 2) => run_load::<u16, SIGN_64, FORM, ON_SP>,
+        (2, 2) => run_load::<u32, SIGN_64, FORM, ON_SP>,
+        (0, 3) => run_load::<u8, SIGN_32, FORM, ON_SP>,
+        (1, 3) => run_load::<u16, SIGN_32, FORM, ON_SP>,
+        _ => return None,
+    })
+}
+
+fn build<const FORM: u32>(word: u32) -> Option<Op> {
+    let (size, opc) = (bits(word, 31, 30), bits(word, 23, 22));
+    let n = rn_sp(word);
+    let run = by_bool!(n == SP, ON_SP => pick::<FORM, ON_SP>(size, opc))?;
+    let d = if opc == 0 { rt(word) } else { dst(word) };
+    Some(Op { d, n, ..Op::new(run, word) })
+}
+
+/// Unsigned scaled offset.
+pub(crate) fn scaled(word: u32, _: &Features) -> Option<Op> {
+    let imm = u64::from(bits(word, 21, 10)) << bits(word, 31, 30);
+    Some(Op { imm, ..build::<OFFSET>(word)? })
+}
+
+fn imm9(word: u32) -> u64 {
+    signed(word, 20, 12) as u64
+}
+
+/// Unscaled offset: LDUR, STUR.
+pub(crate) fn unscaled(word: u32, _: &Features) -> Option<Op> {
+    Some(Op { imm: imm9(word), ..build::<OFFSET>(word)? })
+}
+
+/// Unprivileged: LDTR, STTR.
+pub(crate) fn unprivileged(word: u32, _: &Features) -> Option<Op> {
+    Some(Op { imm: imm9(word), ..build::<UNPRIVILEGED>(word)? })
+}
+
+/// Pre-indexed.
+pub(crate) fn pre(word: u32, _: &Features) -> Option<Op> {
+    Some(Op { imm: imm9(word), ..build::<PRE>(word)? })
+}
+
+/// Post-indexed.
+pub(crate) fn post(word: u32, _: &Features) -> Option<Op> {
+    Some(Op { imm: imm9(word), ..build::<POST>(word)? })
+}
+
+/// Register offset.
+pub(crate) fn register(word: u32, _: &Features) -> Option<Op> {
+    let option = bits(word, 15, 13);
+    // Only the word and doubleword extensions are allocated.
+    if option & 2 == 0 {
+        return None;
+    }
+    let op = if option == 3 { build::<INDEX>(word)? } else { build::<INDEX_EXTENDED>(word)? };
+    let shift = if bit(word, 12) { bits(word, 31, 30) } else { 0 };
+    Some(Op { imm: u64::from(option), m: rm(word), a: shift as u8, ..op })
+}
+
+/// LDR, LDRSW (literal).
+pub(crate) fn literal(word: u32, _: &Features) -> Option<Op> {
+    let run: Handler = match bits(word, 31, 30) {
+        0 => run_load::<u32, ZERO_EXTEND, LITERAL, false>,
+        1 => run_load::<u64, ZERO_EXTEND, LITERAL, false>,
+        2 => run_load::<u32, SIGN_64, LITERAL, false>,
+        _ => return None,
+    };
+    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, d: dst(word), ..Op::new(run, word) })
+}
+
+/// Prefetches: there are no caches to prefetch into.
+pub(crate) fn prefetch(word: u32, _: &Features) -> Option<Op> {
+    // With a misaligned SP as the base, whether the fault is taken is a choice; it is not.
+    Some(Op::new(super::nop, word))
+}
+
+/// PRFM (register): its extension has to be allocated.
+pub(crate) fn prefetch_register(word: u32, _: &Features) -> Option<Op> {
+    bit(word, 14).then(|| Op::new(super::nop, word))
+}
+
+fn run_acquire<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
+    let va = attempt!(base::<ON_SP>(core, op, ctx));
+    let value: T = attempt!(mmu::load(core, ctx, va, AccessKind::Ordered));
+    core.r[op.d as usize] = value.zero_extended();
+    Flow::Next
+}
+
+fn run_release<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
+    let va = attempt!(base::<ON_SP>(core, op, ctx));
+    let value = T::from_register(core.r[op.d as usize]);
+    attempt!(mmu::store(core, ctx, va, value, AccessKind::Ordered));
+    Flow::Next
+}
+
+/// LDAR, STLR and their byte and halfword forms. Everything here is sequentially consistent.
+pub(crate) fn ordered(word: u32, _: &Features) -> Option<Op> {
+    let load = bit(word, 22);
+    let n = or_sp(bits(word, 9, 5));
+    let run: Handler = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
+        (0, false) => run_release::<u8, ON_SP>,
+        (1, false) => run_release::<u16, ON_SP>,
+        (2, false) => run_release::<u32, ON_SP>,
+        (_, false) => run_release::<u64, ON_SP>,
+        (0, true) => run_acquire::<u8, ON_SP>,
+        (1, true) => run_acquire::<u16, ON_SP>,
+        (2, true) => run_acquire::<u32, ON_SP>,
+        (_, true) => run_acquire::<u64, ON_SP>,
+    });
+    Some(Op { d: if load { dst(word) } else { rt(word) }, n, ..Op::new(run, word) })
+}
