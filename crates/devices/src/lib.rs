@@ -9,8 +9,10 @@ pub mod agent;
 pub mod bus;
 pub mod dma;
 pub mod gic;
+pub mod pci;
 pub mod pl011;
 pub mod pl031;
+pub mod virtio;
 
 pub use agent::{Agent, Time};
 pub use bus::MmioDevice;

@@ -3,11 +3,13 @@
 use std::iter::FusedIterator;
 
 use guest_ram::{GuestRam, Mem, MemBitmap, WatchBitmap};
+use smmu_model::Abort;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions, VolatileSlice,
 };
 
+use super::transfer::Place;
 use super::{DmaError, DmaPort};
 
 /// Physical memory as the SMMU's own accesses see it: RAM, and nothing else.
@@ -18,6 +20,27 @@ impl<'a> PhysMem<'a> {
     /// The SMMU's view of `ram`.
     pub fn new(ram: &'a GuestRam) -> Self {
         Self(ram)
+    }
+}
+
+impl smmu_model::Memory for PhysMem<'_> {
+    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
+        if self.0.read(pa, data) { Ok(()) } else { Err(Abort) }
+    }
+
+    fn write(&self, pa: u64, data: &[u8]) -> Result<(), Abort> {
+        if self.0.write(pa, data) { Ok(()) } else { Err(Abort) }
+    }
+
+    fn compare_exchange_u64(&self, pa: u64, old: u64, new: u64) -> Result<u64, Abort> {
+        // One thread steps the machine, so nothing comes between the load and the store.
+        let mut held = [0; 8];
+        self.read(pa, &mut held)?;
+        let held = u64::from_le_bytes(held);
+        if held == old {
+            self.write(pa, &new.to_le_bytes())?;
+        }
+        Ok(held)
     }
 }
 
@@ -58,11 +81,14 @@ struct Slices<'a> {
 
 impl<'a> Slices<'a> {
     fn translate(&mut self) -> Result<VolatileSlice<'a, MemBitmap<'a>>, DmaError> {
-        let (pa, bytes) = self.port.translate_now(self.iova, self.write)?;
+        let fabric = &self.port.0.fabric;
+        let (ram, pa, bytes) = match self.port.translate_now(self.iova, self.write)? {
+            Place::Memory { pa, bytes } => (&fabric.ram, pa, bytes),
+            Place::Nowhere => (fabric.discard(), 0, guest_ram::PAGE_SIZE as u64),
+        };
         let len = bytes.min(self.left as u64) as usize;
-        let mem = self.port.0.fabric.ram.mem();
-        let slice = match self.port.0.fabric.ram.offset(pa, len as u64) {
-            Some(_) => mem.get_slice(GuestAddress(pa), len).map_err(|_| DmaError::External),
+        let slice = match ram.offset(pa, len as u64) {
+            Some(_) => ram.mem().get_slice(GuestAddress(pa), len).map_err(|_| DmaError::External),
             None => Err(DmaError::External),
         };
         let slice = slice.map_err(|e| self.port.refused(e))?;
@@ -101,7 +127,7 @@ mod tests {
     #[test]
     fn physical_accesses_reach_ram_and_nothing_else() {
         let ram = GuestRam::new(0x4000_0000, 0x10000).unwrap();
-        let port = Fabric::new(ram.clone(), None, ItsInbox::default()).port(8);
+        let port = Fabric::new(ram.clone(), None, ItsInbox::default()).unwrap().port(8);
         assert!(port.write_obj(1u32, GuestAddress(0x4000_0000)).is_err(), "revoked");
         port.set_enabled(true);
         port.write_obj(0x1234_5678u32, GuestAddress(0x4000_0ffe)).unwrap();

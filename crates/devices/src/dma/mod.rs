@@ -10,14 +10,12 @@ mod memory;
 mod port;
 mod scatter;
 mod transfer;
-mod translate;
 
 pub use inbox::{ItsInbox, Message};
 pub use memory::PhysMem;
 pub use port::{DmaPort, Fabric, Requester, Stats};
 pub use scatter::{Moved, Scatter, Segment};
 pub use transfer::{Poll, Transfer};
-pub use translate::Smmu;
 
 /// GITS_TRANSLATER of the `virt` machine: the address whose writes are interrupts.
 pub const GITS_TRANSLATER: u64 = 0x0809_0040;

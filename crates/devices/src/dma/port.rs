@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::translate::Smmu;
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
+use smmu_model::{AccessKind, Smmu, Transaction};
 
 use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 
@@ -19,14 +19,30 @@ pub struct Fabric {
     pub smmu: Option<Arc<Mutex<Smmu>>>,
     /// Where interrupt messages go.
     pub inbox: ItsInbox,
+    /// A page that accesses go to whose transactions the SMMU answers as RAZ/WI.
+    discard: GuestRam,
     /// Physical address of GITS_TRANSLATER.
     pub doorbell: u64,
 }
 
 impl Fabric {
     /// A fabric with the doorbell where the `virt` machine has it.
-    pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
-        Self { ram, smmu, inbox, doorbell: GITS_TRANSLATER }
+    ///
+    /// # Errors
+    /// When the host has no page of memory left.
+    pub fn new(
+        ram: GuestRam,
+        smmu: Option<Arc<Mutex<Smmu>>>,
+        inbox: ItsInbox,
+    ) -> Result<Self, guest_ram::Error> {
+        let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64)?;
+        Ok(Self { ram, smmu, inbox, discard, doorbell: GITS_TRANSLATER })
+    }
+
+    /// The page for discarded accesses, cleared.
+    pub(super) fn discard(&self) -> &GuestRam {
+        self.discard.write(0, &[0; guest_ram::PAGE_SIZE]);
+        &self.discard
     }
 
     /// The port of a PCI function: StreamID and DeviceID are its requester ID, as the device tree's identity
@@ -159,6 +175,13 @@ impl DmaPort {
     /// Whether the ITS takes no more messages for now.
     pub fn inbox_full(&self) -> bool {
         self.0.fabric.inbox.is_full()
+    }
+
+    /// The transaction that an access to `iova` begins.
+    pub(super) fn transaction(&self, iova: u64, write: bool) -> Transaction {
+        let Requester { sid, ssid, .. } = self.0.requester;
+        let kind = if write { AccessKind::Write } else { AccessKind::Read };
+        Transaction { ssid, ..Transaction::new(sid, iova, kind) }
     }
 
     /// Reads physical memory.

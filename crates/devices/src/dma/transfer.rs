@@ -1,11 +1,9 @@
 //! Data accesses, one step at a time.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use serde::{Deserialize, Serialize};
+use smmu_model::{Progress, TxnId};
 
 use super::port::count;
-use super::translate::{Progress, TxnId};
 use super::{DmaError, DmaPort, PhysMem};
 
 /// Bursts do not cross this boundary, so that each lies within one translation granule of any size.
@@ -32,6 +30,8 @@ enum Stage {
         pa: u64,
         bytes: u64,
     },
+    /// The SMMU terminated the transaction as RAZ/WI: the beat moves zeroes, or nothing.
+    Discarded,
 }
 
 /// What [`DmaPort::poll`] came to.
@@ -53,7 +53,7 @@ impl Transfer {
 
     /// Whether a translation is latched, so that the next step is a beat.
     pub fn ready(&self) -> bool {
-        matches!(self.stage, Stage::Latched { .. })
+        matches!(self.stage, Stage::Latched { .. } | Stage::Discarded)
     }
 }
 
@@ -88,14 +88,14 @@ impl DmaPort {
         };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
         let progress = match transfer.stage {
-            Stage::Latched { .. } => return Ok(Poll::Ready),
+            Stage::Latched { .. } | Stage::Discarded => return Ok(Poll::Ready),
             Stage::Idle => {
                 count(&counters.transactions, 1);
-                smmu.begin_dma(self, transfer.iova, transfer.write)
+                smmu.begin(&self.transaction(transfer.iova, transfer.write))
             }
             Stage::Walking(id) | Stage::Stalled(id) => {
                 count(&counters.fetches, 1);
-                smmu.step_dma(id, &PhysMem::new(&self.0.fabric.ram))
+                smmu.step(id, &PhysMem::new(&self.0.fabric.ram))
             }
         };
         drop(smmu);
@@ -108,8 +108,12 @@ impl DmaPort {
                 transfer.stage = Stage::Stalled(id);
                 Ok(Poll::Stalled)
             }
-            Progress::Latched { id, pa, bytes } => {
-                transfer.stage = Stage::Latched { id: Some(id), pa, bytes };
+            Progress::Latched(id, t) => {
+                transfer.stage = Stage::Latched { id: Some(id), pa: t.pa, bytes: t.bytes };
+                Ok(Poll::Ready)
+            }
+            Progress::Discarded => {
+                transfer.stage = Stage::Discarded;
                 Ok(Poll::Ready)
             }
             Progress::Aborted => {
@@ -126,9 +130,13 @@ impl DmaPort {
     /// # Errors
     /// When the port is revoked or the physical address is not memory.
     pub fn beat_read(&self, transfer: &mut Transfer, data: &mut [u8]) -> Result<usize, DmaError> {
-        self.beat(transfer, false, data.len(), |port, pa, n| match data.get_mut(..n) {
-            Some(part) => port.load_physical(pa, part),
-            None => Err(DmaError::Wraps),
+        self.beat(transfer, false, data.len(), |port, pa, n| match (data.get_mut(..n), pa) {
+            (Some(part), Some(pa)) => port.load_physical(pa, part),
+            (Some(part), None) => {
+                part.fill(0);
+                Ok(())
+            }
+            (None, _) => Err(DmaError::Wraps),
         })
     }
 
@@ -137,9 +145,10 @@ impl DmaPort {
     /// # Errors
     /// When the port is revoked or the physical address is neither memory nor, for two or four bytes, the doorbell.
     pub fn beat_write(&self, transfer: &mut Transfer, data: &[u8]) -> Result<usize, DmaError> {
-        self.beat(transfer, true, data.len(), |port, pa, n| match data.get(..n) {
-            Some(part) => port.store_physical(pa, part),
-            None => Err(DmaError::Wraps),
+        self.beat(transfer, true, data.len(), |port, pa, n| match (data.get(..n), pa) {
+            (Some(part), Some(pa)) => port.store_physical(pa, part),
+            (Some(_), None) => Ok(()),
+            (None, _) => Err(DmaError::Wraps),
         })
     }
 
@@ -148,9 +157,13 @@ impl DmaPort {
         transfer: &mut Transfer,
         write: bool,
         room: usize,
-        access: impl FnOnce(&Self, u64, usize) -> Result<(), DmaError>,
+        access: impl FnOnce(&Self, Option<u64>, usize) -> Result<(), DmaError>,
     ) -> Result<usize, DmaError> {
-        let Stage::Latched { id, pa, bytes } = transfer.stage else { return Ok(0) };
+        let (id, pa, bytes) = match transfer.stage {
+            Stage::Latched { id, pa, bytes } => (id, Some(pa), bytes),
+            Stage::Discarded => (None, None, u64::MAX),
+            _ => return Ok(0),
+        };
         if !self.enabled() {
             self.cancel(transfer);
             return Err(self.refused(DmaError::Revoked));
@@ -176,7 +189,7 @@ impl DmaPort {
         match transfer.stage {
             Stage::Walking(id) | Stage::Stalled(id) => self.end(Some(id)),
             Stage::Latched { id, .. } => self.end(id),
-            Stage::Idle => {}
+            Stage::Idle | Stage::Discarded => {}
         }
         transfer.stage = Stage::Idle;
     }
@@ -184,39 +197,48 @@ impl DmaPort {
     /// Tells the SMMU that a transaction is over: a CMD_SYNC may have waited for it.
     pub(super) fn end(&self, id: Option<TxnId>) {
         if let (Some(id), Some(smmu)) = (id, &self.0.fabric.smmu) {
-            smmu.lock().unwrap_or_else(|e| e.into_inner()).complete_dma(id);
+            smmu.lock().unwrap_or_else(|e| e.into_inner()).complete(id);
         }
     }
 
-    /// Translates the address of a bookkeeping access, its walk running to completion: physical address and the bytes
-    /// from there that the translation covers. The transaction has ended when this returns; the caller accesses
-    /// memory in the same step.
-    pub(super) fn translate_now(&self, iova: u64, write: bool) -> Result<(u64, u64), DmaError> {
+    /// Translates the address of a bookkeeping access, its walk running to completion. The transaction has ended when
+    /// this returns; the caller accesses memory in the same step.
+    pub(super) fn translate_now(&self, iova: u64, write: bool) -> Result<Place, DmaError> {
         if !self.enabled() {
             return Err(self.refused(DmaError::Revoked));
         }
         let counters = &self.0.counters;
-        counters.transactions.store(counters.transactions.load(Relaxed).wrapping_add(1), Relaxed);
-        let Some(smmu) = &self.0.fabric.smmu else { return Ok((iova, u64::MAX)) };
+        count(&counters.transactions, 1);
+        let Some(smmu) = &self.0.fabric.smmu else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
-        let mut progress = smmu.begin_dma(self, iova, write);
+        let mut progress = smmu.begin(&self.transaction(iova, write));
         loop {
             match progress {
-                Progress::Latched { id, pa, bytes } => {
-                    smmu.complete_dma(id);
-                    return Ok((pa, bytes.max(1)));
+                Progress::Latched(id, t) => {
+                    smmu.complete(id);
+                    return Ok(Place::Memory { pa: t.pa, bytes: t.bytes.max(1) });
                 }
+                Progress::Discarded => return Ok(Place::Nowhere),
                 Progress::Aborted => return Err(self.refused(DmaError::Aborted)),
                 Progress::Stalled(id) => {
-                    smmu.complete_dma(id);
+                    smmu.complete(id);
                     return Err(self.refused(DmaError::Stalled));
                 }
                 // Every walk ends: levels and stages are finite.
                 Progress::Walking(id) => {
                     count(&counters.fetches, 1);
-                    progress = smmu.step_dma(id, &PhysMem::new(&self.0.fabric.ram));
+                    progress = smmu.step(id, &PhysMem::new(&self.0.fabric.ram));
                 }
             }
         }
     }
+}
+
+/// Where a bookkeeping access goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// `bytes` of physical memory from `pa`.
+    Memory { pa: u64, bytes: u64 },
+    /// RAZ/WI.
+    Nowhere,
 }

@@ -1,0 +1,266 @@
+//! The network device (virtio 1.3 §5.1): one pair of queues, no offloads.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::job::Lane;
+use super::{Chain, DeviceState, Io, VirtioDevice};
+use crate::agent::{Time, earliest};
+use crate::dma::{DmaPort, Moved};
+use crate::pci::StateError;
+
+const F_MAC: u64 = 1 << 5;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+
+const LINK_UP: u16 = 1;
+
+const RX: usize = 0;
+const TX: usize = 1;
+
+/// struct virtio_net_hdr, with num_buffers.
+const HEADER: usize = 12;
+const NUM_BUFFERS: usize = 10;
+
+/// Largest frame either way, in bytes.
+pub const MAX_FRAME: usize = 65550;
+/// Frames from the host that wait for the driver; more are dropped.
+const MAX_WAITING: usize = 256;
+/// Buffers that one received frame may take.
+const MAX_BUFFERS: usize = 64;
+
+const PAGE: usize = 4096;
+
+/// The wire that a network device sends to. What comes from it is pushed into the device by [`Net::push_frame`].
+pub trait NetBackend: Send + 'static {
+    /// Sends one Ethernet frame without a checksum sequence. Frames may be dropped.
+    fn send(&mut self, frame: &[u8]);
+}
+
+/// A network device.
+pub struct Net {
+    mac: [u8; 6],
+    backend: Box<dyn NetBackend>,
+    state: NetState,
+}
+
+/// Its state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    waiting: VecDeque<Vec<u8>>,
+    rx_due: Option<Time>,
+    rx: Option<Delivery>,
+    tx: Lane,
+    frame: Vec<u8>,
+    dropped: u64,
+}
+
+/// A frame on its way into the driver's buffers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Delivery {
+    /// Header and frame.
+    packet: Vec<u8>,
+    done: usize,
+    buffers: Vec<Chain>,
+    current: usize,
+}
+
+impl Net {
+    /// A device with an address, on a wire.
+    pub fn new(mac: [u8; 6], backend: Box<dyn NetBackend>) -> Self {
+        Self { mac, backend, state: NetState::default() }
+    }
+
+    /// A frame arrives at virtual time `at`. `false`: it was dropped, being too long or one too many.
+    pub fn push_frame(&mut self, at: Time, frame: &[u8]) -> bool {
+        let s = &mut self.state;
+        if frame.is_empty() || frame.len() > MAX_FRAME || s.waiting.len() >= MAX_WAITING {
+            s.dropped += 1;
+            return false;
+        }
+        s.waiting.push_back(frame.to_vec());
+        if s.rx_due.is_none() {
+            s.rx_due = Some(at);
+        }
+        true
+    }
+
+    /// Frames in either direction that did not fit.
+    pub fn dropped(&self) -> u64 {
+        self.state.dropped
+    }
+
+    /// Finds buffers for the next frame.
+    fn prepare(&mut self, io: &mut Io<'_>) {
+        let s = &mut self.state;
+        s.rx_due = None;
+        let Some(frame) = s.waiting.front() else { return };
+        let needed = (HEADER + frame.len()) as u64;
+        let most = if io.features & F_MRG_RXBUF != 0 { MAX_BUFFERS } else { 1 };
+        let (mut buffers, mut room) = (Vec::new(), 0);
+        while room < needed && buffers.len() < most {
+            let Some(chain) = io.pop(RX) else {
+                // The driver will make more available, and notify.
+                buffers.iter().for_each(|_| io.put_back(RX));
+                return;
+            };
+            room += chain.writable.total();
+            buffers.push(chain);
+        }
+        s.rx_due = Some(io.now + io.timing.fetch);
+        let Some(frame) = s.waiting.pop_front() else { return };
+        if room < needed {
+            // It would not fit the next ones either.
+            buffers.iter().for_each(|_| io.put_back(RX));
+            s.dropped += 1;
+            return;
+        }
+        let mut packet = vec![0; HEADER];
+        packet[NUM_BUFFERS..HEADER].copy_from_slice(&(buffers.len() as u16).to_le_bytes());
+        packet.extend_from_slice(&frame);
+        s.rx = Some(Delivery { packet, done: 0, buffers, current: 0 });
+    }
+
+    fn receive(&mut self, io: &mut Io<'_>) {
+        let s = &mut self.state;
+        let Some(rx) = &mut s.rx else { return self.prepare(io) };
+        let rest = rx.packet.get(rx.done..).unwrap_or(&[]);
+        let Some(buffer) = rx.buffers.get_mut(rx.current).filter(|_| !rest.is_empty()) else {
+            for buffer in &rx.buffers {
+                io.used(RX, buffer.head, buffer.writable.done() as u32);
+            }
+            s.rx = None;
+            s.rx_due = Some(io.now + io.timing.fetch);
+            return;
+        };
+        match buffer.writable.step_write(io.port, rest, io.timing.beat_len()) {
+            Ok(moved) => {
+                match moved {
+                    Moved::Beat(n) => rx.done += n,
+                    Moved::End => rx.current += 1,
+                    _ => {}
+                }
+                s.rx_due = Some(io.now + io.timing.after(moved));
+            }
+            Err(e) => io.fail(&e),
+        }
+    }
+
+    fn transmit(&mut self, io: &mut Io<'_>) {
+        let s = &mut self.state;
+        let Some(job) = &mut s.tx.job else {
+            s.frame.clear();
+            s.tx.job = io.pop(TX);
+            s.tx.due = s.tx.job.is_some().then(|| io.now + io.timing.fetch);
+            return;
+        };
+        let mut bytes = [0; PAGE];
+        match job.readable.step_read(io.port, &mut bytes, io.timing.beat_len()) {
+            Ok(Moved::End) => {
+                let head = job.head;
+                match s.frame.get(HEADER..) {
+                    Some(frame) if !frame.is_empty() && frame.len() <= MAX_FRAME => self.backend.send(frame),
+                    _ => s.dropped += 1,
+                }
+                s.tx.job = None;
+                s.tx.due = Some(io.now + io.timing.fetch);
+                io.used(TX, head, 0);
+            }
+            Ok(moved) => {
+                if let Moved::Beat(n) = moved {
+                    // One byte more than fits marks a frame that is too long.
+                    let room = (HEADER + MAX_FRAME + 1).saturating_sub(s.frame.len());
+                    s.frame.extend_from_slice(&bytes[..n.min(room)]);
+                }
+                s.tx.due = Some(io.now + io.timing.after(moved));
+            }
+            Err(e) => io.fail(&e),
+        }
+    }
+
+    fn cancel_rx(&mut self, port: &DmaPort) {
+        if let Some(rx) = &mut self.state.rx {
+            rx.buffers.iter_mut().for_each(|b| b.writable.cancel(port));
+        }
+    }
+
+    /// Forgets the buffers; the frame in them is lost, as frames are.
+    fn reset_rx(&mut self, port: &DmaPort) {
+        self.cancel_rx(port);
+        self.state.rx = None;
+        self.state.rx_due = None;
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_id(&self) -> u16 {
+        1
+    }
+
+    fn class(&self) -> u32 {
+        0x02_0000
+    }
+
+    fn features(&self) -> u64 {
+        F_MAC | F_STATUS | F_MRG_RXBUF
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[256, 256]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.mac.to_vec();
+        config.extend_from_slice(&LINK_UP.to_le_bytes());
+        config
+    }
+
+    fn notify(&mut self, queue: usize, at: Time) {
+        match queue {
+            RX if self.state.rx_due.is_none() => self.state.rx_due = Some(at),
+            RX => {}
+            _ => self.state.tx.wake(at),
+        }
+    }
+
+    fn next_step(&self) -> Option<Time> {
+        earliest(self.state.rx_due, self.state.tx.due)
+    }
+
+    fn step(&mut self, io: &mut Io<'_>) {
+        match (self.state.rx_due, self.state.tx.due) {
+            (Some(rx), tx) if tx.is_none_or(|tx| rx <= tx) => self.receive(io),
+            (_, Some(_)) => self.transmit(io),
+            _ => {}
+        }
+    }
+
+    fn suspend(&mut self, port: &DmaPort) {
+        self.cancel_rx(port);
+        self.state.tx.suspend(port);
+    }
+
+    fn reset_queue(&mut self, queue: usize, port: &DmaPort) {
+        match queue {
+            RX => self.reset_rx(port),
+            _ => self.state.tx.reset(port),
+        }
+    }
+
+    fn reset(&mut self, port: &DmaPort) {
+        self.reset_rx(port);
+        self.state.tx.reset(port);
+        self.state.frame.clear();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(self.state.clone())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
+        let DeviceState::Net(state) = state else { return Err(StateError) };
+        self.state = state;
+        Ok(())
+    }
+}
