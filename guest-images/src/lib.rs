@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod checks;
 mod cpio;
 mod deb;
 mod error;
@@ -26,6 +27,7 @@ mod sources;
 mod store;
 
 pub use apt::Package;
+pub use checks::{CHECKS, check, run_checks};
 pub use error::{Error, Result};
 pub use job::{ExitTrailer, job_cpio};
 pub use name::{DEFAULT, FLAVOURS, NAMES, Name, Series};

@@ -231,11 +231,19 @@ impl Store {
     pub(crate) fn repack(&self, mut manifest: Manifest) -> Result<Image> {
         self.verify(&manifest)?;
         let directory = self.images().join(&manifest.directory);
+        let previous = std::mem::take(&mut manifest.initrd);
+        manifest.files.remove(&previous);
         manifest.initrd = self.pack(&directory, &manifest.release)?;
         manifest.recipe = recipe_hash();
         let record = Record::of(&directory.join(&manifest.initrd))?;
         manifest.files.insert(manifest.initrd.clone(), record);
         self.record(&manifest)?;
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("initrd-") && name != previous && name != manifest.initrd {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         self.verify(&manifest)
     }
 
