@@ -19,30 +19,24 @@ pub struct Fabric {
     pub smmu: Option<Arc<Mutex<Smmu>>>,
     /// Where interrupt messages go.
     pub inbox: ItsInbox,
-    /// A page that accesses go to whose transactions the SMMU answers as RAZ/WI.
-    discard: GuestRam,
+    /// A page that accesses go to whose transactions the SMMU answers as RAZ/WI; a host that has none left aborts them.
+    discard: Option<GuestRam>,
     /// Physical address of GITS_TRANSLATER.
     pub doorbell: u64,
 }
 
 impl Fabric {
     /// A fabric with the doorbell where the `virt` machine has it.
-    ///
-    /// # Errors
-    /// When the host has no page of memory left.
-    pub fn new(
-        ram: GuestRam,
-        smmu: Option<Arc<Mutex<Smmu>>>,
-        inbox: ItsInbox,
-    ) -> Result<Self, guest_ram::Error> {
-        let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64)?;
-        Ok(Self { ram, smmu, inbox, discard, doorbell: GITS_TRANSLATER })
+    pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
+        let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64).ok();
+        Self { ram, smmu, inbox, discard, doorbell: GITS_TRANSLATER }
     }
 
     /// The page for discarded accesses, cleared.
-    pub(super) fn discard(&self) -> &GuestRam {
-        self.discard.write(0, &[0; guest_ram::PAGE_SIZE]);
-        &self.discard
+    pub(super) fn discard(&self) -> Option<&GuestRam> {
+        let page = self.discard.as_ref()?;
+        page.write(0, &[0; guest_ram::PAGE_SIZE]);
+        Some(page)
     }
 
     /// The port of a PCI function: StreamID and DeviceID are its requester ID, as the device tree's identity

@@ -165,7 +165,7 @@ mod tests {
 
     fn port() -> (GuestRam, DmaPort) {
         let ram = GuestRam::new(0x4000_0000, 0x10000).unwrap();
-        let port = Fabric::new(ram.clone(), None, ItsInbox::default()).unwrap().port(8);
+        let port = Fabric::new(ram.clone(), None, ItsInbox::default()).port(8);
         port.set_enabled(true);
         (ram, port)
     }

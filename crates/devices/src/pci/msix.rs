@@ -276,7 +276,7 @@ mod tests {
         fn new() -> Self {
             let inbox = ItsInbox::default();
             let ram = GuestRam::new(0x4000_0000, 0x10000).unwrap();
-            let port = Fabric::new(ram.clone(), None, inbox.clone()).unwrap().port(8);
+            let port = Fabric::new(ram.clone(), None, inbox.clone()).port(8);
             port.set_enabled(true);
             let mut msix = Msix::new(3);
             msix.set_control(CONTROL_ENABLE, 0);
