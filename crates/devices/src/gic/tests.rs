@@ -1,1 +1,0 @@
-//! The GIC as a guest programs it.
