@@ -42,9 +42,15 @@ pub struct BlkState {
 }
 
 impl Blk {
-    /// A disk on `backend`; `id` is its serial number.
-    pub fn new(backend: Box<dyn BlockBackend>, id: &str) -> Self {
-        Self { backend, id: id.to_owned(), state: BlkState::default(), spare: Vec::new() }
+    /// A disk on `backend`, without a serial number.
+    pub fn new(backend: Box<dyn BlockBackend>) -> Self {
+        Self { backend, id: String::new(), state: BlkState::default(), spare: Vec::new() }
+    }
+
+    /// The same with a serial number, of which the guest sees 20 bytes.
+    #[must_use]
+    pub fn with_id(self, id: &str) -> Self {
+        Self { id: id.to_owned(), ..self }
     }
 
     /// The disk's storage.

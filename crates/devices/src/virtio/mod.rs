@@ -14,7 +14,7 @@ mod transport;
 pub use backend::{BlockBackend, FileBackend, MemoryBackend, SECTOR};
 pub use blk::{Blk, BlkState};
 pub use console::{Console, ConsoleState};
-pub use net::{MAX_FRAME, Net, NetBackend, NetState};
+pub use net::{MAX_FRAME, Net, NetState};
 pub use queue::{Chain, NO_VECTOR, QueueError, Virtqueue, VirtqueueState};
 pub use rng::{Rng, RngState};
 pub use transport::{VirtioPci, VirtioState};

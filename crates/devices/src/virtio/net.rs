@@ -27,21 +27,16 @@ const NUM_BUFFERS: usize = 10;
 pub const MAX_FRAME: usize = 65550;
 /// Frames from the host that wait for the driver; more are dropped.
 const MAX_WAITING: usize = 256;
+/// Bytes of sent frames that may wait for the host.
+const MAX_SENT: usize = 1 << 20;
 /// Buffers that one received frame may take.
 const MAX_BUFFERS: usize = 64;
 
 const PAGE: usize = 4096;
 
-/// The wire that a network device sends to. What comes from it is pushed into the device by [`Net::push_frame`].
-pub trait NetBackend: Send + 'static {
-    /// Sends one Ethernet frame without a checksum sequence. Frames may be dropped.
-    fn send(&mut self, frame: &[u8]);
-}
-
 /// A network device.
 pub struct Net {
     mac: [u8; 6],
-    backend: Box<dyn NetBackend>,
     state: NetState,
 }
 
@@ -53,6 +48,8 @@ pub struct NetState {
     rx: Option<Delivery>,
     tx: Lane,
     frame: Vec<u8>,
+    sent: Vec<Vec<u8>>,
+    sent_bytes: usize,
     dropped: u64,
 }
 
@@ -67,13 +64,25 @@ struct Delivery {
 }
 
 impl Net {
-    /// A device with an address, on a wire.
-    pub fn new(mac: [u8; 6], backend: Box<dyn NetBackend>) -> Self {
-        Self { mac, backend, state: NetState::default() }
+    /// A device with an address.
+    pub fn new(mac: [u8; 6]) -> Self {
+        Self { mac, state: NetState::default() }
     }
 
-    /// A frame arrives at virtual time `at`. `false`: it was dropped, being too long or one too many.
-    pub fn push_frame(&mut self, at: Time, frame: &[u8]) -> bool {
+    /// Whether there is room for another frame.
+    pub fn can_receive(&self) -> bool {
+        self.state.waiting.len() < MAX_WAITING
+    }
+
+    /// Takes the frames that the guest has sent, oldest first. The device stops sending while too much waits here.
+    pub fn take_sent(&mut self) -> Vec<Vec<u8>> {
+        self.state.sent_bytes = 0;
+        std::mem::take(&mut self.state.sent)
+    }
+
+    /// A frame, without its checksum sequence, arrives at virtual time `at`. `false`: it was dropped, being too long or
+    /// one too many.
+    pub fn receive(&mut self, at: Time, frame: &[u8]) -> bool {
         let s = &mut self.state;
         if frame.is_empty() || frame.len() > MAX_FRAME || s.waiting.len() >= MAX_WAITING {
             s.dropped += 1;
@@ -122,7 +131,7 @@ impl Net {
         s.rx = Some(Delivery { packet, done: 0, buffers, current: 0 });
     }
 
-    fn receive(&mut self, io: &mut Io<'_>) {
+    fn deliver(&mut self, io: &mut Io<'_>) {
         let s = &mut self.state;
         let Some(rx) = &mut s.rx else { return self.prepare(io) };
         let rest = rx.packet.get(rx.done..).unwrap_or(&[]);
@@ -160,7 +169,10 @@ impl Net {
             Ok(Moved::End) => {
                 let head = job.head;
                 match s.frame.get(HEADER..) {
-                    Some(frame) if !frame.is_empty() && frame.len() <= MAX_FRAME => self.backend.send(frame),
+                    Some(frame) if !frame.is_empty() && frame.len() <= MAX_FRAME => {
+                        s.sent_bytes += frame.len();
+                        s.sent.push(frame.to_vec());
+                    }
                     _ => s.dropped += 1,
                 }
                 s.tx.job = None;
@@ -177,6 +189,10 @@ impl Net {
             }
             Err(e) => io.fail(&e),
         }
+    }
+
+    fn tx_due(&self) -> Option<Time> {
+        if self.state.sent_bytes < MAX_SENT { self.state.tx.due } else { None }
     }
 
     fn cancel_rx(&mut self, port: &DmaPort) {
@@ -225,12 +241,12 @@ impl VirtioDevice for Net {
     }
 
     fn next_step(&self) -> Option<Time> {
-        earliest(self.state.rx_due, self.state.tx.due)
+        earliest(self.state.rx_due, self.tx_due())
     }
 
     fn step(&mut self, io: &mut Io<'_>) {
-        match (self.state.rx_due, self.state.tx.due) {
-            (Some(rx), tx) if tx.is_none_or(|tx| rx <= tx) => self.receive(io),
+        match (self.state.rx_due, self.tx_due()) {
+            (Some(rx), tx) if tx.is_none_or(|tx| rx <= tx) => self.deliver(io),
             (_, Some(_)) => self.transmit(io),
             _ => {}
         }
