@@ -14,17 +14,29 @@
 
 #![forbid(unsafe_code)]
 
+mod cache;
+mod commands;
 mod config;
+mod events;
+mod interrupts;
 mod irq;
 mod memory;
+mod observer;
+mod queue;
+mod registers;
 mod smmu;
 pub mod spec;
 mod stats;
 mod transaction;
+mod translate;
 
 pub use config::{Config, ConfigError, KEYS, StallModel};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
+pub use observer::Observer;
 pub use smmu::Smmu;
 pub use stats::Stats;
 pub use transaction::{AccessKind, MemAttrs, Progress, Shareability, Transaction, Translation, TxnId};
+
+/// Transactions that may stall at a time: IDR5.STALL_MAX.
+pub(crate) const STALL_MAX: u16 = 1024;

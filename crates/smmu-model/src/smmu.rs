@@ -1,25 +1,67 @@
-//! The SMMU as a whole.
+//! The SMMU as a whole: its state, and what register writes set off.
+
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{Sets, Tlb};
 use crate::config::Config;
+use crate::events::Fifo;
 use crate::irq::{Msi, Wired};
-use crate::memory::Memory;
+use crate::observer::{Observer, Seat};
+use crate::registers::Registers;
+use crate::spec::registers::{self as r, cr0};
 use crate::stats::Stats;
-use crate::transaction::{Progress, Transaction, Translation, TxnId};
+use crate::translate::{Context, Stream, Txns};
 
 /// One SMMUv3.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Smmu {
     pub(crate) config: Config,
+    pub(crate) regs: Registers,
+    /// STEs by StreamID.
+    pub(crate) streams: Sets<u64, Stream>,
+    /// CDs by StreamID and index.
+    pub(crate) contexts: Sets<u64, Context>,
+    pub(crate) tlb: Tlb,
+    pub(crate) txns: Txns,
+    /// Counts invalidations: a transaction that began before one may use what it removed.
+    pub(crate) epoch: u64,
+    /// The invalidations that the CMD_SYNC at the head of the queue waits for.
+    pub(crate) sync_waits: Option<u64>,
+    pub(crate) events: Fifo,
+    pub(crate) msis: VecDeque<Msi>,
+    pub(crate) wired: Wired,
     pub(crate) stats: Stats,
+    #[serde(skip)]
+    pub(crate) observer: Seat,
 }
 
 impl Smmu {
     /// An SMMU as it comes out of reset.
+    ///
+    /// # Panics
+    /// If `config` is not valid ([`Config::validate`]).
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Smmu { config, stats: Stats::default() }
+        if let Err(error) = config.validate() {
+            panic!("{error}");
+        }
+        Smmu {
+            regs: Registers::reset(&config),
+            streams: Sets::new(config.ste_cache),
+            contexts: Sets::new(config.cd_cache),
+            tlb: Tlb::new(config.tlb),
+            txns: Txns::default(),
+            epoch: 0,
+            sync_waits: None,
+            events: Fifo::new(),
+            msis: VecDeque::new(),
+            wired: Wired::default(),
+            stats: Stats::default(),
+            observer: Seat::default(),
+            config,
+        }
     }
 
     /// The implementation.
@@ -34,78 +76,82 @@ impl Smmu {
         &self.stats
     }
 
+    /// Whether SMMUEN is set.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.regs.smmuen()
+    }
+
+    /// Lets somebody watch. A copy of the SMMU, or one restored, is not watched.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observer = Seat(Some(observer));
+    }
+
     /// Reads a register. `offset` is from the start of page 0; `size` in bytes. `None`: there is no access of this kind
-    /// (not 4 or 8 bytes, unaligned, outside); the bus answers it as RAZ.
+    /// (not 4 or 8 bytes, unaligned, outside the window); the bus answers it as RAZ.
     pub fn mmio_read(&mut self, offset: u64, size: u8) -> Option<u64> {
-        let _ = (offset, size);
-        Some(0)
+        let word = |smmu: &Self, offset| u64::from(smmu.regs.read(&smmu.config, offset, smmu.irq_ctrlack()));
+        match size {
+            4 if is_word(offset) => Some(word(self, offset)),
+            8 if is_double(offset) => Some(word(self, offset) | word(self, offset + 4) << 32),
+            _ => None,
+        }
     }
 
     /// Writes a register; what [`Smmu::mmio_read`] answers with `None` is ignored here.
     pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64) {
-        let _ = (offset, size, value);
+        match size {
+            4 if is_word(offset) => self.write_word(offset, value as u32),
+            8 if is_double(offset) => {
+                self.write_word(offset, value as u32);
+                self.write_word(offset + 4, (value >> 32) as u32);
+            }
+            _ => {}
+        }
     }
 
-    /// Whether [`Smmu::step_command`] has something to do. A CMD_SYNC that waits for transactions is nothing to do.
-    #[must_use]
-    pub fn command_pending(&self) -> bool {
-        false
+    fn write_word(&mut self, offset: u64, value: u32) {
+        let ack = self.irq_ctrlack();
+        self.regs.write(&self.config, offset, value, ack);
+        if offset == r::CR0 {
+            self.acknowledge();
+        }
     }
 
-    /// Consumes one command.
-    pub fn step_command(&mut self, mem: &dyn Memory) {
-        let _ = mem;
+    /// CR0 was written: enables and queue disables are done at once; SMMUEN is off only once its transactions are done
+    /// (section 6.3.9.6).
+    fn acknowledge(&mut self) {
+        let (cr0, ack) = (self.regs.cr0, self.regs.cr0ack);
+        if ack & !cr0 & cr0::EVENTQEN != 0 {
+            self.drop_events();
+        }
+        if ack & !cr0 & cr0::CMDQEN != 0 {
+            // A CMD_SYNC that waits has not been consumed: it begins again when the queue is enabled.
+            self.sync_waits = None;
+        }
+        if ack & !cr0 & cr0::SMMUEN != 0 {
+            // Stalled transactions are terminated (section 3.12.2).
+            for id in self.txns.all_stalled() {
+                self.terminate(id, true);
+            }
+        }
+        self.regs.cr0ack = cr0 | ack & cr0::SMMUEN;
+        self.settle_disable();
     }
 
-    /// Whether [`Smmu::step_event`] has a record to write.
-    #[must_use]
-    pub fn event_pending(&self) -> bool {
-        false
+    /// Completes SMMUEN going to 0 when nothing uses it any more.
+    #[inline]
+    pub(crate) fn settle_disable(&mut self) {
+        if self.regs.cr0ack & !self.regs.cr0 & cr0::SMMUEN != 0 && !self.txns.any_enabled() {
+            self.regs.cr0ack &= !cr0::SMMUEN;
+        }
     }
+}
 
-    /// Writes one event record to the event queue.
-    pub fn step_event(&mut self, mem: &dyn Memory) {
-        let _ = mem;
-    }
+fn is_word(offset: u64) -> bool {
+    offset & 3 == 0 && offset < r::WINDOW
+}
 
-    /// Whether [`Smmu::take_msi`] has one.
-    #[must_use]
-    pub fn msi_pending(&self) -> bool {
-        false
-    }
-
-    /// Takes the next MSI; whoever takes it writes it.
-    pub fn take_msi(&mut self) -> Option<Msi> {
-        None
-    }
-
-    /// The write of an MSI got an abort.
-    pub fn msi_aborted(&mut self, msi: &Msi) {
-        let _ = msi;
-    }
-
-    /// Takes the interrupt edges since the last call.
-    pub fn take_wired(&mut self) -> Wired {
-        Wired::default()
-    }
-
-    /// A transaction arrives. No memory is accessed.
-    pub fn begin(&mut self, t: &Transaction) -> Progress {
-        let attrs = t.attrs;
-        Progress::Latched(
-            TxnId { slot: 0, generation: 0 },
-            Translation { pa: t.address, bytes: u64::MAX - t.address, attrs },
-        )
-    }
-
-    /// Takes a transaction one fetch further. A transaction that is not known (any more) is aborted.
-    pub fn step(&mut self, id: TxnId, mem: &dyn Memory) -> Progress {
-        let _ = (id, mem);
-        Progress::Aborted
-    }
-
-    /// The transaction's data has moved; or the device gives it up, at whatever point it is.
-    pub fn complete(&mut self, id: TxnId) {
-        let _ = id;
-    }
+fn is_double(offset: u64) -> bool {
+    offset & 7 == 0 && offset < r::WINDOW
 }

@@ -40,10 +40,10 @@ pub struct Stats {
     pub s1_fetches: u64,
     /// Stage-2 descriptors fetched.
     pub s2_fetches: u64,
-    /// Commands consumed, by opcode; illegal ones are under `commands_illegal`.
+    /// Commands consumed, by opcode; those that stopped the queue are under `command_errors`.
     pub commands: BTreeMap<Opcode, u64>,
     /// Commands that stopped the queue.
-    pub commands_illegal: u64,
+    pub command_errors: u64,
     /// Event records written to the queue.
     pub events: BTreeMap<EventCode, u64>,
     /// Event records lost to a full, disabled or broken queue.

@@ -1,0 +1,381 @@
+//! The IOTLB: translations by stream world, VMID, ASID and page, for every page and block size (section 3.17).
+
+use pgtable::{Granule, Permissions};
+use serde::{Deserialize, Serialize};
+
+use super::sets::{Key, Sets};
+use crate::transaction::MemAttrs;
+
+/// The StreamWorld that a translation belongs to, and its stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub(crate) enum World {
+    /// Non-secure EL1: stage 1, or stage 1 with its stage 2 folded in.
+    #[default]
+    NsEl1,
+    /// Non-secure EL1: stage 2 alone, from IPA to PA.
+    NsEl1Stage2,
+    /// EL2 without ASIDs.
+    El2,
+    /// EL2 with E2H: has ASIDs.
+    El2E2h,
+}
+
+/// Whose translation is looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Regime {
+    pub(crate) world: World,
+    pub(crate) vmid: u16,
+    pub(crate) asid: u16,
+}
+
+/// One translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mapping {
+    /// Output address of the first byte.
+    pub(crate) output: u64,
+    /// log2 of the bytes it covers.
+    pub(crate) shift: u8,
+    /// log2 of the bytes of the stage 1 leaf: more than `shift` where a smaller stage 2 page cut it. An invalidation of
+    /// any address of the leaf removes all its pieces.
+    pub(crate) span: u8,
+    /// Granule of the (first) stage's tables.
+    pub(crate) granule: Granule,
+    /// Level of the leaf.
+    pub(crate) level: i8,
+    /// For every ASID.
+    pub(crate) global: bool,
+    /// What all stages permit.
+    pub(crate) permissions: Permissions,
+    /// What stage 1 alone permits: tells which stage refuses.
+    pub(crate) stage1: Permissions,
+    /// Attributes of the result.
+    pub(crate) attrs: MemAttrs,
+}
+
+impl Mapping {
+    fn is_piece(&self) -> bool {
+        self.span > self.shift
+    }
+}
+
+/// Page number, and everything else that must agree, packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct TlbKey {
+    page: u64,
+    tag: u64,
+}
+
+impl TlbKey {
+    /// Global entries are kept under ASID 0 and a bit of their own.
+    #[inline]
+    fn new(regime: Regime, global: bool, shift: u8, input: u64) -> Self {
+        let asid = if global { 0 } else { regime.asid };
+        let tag = u64::from(asid)
+            | u64::from(regime.vmid) << 16
+            | u64::from(shift) << 32
+            | (regime.world as u64) << 40
+            | u64::from(global) << 48;
+        TlbKey { page: input >> shift, tag }
+    }
+
+    fn asid(&self) -> u16 {
+        self.tag as u16
+    }
+
+    fn vmid(&self) -> u16 {
+        (self.tag >> 16) as u16
+    }
+
+    fn shift(&self) -> u32 {
+        (self.tag >> 32) as u32 & 63
+    }
+
+    fn world(&self) -> u8 {
+        (self.tag >> 40) as u8
+    }
+
+    fn global(&self) -> bool {
+        self.tag >> 48 & 1 == 1
+    }
+}
+
+impl Key for TlbKey {
+    #[inline]
+    fn hash(&self) -> u64 {
+        self.page ^ self.tag.wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+}
+
+/// Which ASIDs an invalidation concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asid {
+    /// All, and global translations.
+    Any,
+    /// One, and not global ones: TLBI_*_ASID.
+    Only(u16),
+    /// One, and global ones: TLBI_*_VA.
+    OrGlobal(u16),
+}
+
+/// What an invalidation has to remove; everything given must agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scope {
+    /// One bit for each [`World`].
+    pub(crate) worlds: u8,
+    pub(crate) vmid: Option<u16>,
+    pub(crate) asid: Asid,
+    /// First and last byte.
+    pub(crate) range: Option<(u64, u64)>,
+    /// The granule that a range command names.
+    pub(crate) granule: Option<Granule>,
+    /// The level that TTL names.
+    pub(crate) level: Option<i8>,
+}
+
+impl Scope {
+    /// All of these worlds.
+    pub(crate) fn worlds(worlds: &[World]) -> Self {
+        let worlds = worlds.iter().fold(0, |bits, &world| bits | 1 << world as u8);
+        Scope { worlds, vmid: None, asid: Asid::Any, range: None, granule: None, level: None }
+    }
+
+    fn covers(&self, key: &TlbKey, mapping: &Mapping) -> bool {
+        let span = (1 << (mapping.span & 63)) - 1;
+        let first = key.page << key.shift() & !span;
+        let last = first | span;
+        self.worlds >> (key.world() & 7) & 1 == 1
+            && self.vmid.is_none_or(|vmid| vmid == key.vmid())
+            && match self.asid {
+                Asid::Any => true,
+                Asid::Only(asid) => !key.global() && key.asid() == asid,
+                Asid::OrGlobal(asid) => key.global() || key.asid() == asid,
+            }
+            && self.range.is_none_or(|(from, to)| from <= last && first <= to)
+            && self.granule.is_none_or(|granule| granule == mapping.granule)
+            && self.level.is_none_or(|level| level == mapping.level)
+    }
+}
+
+/// How many entries there are of each size: a look-up probes only sizes that exist.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Sizes {
+    mask: u64,
+    count: Vec<u32>,
+}
+
+impl Sizes {
+    fn new() -> Self {
+        Sizes { mask: 0, count: vec![0; 64] }
+    }
+
+    fn add(&mut self, shift: u32) {
+        self.count[shift as usize & 63] += 1;
+        self.mask |= 1 << (shift & 63);
+    }
+
+    fn remove(&mut self, shift: u32) {
+        let count = &mut self.count[shift as usize & 63];
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.mask &= !(1 << (shift & 63));
+        }
+    }
+}
+
+/// The IOTLB.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Tlb {
+    sets: Sets<TlbKey, Mapping>,
+    /// Sizes of entries of one ASID, and of global ones.
+    sizes: [Sizes; 2],
+    /// Entries that are smaller than their stage 1 leaf.
+    pieces: u32,
+}
+
+/// Above this many probes an invalidation looks at every entry instead.
+const PROBES: u64 = 256;
+
+impl Tlb {
+    pub(crate) fn new(entries: u32) -> Self {
+        Tlb { sets: Sets::new(entries), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
+    }
+
+    /// The translation of `input`, if it is here.
+    #[inline]
+    pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<Mapping> {
+        for global in [false, true] {
+            let mut sizes = self.sizes[usize::from(global)].mask;
+            while sizes != 0 {
+                let shift = sizes.trailing_zeros() as u8;
+                sizes &= sizes - 1;
+                if let Some(mapping) = self.sets.get(&TlbKey::new(regime, global, shift, input)) {
+                    return Some(*mapping);
+                }
+            }
+        }
+        None
+    }
+
+    /// Adds the translation of `input`. Says whether another one had to go.
+    pub(crate) fn insert(&mut self, regime: Regime, input: u64, mapping: Mapping) -> bool {
+        if self.sets.is_disabled() {
+            return false;
+        }
+        let key = TlbKey::new(regime, mapping.global, mapping.shift & 63, input);
+        let old = self.sets.insert(key, mapping);
+        self.sizes[usize::from(mapping.global)].add(key.shift());
+        self.pieces += u32::from(mapping.is_piece());
+        match old {
+            Some((old, gone)) => {
+                self.sizes[usize::from(old.global())].remove(old.shift());
+                self.pieces -= u32::from(gone.is_piece());
+                old != key
+            }
+            None => false,
+        }
+    }
+
+    /// Removes everything in `scope`, and says how many entries that were.
+    pub(crate) fn invalidate(&mut self, scope: &Scope) -> u64 {
+        if self.sets.is_empty() {
+            return 0;
+        }
+        self.invalidate_by_page(scope).unwrap_or_else(|| self.invalidate_by_scan(scope))
+    }
+
+    /// For a few pages of one ASID in one world: looks where they must be.
+    fn invalidate_by_page(&mut self, scope: &Scope) -> Option<u64> {
+        let (from, to) = scope.range?;
+        let asid = match scope.asid {
+            Asid::OrGlobal(asid) | Asid::Only(asid) => asid,
+            Asid::Any => return None,
+        };
+        if !scope.worlds.is_power_of_two() || self.pieces != 0 {
+            return None;
+        }
+        let vmid = scope.vmid?;
+        let sizes = self.sizes.each_ref().map(|sizes| sizes.mask);
+        let pages = |shift: u32| (to >> shift) - (from >> shift) + 1;
+        let probes = (0..64).filter(|n| (sizes[0] | sizes[1]) >> n & 1 == 1).map(pages);
+        if probes.fold(0u64, u64::saturating_add) > PROBES {
+            return None;
+        }
+        let mut removed = 0;
+        for global in [false, true] {
+            for shift in (0..64u32).filter(|n| sizes[usize::from(global)] >> n & 1 == 1) {
+                for page in from >> shift..=to >> shift {
+                    let world = scope.worlds.trailing_zeros() as u64;
+                    let regime = Regime { world: World::NsEl1, vmid, asid };
+                    let mut key = TlbKey::new(regime, global, shift as u8, 0);
+                    key.page = page;
+                    key.tag |= world << 40;
+                    let sets = &mut self.sets;
+                    if sets.peek(&key).is_some_and(|mapping| scope.covers(&key, mapping)) {
+                        sets.remove(&key);
+                        self.sizes[usize::from(global)].remove(shift);
+                        removed += 1;
+                    }
+                }
+            }
+        }
+        Some(removed)
+    }
+
+    fn invalidate_by_scan(&mut self, scope: &Scope) -> u64 {
+        let mut removed = 0;
+        let (sizes, pieces) = (&mut self.sizes, &mut self.pieces);
+        self.sets.remove_if(|key, mapping| {
+            let drop = scope.covers(key, mapping);
+            if drop {
+                sizes[usize::from(key.global())].remove(key.shift());
+                *pieces -= u32::from(mapping.is_piece());
+                removed += 1;
+            }
+            drop
+        });
+        removed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const R: Regime = Regime { world: World::NsEl1, vmid: 0, asid: 7 };
+
+    fn mapping(output: u64, shift: u8, level: i8, global: bool) -> Mapping {
+        Mapping {
+            output,
+            shift,
+            span: shift,
+            granule: Granule::G4K,
+            level,
+            global,
+            permissions: Permissions::all(),
+            stage1: Permissions::all(),
+            attrs: MemAttrs::WRITE_BACK,
+        }
+    }
+
+    fn va(asid: Asid, from: u64, to: u64) -> Scope {
+        Scope { vmid: Some(0), asid, range: Some((from, to)), ..Scope::worlds(&[World::NsEl1]) }
+    }
+
+    #[test]
+    fn finds_pages_blocks_and_globals() {
+        let mut tlb = Tlb::new(64);
+        tlb.insert(R, 0x1234, mapping(0x8000_0000, 12, 3, false));
+        tlb.insert(R, 0x40_0000, mapping(0x9000_0000, 21, 2, false));
+        tlb.insert(R, 0x8000_0000, mapping(0xa000_0000, 30, 1, true));
+        assert_eq!(tlb.get(R, 0x1fff).map(|m| m.output), Some(0x8000_0000));
+        assert_eq!(tlb.get(R, 0x5f_ffff).map(|m| m.output), Some(0x9000_0000));
+        assert_eq!(tlb.get(R, 0x60_0000), None);
+        let other = Regime { asid: 8, ..R };
+        assert_eq!(tlb.get(other, 0x1234), None);
+        assert_eq!(tlb.get(other, 0xbfff_ffff).map(|m| m.output), Some(0xa000_0000));
+        assert_eq!(tlb.get(Regime { vmid: 1, ..R }, 0x8000_0000), None);
+    }
+
+    #[test]
+    fn invalidates_exactly_its_scope() {
+        let fill = || {
+            let mut tlb = Tlb::new(64);
+            tlb.insert(R, 0x1000, mapping(1 << 12, 12, 3, false));
+            tlb.insert(R, 0x2000, mapping(2 << 12, 12, 3, true));
+            tlb.insert(R, 0x20_0000, mapping(3 << 21, 21, 2, false));
+            tlb.insert(Regime { asid: 8, ..R }, 0x1000, mapping(4 << 12, 12, 3, false));
+            tlb
+        };
+        let left = |scope: &Scope| {
+            let mut tlb = fill();
+            let n = tlb.invalidate(scope);
+            let mut scanned = fill();
+            assert_eq!(scanned.invalidate_by_scan(scope), n, "both ways agree on {scope:?}");
+            let left: Vec<_> = tlb.sets.iter().map(|(_, m)| m.output).collect();
+            assert_eq!(left, scanned.sets.iter().map(|(_, m)| m.output).collect::<Vec<_>>());
+            left.len()
+        };
+        assert_eq!(left(&Scope::worlds(&[World::NsEl1])), 0);
+        assert_eq!(left(&Scope::worlds(&[World::El2])), 4);
+        assert_eq!(left(&va(Asid::OrGlobal(7), 0x1000, 0x2fff)), 2);
+        assert_eq!(left(&va(Asid::Only(7), 0, u64::MAX)), 2);
+        assert_eq!(left(&va(Asid::Any, 0x1000, 0x1fff)), 2);
+        assert_eq!(left(&va(Asid::OrGlobal(7), 0x2f_f000, 0x2f_ffff)), 3, "any page of a block removes it");
+        let level3 =
+            Scope { level: Some(3), granule: Some(Granule::G4K), ..va(Asid::OrGlobal(7), 0, 0x3f_ffff) };
+        assert_eq!(left(&level3), 2);
+        assert_eq!(left(&Scope { granule: Some(Granule::G64K), ..level3 }), 4);
+    }
+
+    #[test]
+    fn sizes_are_counted() {
+        let mut tlb = Tlb::new(4);
+        for n in 0..100 {
+            tlb.insert(R, n << 12, mapping(n << 12, 12, 3, false));
+        }
+        assert_eq!(tlb.sizes[0].count[12] as usize, tlb.sets.iter().count());
+        tlb.invalidate(&Scope::worlds(&[World::NsEl1]));
+        assert_eq!(tlb.sizes[0].mask, 0);
+    }
+}

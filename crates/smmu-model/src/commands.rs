@@ -1,0 +1,284 @@
+//! The command queue's consumer: one command a step, in order, whether or not SMMUEN is set (chapter 4).
+
+use pgtable::Granule;
+
+use crate::cache::{Asid, Scope, World};
+use crate::config::StallModel;
+use crate::interrupts::MSI_FIFO;
+use crate::memory::Memory;
+use crate::queue::Geometry;
+use crate::smmu::Smmu;
+use crate::spec::command::{COMMAND_SHIFT, Cerror, Command, Opcode, Signal};
+use crate::spec::registers::{cr0, gerror};
+use crate::translate::State;
+
+const EL1: &[World] = &[World::NsEl1];
+const EL2: &[World] = &[World::El2, World::El2E2h];
+
+/// What became of a command.
+enum Done {
+    /// It is consumed.
+    Consumed,
+    /// It has to wait: a CMD_SYNC for transactions under way.
+    Wait,
+    /// It stops the queue.
+    Error(Cerror),
+}
+
+impl Smmu {
+    fn cmdq(&self) -> Geometry {
+        self.regs.cmdq.geometry(self.config.cmdqs, COMMAND_SHIFT)
+    }
+
+    /// Whether [`Smmu::step_command`] has something to do. A CMD_SYNC that waits for transactions is nothing to do.
+    #[must_use]
+    pub fn command_pending(&self) -> bool {
+        self.regs.cr0 & cr0::CMDQEN != 0
+            && !self.regs.gerror_active(gerror::CMDQ_ERR)
+            && !self.regs.cmdq.is_empty(self.cmdq())
+            && self.msis.len() < MSI_FIFO
+            && !self.sync_waits.is_some_and(|epoch| self.txns.any_before(epoch))
+    }
+
+    /// Consumes one command, or finds that it has to wait.
+    pub fn step_command(&mut self, mem: &dyn Memory) {
+        if !self.command_pending() {
+            return;
+        }
+        let geometry = self.cmdq();
+        let mut bytes = [0; 16];
+        let done = match mem.read(geometry.entry(self.regs.cmdq.cons), &mut bytes) {
+            Ok(()) => {
+                let word = |n: usize| u64::from_le_bytes(bytes[n..n + 8].try_into().unwrap_or_default());
+                self.execute(&Command([word(0), word(8)]))
+            }
+            Err(_) => Done::Error(Cerror::Abt),
+        };
+        match done {
+            Done::Consumed => self.regs.cmdq.advance_cons(geometry),
+            Done::Wait => {}
+            Done::Error(error) => {
+                // CONS stays at the command; the queue stops until GERRORN acknowledges (section 7.1).
+                self.stats.command_errors += 1;
+                self.regs.cmdq.cons = self.regs.cmdq.cons & !(0x7f << 24) | (error as u32) << 24;
+                self.raise_gerror(gerror::CMDQ_ERR);
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &Command) -> Done {
+        let Some(opcode) = command.opcode().filter(|&op| self.is_legal(op, command)) else {
+            return Done::Error(Cerror::Ill);
+        };
+        if opcode == Opcode::Sync && self.sync_blocked() {
+            return Done::Wait;
+        }
+        *self.stats.commands.entry(opcode).or_default() += 1;
+        self.observer.command(command);
+        match opcode {
+            // Hints: nothing is prefetched.
+            Opcode::PrefetchCfg | Opcode::PrefetchAddr => {}
+            Opcode::CfgiSte => self.forget_streams(command.sid(), command.sid()),
+            Opcode::CfgiSteRange => {
+                let span = u32::MAX >> (31 - command.range());
+                self.forget_streams(command.sid() & !span, command.sid() | span);
+            }
+            Opcode::CfgiCd => {
+                let cd = if self.config.ssidsize == 0 { 0 } else { command.ssid() };
+                self.epoch += 1;
+                self.contexts.remove(&crate::translate::context_key(command.sid(), cd));
+            }
+            Opcode::CfgiCdAll => {
+                self.epoch += 1;
+                let sid = u64::from(command.sid());
+                self.contexts.remove_if(|key, _| key >> 32 == sid);
+            }
+            Opcode::Resume => self.resume(command),
+            Opcode::StallTerm => {
+                for id in self.txns.stalled(command.sid(), None) {
+                    self.terminate(id, true);
+                }
+            }
+            // Without ATS and PRI these are not legal.
+            Opcode::AtcInv | Opcode::PriResp => {}
+            Opcode::Sync => self.complete_sync(command),
+            _ => {
+                if let Some(scope) = self.scope(opcode, command) {
+                    self.epoch += 1;
+                    self.stats.tlb_invalidated += self.tlb.invalidate(&scope);
+                }
+            }
+        }
+        Done::Consumed
+    }
+
+    /// Whether the implementation has the command, with legal fields (section 4.1.2 and those of the commands).
+    fn is_legal(&self, opcode: Opcode, command: &Command) -> bool {
+        let c = &self.config;
+        // The Non-secure queue can not address the Secure state.
+        let secure = match opcode {
+            Opcode::PrefetchCfg
+            | Opcode::PrefetchAddr
+            | Opcode::CfgiSte
+            | Opcode::CfgiSteRange
+            | Opcode::CfgiCd
+            | Opcode::CfgiCdAll
+            | Opcode::Resume
+            | Opcode::StallTerm
+            | Opcode::AtcInv
+            | Opcode::PriResp => command.secure(),
+            _ => false,
+        };
+        !secure
+            && match opcode {
+                Opcode::CfgiCd | Opcode::CfgiCdAll | Opcode::TlbiNhAll | Opcode::TlbiNhAsid => c.s1p,
+                Opcode::TlbiNhVa | Opcode::TlbiNhVaa => c.s1p && self.range_is_legal(command),
+                Opcode::TlbiEl2All | Opcode::TlbiEl2Asid => c.hyp,
+                Opcode::TlbiEl2Va | Opcode::TlbiEl2Vaa => c.hyp && self.range_is_legal(command),
+                Opcode::TlbiS12Vmall => c.s2p,
+                Opcode::TlbiS2Ipa => c.s2p && self.range_is_legal(command),
+                Opcode::Resume | Opcode::StallTerm => c.stall != StallModel::None,
+                Opcode::AtcInv | Opcode::PriResp => false,
+                Opcode::Sync => command.signal().is_some(),
+                _ => true,
+            }
+    }
+
+    /// A range command without range and level is reserved: TG says that it is one (section 4.4.1.1).
+    fn range_is_legal(&self, command: &Command) -> bool {
+        !self.config.ril
+            || command.tg() == 0
+            || command.num() != 0
+            || command.scale() != 0
+            || command.ttl() != 0
+    }
+
+    fn forget_streams(&mut self, first: u32, last: u32) {
+        self.epoch += 1;
+        let sids = u64::from(first)..=u64::from(last);
+        if first == last {
+            self.streams.remove(sids.start());
+        } else {
+            self.streams.remove_if(|sid, _| sids.contains(sid));
+        }
+        // An STE's invalidation is one of all its CDs, too (section 4.3.1).
+        self.contexts.remove_if(|key, _| sids.contains(&(key >> 32)));
+    }
+
+    /// What a TLBI removes.
+    fn scope(&self, opcode: Opcode, command: &Command) -> Option<Scope> {
+        let c = &self.config;
+        // Without stage 2 the VMID is ignored; entries have 0. IDs are as wide as implemented.
+        let vmid = match (c.s2p, c.vmid16) {
+            (false, _) => 0,
+            (true, false) => command.vmid() & 0xff,
+            (true, true) => command.vmid(),
+        };
+        let asid = if c.asid16 { command.asid() } else { command.asid() & 0xff };
+        let el1 = Scope { vmid: Some(vmid), ..Scope::worlds(EL1) };
+        let el2 = Scope::worlds(EL2);
+        let e2h = self.regs.cr2 & crate::spec::registers::cr2::E2H != 0;
+        Some(match opcode {
+            Opcode::TlbiNhAll => el1,
+            Opcode::TlbiNhAsid => Scope { asid: Asid::Only(asid), ..el1 },
+            Opcode::TlbiNhVa => self.ranged(Scope { asid: Asid::OrGlobal(asid), ..el1 }, command),
+            Opcode::TlbiNhVaa => self.ranged(el1, command),
+            Opcode::TlbiEl2All => el2,
+            // Without E2H there are no ASIDs in EL2.
+            Opcode::TlbiEl2Asid if e2h => Scope { asid: Asid::Only(asid), ..Scope::worlds(&[World::El2E2h]) },
+            Opcode::TlbiEl2Asid => return None,
+            Opcode::TlbiEl2Va if e2h => {
+                let scope = Scope { asid: Asid::OrGlobal(asid), ..Scope::worlds(&[World::El2E2h]) };
+                self.ranged(scope, command)
+            }
+            Opcode::TlbiEl2Va | Opcode::TlbiEl2Vaa => self.ranged(el2, command),
+            Opcode::TlbiS12Vmall => {
+                Scope { vmid: Some(vmid), ..Scope::worlds(&[World::NsEl1, World::NsEl1Stage2]) }
+            }
+            Opcode::TlbiS2Ipa => {
+                let mut scope = Scope { vmid: Some(vmid), ..Scope::worlds(&[World::NsEl1Stage2]) };
+                scope = self.ranged(scope, command);
+                Scope { asid: Asid::Only(0), ..scope }
+            }
+            Opcode::TlbiNsnhAll => Scope::worlds(&[World::NsEl1, World::NsEl1Stage2]),
+            _ => return None,
+        })
+    }
+
+    /// The addresses of a TLBI by VA or IPA: one, or a range if TG says so (section 4.4.1.1).
+    fn ranged(&self, scope: Scope, command: &Command) -> Scope {
+        let address = match command.opcode() {
+            Some(Opcode::TlbiS2Ipa) => command.ipa(),
+            _ => ((command.address() << 8) as i64 >> 8) as u64,
+        };
+        let granule = match command.tg() {
+            1 => Granule::G4K,
+            2 => Granule::G16K,
+            3 => Granule::G64K,
+            _ => return Scope { range: Some((address, address | 0xfff)), ..scope },
+        };
+        if !self.config.ril {
+            return Scope { range: Some((address, address | 0xfff)), ..scope };
+        }
+        // (NUM + 1) * 2^SCALE granules; NUM and SCALE have 5 bits, so this fits.
+        let bytes = u64::from(command.num() + 1) << command.scale() << granule.bits();
+        let first = address >> granule.bits() << granule.bits();
+        let level = match (command.ttl(), granule) {
+            // Level 1 has no blocks with 16 KiB: the hint is reserved and ignored.
+            (0, _) | (1, Granule::G16K) => None,
+            (level, _) => Some(level as i8),
+        };
+        Scope {
+            range: Some((first, first.saturating_add(bytes - 1))),
+            granule: Some(granule),
+            level,
+            ..scope
+        }
+    }
+
+    /// Whether a CMD_SYNC has to wait: all that commands removed must be out of use (section 4.7.3).
+    fn sync_blocked(&mut self) -> bool {
+        let epoch = *self.sync_waits.get_or_insert(self.epoch);
+        self.txns.any_before(epoch)
+    }
+
+    fn complete_sync(&mut self, command: &Command) {
+        self.sync_waits = None;
+        match command.signal() {
+            Some(Signal::Irq) => self.signal_sync(
+                command.msi_address(),
+                command.msi_data(),
+                command.msi_attr(),
+                command.msi_shareability(),
+            ),
+            Some(Signal::Sev) if self.config.sev => self.wired.sev = true,
+            Some(Signal::Sev | Signal::None) | None => {}
+        }
+    }
+
+    /// CMD_RESUME: Ac to try again, else Ab to abort or RAZ/WI (section 4.6.1). A tag of nobody's is ignored.
+    fn resume(&mut self, command: &Command) {
+        let (retry, abort) = (command.0[0] >> 12 & 1 == 1, command.0[0] >> 13 & 1 == 1);
+        for id in self.txns.stalled(command.sid(), Some(command.0[1] as u16)) {
+            if !retry {
+                self.terminate(id, abort || !self.config.term_razwi);
+                continue;
+            }
+            let epoch = self.epoch;
+            self.txns.renew(id, epoch);
+            if let Some(state) = self.txns.get(id)
+                && let State::Stalled(txn, _) = std::mem::replace(state, State::Free)
+            {
+                *state = State::Walking(txn.anew(epoch));
+            }
+        }
+    }
+
+    /// Ends a stalled transaction; its device finds out when it asks.
+    pub(crate) fn terminate(&mut self, id: crate::TxnId, abort: bool) {
+        if let Some(state) = self.txns.get(id) {
+            *state = State::Dead { abort };
+            self.stats.terminated += 1;
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! From a CD in memory to what it means, or C_BAD_CD (section 5.4).
+
+use pgtable::{Controls, Granule, Ranges, Stage1, output_bits};
+use serde::{Deserialize, Serialize};
+
+use super::stream::{Path, Stream, granule};
+use crate::cache::World;
+use crate::config::{Config, StallModel};
+use crate::spec::cd::Cd;
+
+/// A decoded, valid CD, as its stream sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Context {
+    pub(crate) asid: u16,
+    pub(crate) ranges: Ranges,
+    pub(crate) lower: Stage1,
+    pub(crate) upper: Stage1,
+    pub(crate) controls: Controls,
+    /// MAIR0 and MAIR1.
+    pub(crate) mair: u64,
+    /// R: faults are recorded.
+    pub(crate) record: bool,
+    /// A: a terminated transaction aborts.
+    pub(crate) abort: bool,
+    /// S: faults stall.
+    pub(crate) stall: bool,
+}
+
+/// C_BAD_CD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadCd;
+
+impl Context {
+    /// Whether an address that [`Ranges::select`] accepts is TTB1's.
+    pub(crate) fn is_upper(&self, address: u64) -> bool {
+        self.ranges.select(address) == Ok(pgtable::Half::Upper)
+    }
+
+    /// Decodes a CD that `stream` points at.
+    pub(crate) fn decode(cd: &Cd, stream: &Stream, config: &Config) -> Result<Self, BadCd> {
+        let require = |holds: bool| if holds { Ok(()) } else { Err(BadCd) };
+        require(cd.v() && cd.aa64() && !cd.endi() && !cd.ha() && !cd.hd())?;
+        require(match config.stall {
+            StallModel::Both => !(cd.s() && stream.stall_disabled),
+            StallModel::None => !cd.s(),
+            StallModel::Forced => cd.s(),
+        })?;
+        require(cd.a() || config.term_razwi)?;
+        // EL2 without E2H has TTB0 only and no ASID.
+        let single = stream.world == World::El2;
+        let epd1 = cd.epd1() || single;
+        let asid = if single { 0 } else { cd.asid() as u16 };
+        require(config.asid16 || asid <= 0xff)?;
+        // In front of stage 2 the output is an IPA of IAS bits; IAS is OAS without AArch32.
+        let oas = output_bits(cd.ips() as u8).min(config.oas);
+        let table = |upper: bool, tg: Option<Granule>, tsz: u64, ttb: u64, had: bool| {
+            let granule = granule(tg, config).ok_or(BadCd)?;
+            let wide = granule == Granule::G64K;
+            let table = Stage1 {
+                granule,
+                tsz: tsz as u8,
+                ttb,
+                oas,
+                upper,
+                hpd: had && config.had,
+                affd: cd.affd(),
+                single,
+                pa52: wide && oas == 52,
+                lva: wide && config.vax52,
+                ..Stage1::default()
+            };
+            require(table.start_level().is_some())?;
+            require(stream.path == Path::Nested || ttb >> oas == 0)?;
+            Ok(table)
+        };
+        let (tg0, tg1) = (Granule::from_tg0(cd.tg0() as u8), Granule::from_tg1(cd.tg1() as u8));
+        // A disabled table's fields are ignored.
+        let lower = match cd.epd0() {
+            true => Stage1::default(),
+            false => table(false, tg0, cd.t0sz(), cd.ttb0(), cd.had0())?,
+        };
+        let upper = match epd1 {
+            true => Stage1::default(),
+            false => table(true, tg1, cd.t1sz(), cd.ttb1(), cd.had1())?,
+        };
+        Ok(Context {
+            asid,
+            ranges: Ranges {
+                t0sz: cd.t0sz() as u8,
+                t1sz: cd.t1sz() as u8,
+                tbi0: cd.tbi0(),
+                tbi1: cd.tbi1(),
+                epd0: cd.epd0(),
+                epd1,
+                single,
+            },
+            lower,
+            upper,
+            controls: Controls { wxn: cd.wxn(), pan: cd.pan() && !single, epan: false, xnx: config.xnx },
+            mair: cd.mair(),
+            record: cd.r(),
+            abort: cd.a(),
+            stall: cd.s(),
+        })
+    }
+}

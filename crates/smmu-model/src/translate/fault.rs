@@ -1,0 +1,83 @@
+//! What a fault does: an event record, and the transaction terminated or stalled (section 3.12).
+
+use pgtable::FaultKind;
+
+use super::Outcome;
+use super::txn::Txn;
+use crate::smmu::Smmu;
+use crate::spec::event::{Access, Class, Event, EventKind, Place};
+use crate::spec::registers::cr2;
+use crate::transaction::TxnId;
+
+impl Smmu {
+    /// A fault of the configuration: always terminated with an abort, and recorded.
+    pub(super) fn config_fault(&mut self, txn: &Txn, kind: EventKind) -> Outcome {
+        // CR2.RECINVSID (section 6.3.12).
+        if kind != EventKind::BadStreamId || self.regs.cr2 & cr2::RECINVSID != 0 {
+            self.record(txn.event(kind, None));
+        }
+        Outcome::Abort
+    }
+
+    /// An input address that no stage translates and that is wider than OAS (section 3.4).
+    pub(super) fn input_size_fault(&mut self, txn: &Txn) -> Outcome {
+        let place = Place { class: Class::Input, s2: false, ipa: 0, tt_read: false };
+        self.record(txn.event(EventKind::AddressSize(txn.access(), place), None));
+        Outcome::Abort
+    }
+
+    /// A descriptor could not be fetched: terminated and recorded, whatever the CD or STE says.
+    pub(super) fn walk_abort(&mut self, txn: &Txn, class: Class, s2: bool) -> Outcome {
+        let place = Place { class, s2, ipa: txn.ipa, tt_read: true };
+        self.record(txn.event(EventKind::WalkExternalAbort(txn.access(), place, txn.at), None));
+        Outcome::Abort
+    }
+
+    /// A fault of a translation: the CD's A, R and S or the STE's S2R and S2S decide (sections 5.5 and 3.12).
+    pub(super) fn translation_fault(
+        &mut self,
+        id: TxnId,
+        txn: &Txn,
+        kind: FaultKind,
+        place: Place,
+    ) -> Outcome {
+        let access = txn.access();
+        let kind = match kind {
+            FaultKind::Translation => EventKind::Translation(access, place),
+            FaultKind::AddressSize => EventKind::AddressSize(access, place),
+            FaultKind::AccessFlag => EventKind::AccessFlag(access, place),
+            FaultKind::Permission => EventKind::Permission(access, place),
+            FaultKind::External => EventKind::WalkExternalAbort(access, place, txn.at),
+        };
+        let (record, stall, abort) = if place.s2 {
+            (txn.stream.stage2.record, txn.stream.stage2.stall, true)
+        } else {
+            (txn.context.record, txn.context.stall, txn.context.abort)
+        };
+        if stall && id.slot < u32::from(crate::STALL_MAX) {
+            let tag = id.slot as u16;
+            self.record(txn.event(kind, Some(tag)));
+            return Outcome::Stall(tag);
+        }
+        if record {
+            self.record(txn.event(kind, None));
+        }
+        if abort { Outcome::Abort } else { Outcome::Discard }
+    }
+}
+
+impl Txn {
+    fn event(&self, kind: EventKind, stall: Option<u16>) -> Event {
+        Event { sid: self.incoming.sid, ssid: self.incoming.ssid, stall, kind }
+    }
+
+    /// The transaction as a record shows it: with the stream's overrides, and the address as it came.
+    fn access(&self) -> Access {
+        Access {
+            address: self.incoming.address,
+            read: self.t.kind.is_read(),
+            instruction: self.t.instruction,
+            privileged: self.t.privileged,
+        }
+    }
+}

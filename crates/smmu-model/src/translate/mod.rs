@@ -1,0 +1,281 @@
+//! A transaction's way through the SMMU (section 3.3): stream, context, stage 1, stage 2, one fetch a step.
+//!
+//! Every function here does what can be done without memory and ends in an [`Outcome`]: a fetch to wait for, or the end.
+
+mod attrs;
+mod context;
+mod fault;
+mod stages;
+mod stream;
+mod tables;
+mod txn;
+
+pub(crate) use attrs::mair_of_memattr;
+pub(crate) use context::Context;
+pub(crate) use stream::{Overrides, Stream};
+pub(crate) use txn::{State, Txns};
+
+use self::stream::Path;
+use self::txn::{Fetch, Txn};
+use crate::cache::Regime;
+use crate::memory::Memory;
+use crate::smmu::Smmu;
+use crate::spec::event::EventKind;
+use crate::spec::registers::gbpa;
+use crate::transaction::{AccessKind, Progress, Transaction, Translation, TxnId};
+
+/// What came of a transaction as far as it could go.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    /// It waits for its fetch.
+    Fetch,
+    /// It is translated.
+    Latch(Translation),
+    /// It is terminated with an abort.
+    Abort,
+    /// It is terminated as RAZ/WI.
+    Discard,
+    /// It stalls with this tag.
+    Stall(u16),
+}
+
+impl Smmu {
+    /// A transaction arrives. No memory is accessed: what the caches do not have is fetched by [`Smmu::step`].
+    pub fn begin(&mut self, t: &Transaction) -> Progress {
+        self.stats.transactions += 1;
+        if !self.regs.smmuen() {
+            return self.global_bypass(t);
+        }
+        if let Some(translation) = self.hit(t) {
+            self.stats.tlb_hits += 1;
+            self.stats.translated += 1;
+            let id = self.txns.add(self.epoch, true, State::Latched(translation));
+            return Progress::Latched(id, translation);
+        }
+        let id = self.txns.add(self.epoch, true, State::Free);
+        let mut txn = Box::new(Txn::new(t, self.epoch));
+        let outcome = self.start(id, &mut txn);
+        self.settle(id, txn, outcome)
+    }
+
+    /// Takes a transaction one fetch further. One that is not known (any more) is aborted.
+    pub fn step(&mut self, id: TxnId, mem: &dyn Memory) -> Progress {
+        let Some(state) = self.txns.get(id) else { return Progress::Aborted };
+        match state {
+            State::Walking(_) => {
+                let State::Walking(mut txn) = std::mem::replace(state, State::Free) else {
+                    return Progress::Aborted;
+                };
+                let outcome = self.fetch(id, &mut txn, mem);
+                self.settle(id, txn, outcome)
+            }
+            State::Latched(translation) => Progress::Latched(id, *translation),
+            State::Stalled(..) => Progress::Stalled(id),
+            &mut State::Dead { abort } => {
+                self.txns.remove(id);
+                if abort { Progress::Aborted } else { Progress::Discarded }
+            }
+            State::Free => Progress::Aborted,
+        }
+    }
+
+    /// The transaction's data has moved; or its device gives it up, at whatever point it is.
+    pub fn complete(&mut self, id: TxnId) {
+        self.txns.remove(id);
+        self.settle_disable();
+    }
+
+    /// Puts a transaction where its outcome says.
+    fn settle(&mut self, id: TxnId, txn: Box<Txn>, outcome: Outcome) -> Progress {
+        let (state, progress) = match outcome {
+            Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
+            Outcome::Latch(translation) => (State::Latched(translation), Progress::Latched(id, translation)),
+            Outcome::Stall(tag) => {
+                self.stats.stalled += 1;
+                (State::Stalled(txn, tag), Progress::Stalled(id))
+            }
+            Outcome::Abort | Outcome::Discard => {
+                self.stats.terminated += 1;
+                self.complete(id);
+                return if matches!(outcome, Outcome::Abort) {
+                    Progress::Aborted
+                } else {
+                    Progress::Discarded
+                };
+            }
+        };
+        if let Some(slot) = self.txns.get(id) {
+            *slot = state;
+        }
+        progress
+    }
+
+    /// SMMUEN is 0: GBPA decides (section 3.11).
+    fn global_bypass(&mut self, t: &Transaction) -> Progress {
+        let attributes = self.regs.gbpa;
+        // An address wider than OAS cannot go anywhere; without an enabled SMMU there is no event for it (section 3.4).
+        if attributes & gbpa::ABORT != 0 || t.address >> self.config.oas != 0 {
+            self.stats.terminated += 1;
+            return Progress::Aborted;
+        }
+        self.stats.bypassed += 1;
+        let overrides = Overrides {
+            privcfg: (attributes >> 16 & 3) as u8,
+            instcfg: (attributes >> 18 & 3) as u8,
+            shcfg: (attributes >> 12 & 3) as u8,
+            memattr: (attributes & gbpa::MTCFG != 0).then_some((attributes & gbpa::MEMATTR) as u8),
+        };
+        let translation = self.untranslated(t, &overrides);
+        let id = self.txns.add(self.epoch, false, State::Latched(translation));
+        Progress::Latched(id, translation)
+    }
+
+    /// The input address, as far as physical addresses go.
+    fn untranslated(&self, t: &Transaction, overrides: &Overrides) -> Translation {
+        let bytes = (1 << self.config.oas) - t.address;
+        Translation { pa: t.address, bytes, attrs: overrides.attrs(t.attrs) }
+    }
+
+    /// The short way for a transaction that the caches know all about. Anything else goes the long way.
+    #[inline]
+    fn hit(&mut self, t: &Transaction) -> Option<Translation> {
+        let stream = self.streams.get(&u64::from(t.sid))?;
+        if !stream.path.has_stage1() {
+            return None;
+        }
+        let (cd, with_stage1) = stream.substream(t.ssid).ok()?;
+        if !with_stage1 {
+            return None;
+        }
+        let t = stream.overrides.access(t);
+        let (world, vmid) = (stream.world, stream.vmid);
+        let context = self.contexts.get(&context_key(t.sid, cd))?;
+        context.ranges.select(t.address).ok()?;
+        let regime = Regime { world, vmid, asid: context.asid };
+        let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
+        allowed(mapping.permissions, &t).then(|| translation(&mapping, t.address))
+    }
+
+    /// Begins, or begins anew: the stream comes first.
+    fn start(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        match self.streams.get(&u64::from(txn.incoming.sid)) {
+            Some(stream) => {
+                let stream = *stream;
+                self.with_stream(id, txn, stream)
+            }
+            None => self.find_stream(txn),
+        }
+    }
+
+    /// The stream is known: where to now?
+    fn with_stream(&mut self, id: TxnId, txn: &mut Txn, stream: Stream) -> Outcome {
+        txn.stream = stream;
+        txn.t = stream.overrides.access(&txn.incoming);
+        if stream.path == Path::Abort {
+            return Outcome::Abort;
+        }
+        match stream.substream(txn.t.ssid) {
+            Ok((cd, true)) => {
+                txn.cd = cd;
+                self.find_context(id, txn)
+            }
+            Ok((_, false)) => self.without_stage1(id, txn),
+            Err(SubstreamFault::Bad) => self.config_fault(txn, EventKind::BadSubstreamId),
+            Err(SubstreamFault::Disabled) => self.config_fault(txn, EventKind::StreamDisabled),
+        }
+    }
+
+    /// Bypass, or stage 2 alone.
+    fn without_stage1(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        if txn.t.address >> self.config.oas != 0 {
+            return self.input_size_fault(txn);
+        }
+        if txn.stream.path.has_stage2() {
+            // With S1DSS, a nested stream gets here too.
+            return self.stage2(id, txn, txn.t.address, txn::Purpose::Input);
+        }
+        self.stats.bypassed += 1;
+        Outcome::Latch(self.untranslated(&txn.t, &txn.stream.overrides))
+    }
+}
+
+/// Why a transaction's SubstreamID, or its lack, is refused.
+enum SubstreamFault {
+    /// C_BAD_SUBSTREAMID.
+    Bad,
+    /// F_STREAM_DISABLED.
+    Disabled,
+}
+
+impl Stream {
+    /// Index of the CD for a transaction, and whether stage 1 applies at all (STE.S1CDMax, S1DSS; section 3.9).
+    #[inline]
+    fn substream(&self, ssid: Option<u32>) -> Result<(u32, bool), SubstreamFault> {
+        const DSS_TERMINATE: u8 = 0;
+        const DSS_BYPASS: u8 = 1;
+        const DSS_CD0: u8 = 2;
+        match ssid {
+            Some(_) if !self.path.has_stage1() => Err(SubstreamFault::Bad),
+            Some(ssid) if self.cds.max == 0 || ssid >> self.cds.max != 0 => Err(SubstreamFault::Bad),
+            Some(0) if self.dss == DSS_CD0 => Err(SubstreamFault::Disabled),
+            Some(ssid) => Ok((ssid, true)),
+            None if !self.path.has_stage1() => Ok((0, false)),
+            None if self.cds.max == 0 => Ok((0, true)),
+            None if self.dss == DSS_TERMINATE => Err(SubstreamFault::Disabled),
+            None => Ok((0, self.dss != DSS_BYPASS)),
+        }
+    }
+}
+
+impl Txn {
+    /// A stalled transaction, as if it had just arrived.
+    pub(crate) fn anew(&self, epoch: u64) -> Box<Self> {
+        Box::new(Txn::new(&self.incoming, epoch))
+    }
+
+    fn new(t: &Transaction, epoch: u64) -> Self {
+        Txn {
+            t: *t,
+            incoming: *t,
+            fetch: Fetch::Start,
+            at: 0,
+            words: [0; 8],
+            have: 0,
+            stream: Stream::default(),
+            context: Context::default(),
+            cd: 0,
+            ipa: 0,
+            epoch,
+        }
+    }
+}
+
+/// Key of a CD in its cache.
+pub(crate) fn context_key(sid: u32, cd: u32) -> u64 {
+    u64::from(sid) << 32 | u64::from(cd)
+}
+
+/// What the IOTLB goes by: with TBI, addresses that differ in the top byte are one.
+fn without_top_byte(address: u64) -> u64 {
+    ((address << 8) as i64 >> 8) as u64
+}
+
+/// Whether a transaction may do what it wants.
+#[inline]
+fn allowed(permissions: pgtable::Permissions, t: &Transaction) -> bool {
+    let access = pgtable::Access { write: false, instruction: t.instruction, privileged: t.privileged };
+    let write = pgtable::Access { write: true, ..access };
+    match t.kind {
+        AccessKind::Read => permissions.allow(&access),
+        AccessKind::Write => permissions.allow(&write),
+        AccessKind::Atomic => permissions.allow(&access) && permissions.allow(&write),
+    }
+}
+
+/// Where `input` goes under a mapping.
+#[inline]
+fn translation(mapping: &crate::cache::Mapping, input: u64) -> Translation {
+    let size = 1u64 << (mapping.shift & 63);
+    let offset = input & (size - 1);
+    Translation { pa: mapping.output | offset, bytes: size - offset, attrs: mapping.attrs }
+}

@@ -1,0 +1,204 @@
+//! Stage 1 and stage 2: IOTLB, walks, and what they make together (section 3.4).
+
+use pgtable::{FaultKind, Half, Leaf, Permissions, Step, Walk};
+
+use super::stream::Path;
+use super::txn::{Fetch, Purpose, Txn};
+use super::{Outcome, allowed, translation, without_top_byte};
+use crate::cache::{Mapping, Regime, World};
+use crate::smmu::Smmu;
+use crate::spec::event::{Class, Place};
+use crate::transaction::{MemAttrs, TxnId};
+
+impl Smmu {
+    /// The context is known: look the address up, or begin the walk.
+    pub(super) fn stage1(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        let half = match txn.context.ranges.select(txn.t.address) {
+            Ok(half) => half,
+            Err(fault) => return self.stage1_fault(id, txn, fault.kind),
+        };
+        let input = without_top_byte(txn.t.address);
+        if let Some(mapping) = self.tlb.get(txn.regime(), input) {
+            if allowed(mapping.permissions, &txn.t) {
+                self.stats.tlb_hits += 1;
+                self.stats.translated += 1;
+                return Outcome::Latch(translation(&mapping, txn.t.address));
+            }
+            if !allowed(mapping.stage1, &txn.t) {
+                self.stats.tlb_hits += 1;
+                return self.stage1_fault(id, txn, FaultKind::Permission);
+            }
+            // Stage 2 refuses. The entry does not know the IPA that the record needs: walk.
+        }
+        self.stats.tlb_misses += 1;
+        let table = match half {
+            Half::Lower => &txn.context.lower,
+            Half::Upper => &txn.context.upper,
+        };
+        let step = Walk::stage1(table, input);
+        self.stage1_step(id, txn, step)
+    }
+
+    /// One step of the stage 1 walk.
+    pub(super) fn stage1_step(&mut self, id: TxnId, txn: &mut Txn, step: Step) -> Outcome {
+        let nested = txn.stream.path == Path::Nested;
+        match step {
+            Step::Fetch(walk) if nested => self.stage2(id, txn, walk.address(), Purpose::Stage1(walk)),
+            Step::Fetch(walk) => txn.wait(Fetch::Stage1(walk), walk.address()),
+            Step::Fault(fault) => self.stage1_fault(id, txn, fault.kind),
+            Step::Done(leaf) => {
+                if !allowed(leaf.permissions(&txn.context.controls), &txn.t) {
+                    self.stage1_fault(id, txn, FaultKind::Permission)
+                } else if nested {
+                    self.stage2(id, txn, leaf.pa, Purpose::Output(leaf))
+                } else {
+                    let mapping = self.stage1_mapping(txn, &leaf);
+                    self.translated(txn, mapping)
+                }
+            }
+        }
+    }
+
+    /// What a stage 1 leaf says, in the form of the IOTLB.
+    fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf) -> Mapping {
+        let table = if txn.context.is_upper(txn.t.address) { &txn.context.upper } else { &txn.context.lower };
+        let permissions = leaf.permissions(&txn.context.controls);
+        let attrs = MemAttrs::stage1(leaf, txn.context.mair);
+        let shift = self.entry_shift(leaf);
+        Mapping {
+            output: leaf.pa >> shift << shift,
+            shift,
+            span: shift,
+            granule: table.granule,
+            level: leaf.level,
+            global: !leaf.ng() && txn.stream.world != World::El2,
+            permissions,
+            stage1: permissions,
+            attrs,
+        }
+    }
+
+    /// log2 of the bytes that one entry for the leaf covers.
+    fn entry_shift(&self, leaf: &Leaf) -> u8 {
+        let size = if self.config.contiguous { leaf.span() } else { leaf.size };
+        size.trailing_zeros() as u8
+    }
+
+    /// Stage 1, or both stages, are done.
+    fn translated(&mut self, txn: &mut Txn, mapping: Mapping) -> Outcome {
+        self.fill(txn.regime(), without_top_byte(txn.t.address), mapping, txn.epoch);
+        self.stats.translated += 1;
+        Outcome::Latch(translation(&mapping, txn.t.address))
+    }
+
+    /// Caches a translation, unless an invalidation came after the transaction began: the walk may have used what it
+    /// removed.
+    fn fill(&mut self, regime: Regime, input: u64, mapping: Mapping, epoch: u64) {
+        if epoch == self.epoch && self.tlb.insert(regime, input, mapping) {
+            self.stats.tlb_evictions += 1;
+        }
+    }
+
+    /// Translates `ipa` by stage 2.
+    pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
+        txn.ipa = ipa;
+        if let Some(mapping) = self.tlb.get(txn.stage2_regime(), ipa) {
+            if purpose == Purpose::Input {
+                self.stats.tlb_hits += 1;
+            }
+            return self.stage2_done(id, txn, mapping, purpose);
+        }
+        if purpose == Purpose::Input {
+            self.stats.tlb_misses += 1;
+        }
+        let step = Walk::stage2(&txn.stream.stage2.tables, ipa);
+        self.stage2_step(id, txn, step, purpose)
+    }
+
+    /// One step of a stage 2 walk.
+    pub(super) fn stage2_step(&mut self, id: TxnId, txn: &mut Txn, step: Step, purpose: Purpose) -> Outcome {
+        match step {
+            Step::Fetch(walk) => txn.wait(Fetch::Stage2(walk, purpose), walk.address()),
+            Step::Fault(fault) => self.stage2_fault(id, txn, fault.kind, purpose.class()),
+            Step::Done(leaf) => {
+                let shift = self.entry_shift(&leaf);
+                let permissions = leaf
+                    .permissions(&pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() });
+                let mapping = Mapping {
+                    output: leaf.pa >> shift << shift,
+                    shift,
+                    span: shift,
+                    granule: txn.stream.stage2.tables.granule,
+                    level: leaf.level,
+                    global: false,
+                    permissions,
+                    stage1: Permissions::all(),
+                    attrs: MemAttrs::stage2(&leaf),
+                };
+                self.fill(txn.stage2_regime(), txn.ipa, mapping, txn.epoch);
+                self.stage2_done(id, txn, mapping, purpose)
+            }
+        }
+    }
+
+    /// Stage 2 has an answer for `txn.ipa`.
+    fn stage2_done(&mut self, id: TxnId, txn: &mut Txn, mapping: Mapping, purpose: Purpose) -> Outcome {
+        let output = translation(&mapping, txn.ipa);
+        let for_itself = matches!(purpose, Purpose::Output(_) | Purpose::Input);
+        let permitted = if for_itself {
+            allowed(mapping.permissions, &txn.t)
+        } else {
+            let device = txn.stream.stage2.ptw && mapping.attrs.is_device();
+            mapping.permissions.contains(Permissions::PRIV_READ) && !device
+        };
+        if !permitted {
+            return self.stage2_fault(id, txn, FaultKind::Permission, purpose.class());
+        }
+        match purpose {
+            Purpose::L1Cd => txn.wait(Fetch::L1Cd, output.pa),
+            Purpose::Cd => txn.wait(Fetch::Cd, output.pa),
+            Purpose::Stage1(walk) => txn.wait(Fetch::Stage1(walk), output.pa),
+            Purpose::Input => {
+                self.stats.translated += 1;
+                let attrs = txn.stream.overrides.attrs(txn.t.attrs).combined(mapping.attrs);
+                Outcome::Latch(crate::Translation { attrs, ..output })
+            }
+            Purpose::Output(leaf) => {
+                let first = self.stage1_mapping(txn, &leaf);
+                let shift = first.shift.min(mapping.shift);
+                let combined = Mapping {
+                    output: output.pa >> shift << shift,
+                    shift,
+                    permissions: first.permissions & mapping.permissions,
+                    attrs: first.attrs.combined(mapping.attrs),
+                    ..first
+                };
+                self.translated(txn, combined)
+            }
+        }
+    }
+
+    /// A stage 1 fault of the transaction's own address.
+    fn stage1_fault(&mut self, id: TxnId, txn: &Txn, kind: FaultKind) -> Outcome {
+        self.translation_fault(
+            id,
+            txn,
+            kind,
+            Place { class: Class::Input, s2: false, ipa: 0, tt_read: false },
+        )
+    }
+
+    fn stage2_fault(&mut self, id: TxnId, txn: &Txn, kind: FaultKind, class: Class) -> Outcome {
+        self.translation_fault(id, txn, kind, Place { class, s2: true, ipa: txn.ipa, tt_read: true })
+    }
+}
+
+impl Txn {
+    pub(super) fn regime(&self) -> Regime {
+        Regime { world: self.stream.world, vmid: self.stream.vmid, asid: self.context.asid }
+    }
+
+    fn stage2_regime(&self) -> Regime {
+        Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, asid: 0 }
+    }
+}

@@ -1,0 +1,219 @@
+//! From an STE in memory to what it means, or C_BAD_STE (section 5.2).
+
+use pgtable::{Granule, Stage2, output_bits, table_base};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::World;
+use crate::config::{Config, StallModel};
+use crate::spec::ste::Ste;
+use crate::transaction::{MemAttrs, Shareability, Transaction};
+
+/// STE.Config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Path {
+    /// Every transaction is terminated, and nothing recorded.
+    #[default]
+    Abort,
+    /// Both stages are bypassed.
+    Bypass,
+    /// Stage 1 only.
+    Stage1,
+    /// Stage 2 only.
+    Stage2,
+    /// Stage 1, then stage 2.
+    Nested,
+}
+
+impl Path {
+    pub(crate) fn has_stage1(self) -> bool {
+        matches!(self, Path::Stage1 | Path::Nested)
+    }
+
+    pub(crate) fn has_stage2(self) -> bool {
+        matches!(self, Path::Stage2 | Path::Nested)
+    }
+}
+
+/// Where a stream's CDs are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CdTable {
+    /// S1ContextPtr.
+    pub(crate) base: u64,
+    /// log2 of the CDs that a level 2 table has; `None` for a linear table.
+    pub(crate) split: Option<u8>,
+    /// S1CDMax: log2 of the number of CDs.
+    pub(crate) max: u8,
+}
+
+/// What an STE, or GBPA, replaces in incoming transactions (section 13.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Overrides {
+    pub(crate) privcfg: u8,
+    pub(crate) instcfg: u8,
+    pub(crate) shcfg: u8,
+    /// MemAttr, if MTCFG says so.
+    pub(crate) memattr: Option<u8>,
+}
+
+/// Stage 2 of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stage2Config {
+    pub(crate) tables: Stage2,
+    /// S2PTW: stage 1 tables must not be in Device memory.
+    pub(crate) ptw: bool,
+    /// S2S: faults stall.
+    pub(crate) stall: bool,
+    /// S2R: faults are recorded.
+    pub(crate) record: bool,
+}
+
+/// A decoded, valid STE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stream {
+    pub(crate) path: Path,
+    pub(crate) world: World,
+    pub(crate) cds: CdTable,
+    /// S1DSS.
+    pub(crate) dss: u8,
+    pub(crate) vmid: u16,
+    pub(crate) stall_disabled: bool,
+    pub(crate) stage2: Stage2Config,
+    pub(crate) overrides: Overrides,
+}
+
+/// C_BAD_STE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadSte;
+
+impl Stream {
+    /// Decodes an STE. `e2h` is CR2.E2H.
+    pub(crate) fn decode(ste: &Ste, config: &Config, e2h: bool) -> Result<Self, BadSte> {
+        let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
+        require(ste.v())?;
+        let path = match ste.config() {
+            0..=3 => return Ok(Stream::default()),
+            4 => Path::Bypass,
+            5 => Path::Stage1,
+            6 => Path::Stage2,
+            _ => Path::Nested,
+        };
+        require(config.s1p || !path.has_stage1())?;
+        require(config.s2p || !path.has_stage2())?;
+        let mut stream = Stream {
+            path,
+            overrides: Overrides {
+                privcfg: ste.privcfg() as u8,
+                instcfg: ste.instcfg() as u8,
+                shcfg: ste.shcfg() as u8,
+                memattr: ste.mtcfg().then(|| ste.memattr() as u8),
+            },
+            stall_disabled: ste.s1stalld(),
+            ..Stream::default()
+        };
+        if config.s2p {
+            // NS-EL1 streams are tagged with a VMID even where stage 2 is bypassed.
+            stream.vmid = ste.s2vmid() as u16;
+            require(config.vmid16 || stream.vmid <= 0xff)?;
+        }
+        if path.has_stage1() {
+            stream.decode_stage1(ste, config, e2h)?;
+        }
+        if path.has_stage2() {
+            stream.decode_stage2(ste, config)?;
+        }
+        Ok(stream)
+    }
+
+    fn decode_stage1(&mut self, ste: &Ste, config: &Config, e2h: bool) -> Result<(), BadSte> {
+        let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
+        // With stage 2 as well, the StreamWorld is NS-EL1 and STRW is ignored.
+        self.world = match (self.path, ste.strw()) {
+            (Path::Nested, _) | (_, 0) => World::NsEl1,
+            (_, 2) if config.hyp && e2h => World::El2E2h,
+            (_, 2) if config.hyp => World::El2,
+            _ => return Err(BadSte),
+        };
+        if self.world != World::NsEl1 {
+            self.vmid = 0;
+        }
+        require(!ste.s1stalld() || config.stall == StallModel::Both)?;
+        let max = if config.ssidsize == 0 { 0 } else { ste.s1cdmax() as u8 };
+        require(max <= config.ssidsize)?;
+        let split = match (max, ste.s1fmt()) {
+            (0, _) | (_, 0) => None,
+            (_, 1) if config.cd2l => Some(6),
+            (_, 2) if config.cd2l => Some(10),
+            _ => return Err(BadSte),
+        };
+        require(max == 0 || ste.s1dss() != 3)?;
+        // An address wider than OAS may be a C_BAD_STE or truncated (section 3.4.3). An IPA is checked by stage 2.
+        require(self.path == Path::Nested || ste.s1contextptr() >> config.oas == 0)?;
+        self.cds = CdTable { base: ste.s1contextptr(), split, max };
+        self.dss = ste.s1dss() as u8;
+        Ok(())
+    }
+
+    fn decode_stage2(&mut self, ste: &Ste, config: &Config) -> Result<(), BadSte> {
+        let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
+        require(ste.s2aa64() && !ste.s2endi() && !ste.s2ha() && !ste.s2hd())?;
+        let granule = granule(Granule::from_tg0(ste.s2tg() as u8), config).ok_or(BadSte)?;
+        let oas = output_bits(ste.s2ps() as u8).min(config.oas);
+        let wide = granule == Granule::G64K && oas == 52;
+        let tables = Stage2 {
+            granule,
+            tsz: ste.s2t0sz() as u8,
+            sl0: ste.s2sl0() as u8,
+            ttb: if wide { ste.s2ttb() & 0x000f_ffff_ffff_fff0 } else { table_base(ste.s2ttb(), false) },
+            oas,
+            affd: ste.s2affd(),
+            pa52: wide,
+            sh: ste.s2sh0() as u8,
+            ..Stage2::default()
+        };
+        require(tables.fits(config.oas))?;
+        require(ste.s2ttb() >> oas == 0)?;
+        require(match config.stall {
+            StallModel::Both => true,
+            StallModel::None => !ste.s2s(),
+            StallModel::Forced => ste.s2s(),
+        })?;
+        self.stage2 = Stage2Config { tables, ptw: ste.s2ptw(), stall: ste.s2s(), record: ste.s2r() };
+        Ok(())
+    }
+}
+
+/// A granule, if it is implemented.
+pub(crate) fn granule(granule: Option<Granule>, config: &Config) -> Option<Granule> {
+    granule.filter(|granule| match granule {
+        Granule::G4K => config.gran4k,
+        Granule::G16K => config.gran16k,
+        Granule::G64K => config.gran64k,
+    })
+}
+
+impl Overrides {
+    /// The transaction with the privilege and the instruction flag that the stream gives it. Writes are always data.
+    pub(crate) fn access(&self, t: &Transaction) -> Transaction {
+        let privileged = match self.privcfg {
+            2 => false,
+            3 => true,
+            _ => t.privileged,
+        };
+        let instruction = match self.instcfg {
+            2 => false,
+            3 => true,
+            _ => t.instruction,
+        };
+        Transaction { privileged, instruction: instruction && t.kind.is_read(), ..*t }
+    }
+
+    /// The attributes of a transaction that stage 1 does not translate.
+    pub(crate) fn attrs(&self, incoming: MemAttrs) -> MemAttrs {
+        let mair = self.memattr.map_or(incoming.mair, super::attrs::mair_of_memattr);
+        let shareability = match self.shcfg {
+            1 => incoming.shareability,
+            sh => Shareability::from_sh(sh),
+        };
+        MemAttrs { mair, shareability }.normalised()
+    }
+}

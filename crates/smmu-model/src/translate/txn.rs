@@ -1,0 +1,166 @@
+//! Transactions under way, and which of them CMD_SYNC has to wait for.
+
+use pgtable::{Leaf, Walk};
+use serde::{Deserialize, Serialize};
+
+use super::context::Context;
+use super::stream::Stream;
+use crate::transaction::{Transaction, Translation, TxnId};
+
+/// What a stage 2 translation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Purpose {
+    /// The fetch of a level 1 CD table descriptor.
+    L1Cd,
+    /// The fetch of a CD.
+    Cd,
+    /// The fetch of a stage 1 descriptor.
+    Stage1(Walk),
+    /// The output of stage 1.
+    Output(Leaf),
+    /// The transaction itself; there is no stage 1.
+    Input,
+}
+
+/// The fetch that a transaction waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fetch {
+    /// None yet: the transaction begins anew.
+    Start,
+    /// Level 1 stream table descriptor.
+    L1Std,
+    /// STE.
+    Ste,
+    /// Level 1 CD table descriptor.
+    L1Cd,
+    /// CD.
+    Cd,
+    /// Stage 1 descriptor.
+    Stage1(Walk),
+    /// Stage 2 descriptor, for the translation of [`Txn::ipa`].
+    Stage2(Walk, Purpose),
+}
+
+/// A transaction that is not translated yet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Txn {
+    /// The transaction; once the stream is known, with its overrides.
+    pub(crate) t: Transaction,
+    /// As it arrived: a stalled one begins anew with this.
+    pub(crate) incoming: Transaction,
+    pub(crate) fetch: Fetch,
+    /// Physical address of the fetch.
+    pub(crate) at: u64,
+    /// What is fetched so far of a 64-byte structure.
+    pub(crate) words: [u64; 8],
+    pub(crate) have: u8,
+    pub(crate) stream: Stream,
+    pub(crate) context: Context,
+    /// The CD's index.
+    pub(crate) cd: u32,
+    /// Input of the stage 2 walk.
+    pub(crate) ipa: u64,
+    /// Invalidation count when it began. If there was one since, its finds are not cached.
+    pub(crate) epoch: u64,
+}
+
+/// Where a slot's transaction is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum State {
+    /// Nothing here.
+    Free,
+    /// Being translated.
+    Walking(Box<Txn>),
+    /// Translated; its data is under way.
+    Latched(Translation),
+    /// Stalled, under this tag.
+    Stalled(Box<Txn>, u16),
+    /// Terminated while it stalled, with an abort or not; its owner does not know yet.
+    Dead { abort: bool },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Slot {
+    generation: u32,
+    /// Invalidation count when it began, or was resumed.
+    epoch: u64,
+    /// It uses the enabled SMMU, not the global bypass.
+    enabled: bool,
+    state: State,
+}
+
+/// All transactions. Their number is bounded by how many the devices have outstanding.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Txns {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+impl Txns {
+    /// Takes a slot for a transaction.
+    #[inline]
+    pub(crate) fn add(&mut self, epoch: u64, enabled: bool, state: State) -> TxnId {
+        if let Some(n) = self.free.pop() {
+            let slot = &mut self.slots[n as usize];
+            (slot.epoch, slot.enabled, slot.state) = (epoch, enabled, state);
+            return TxnId { slot: n, generation: slot.generation };
+        }
+        self.slots.push(Slot { generation: 0, epoch, enabled, state });
+        TxnId { slot: (self.slots.len() - 1) as u32, generation: 0 }
+    }
+
+    /// The state of a transaction that still exists.
+    pub(crate) fn get(&mut self, id: TxnId) -> Option<&mut State> {
+        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)?;
+        Some(&mut slot.state)
+    }
+
+    /// A resumed transaction is as new.
+    pub(crate) fn renew(&mut self, id: TxnId, epoch: u64) {
+        if let Some(slot) = self.slots.get_mut(id.slot as usize) {
+            slot.epoch = epoch;
+        }
+    }
+
+    /// Ends a transaction.
+    #[inline]
+    pub(crate) fn remove(&mut self, id: TxnId) {
+        if let Some(slot) = self.slots.get_mut(id.slot as usize)
+            && slot.generation == id.generation
+        {
+            slot.generation = slot.generation.wrapping_add(1);
+            slot.state = State::Free;
+            self.free.push(id.slot);
+        }
+    }
+
+    /// Whether a transaction is under way that began before invalidation `epoch` and may still use what it removed.
+    /// A stalled one holds nothing.
+    pub(crate) fn any_before(&self, epoch: u64) -> bool {
+        self.slots.iter().any(|slot| {
+            slot.enabled && slot.epoch < epoch && matches!(slot.state, State::Walking(_) | State::Latched(_))
+        })
+    }
+
+    /// Whether the enabled SMMU's transactions are not all done.
+    pub(crate) fn any_enabled(&self) -> bool {
+        self.slots.iter().any(|slot| slot.enabled && !matches!(slot.state, State::Free | State::Dead { .. }))
+    }
+
+    /// Slots of stalled transactions with the StreamID, and the tag if one is given.
+    pub(crate) fn stalled(&self, sid: u32, tag: Option<u16>) -> Vec<TxnId> {
+        let matches = |slot: &Slot| match &slot.state {
+            State::Stalled(txn, stag) => txn.t.sid == sid && tag.is_none_or(|tag| tag == *stag),
+            _ => false,
+        };
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| matches(slot));
+        slots.map(|(n, slot)| TxnId { slot: n as u32, generation: slot.generation }).collect()
+    }
+
+    /// All stalled transactions.
+    pub(crate) fn all_stalled(&self) -> Vec<TxnId> {
+        let slots = self.slots.iter().enumerate();
+        let stalled = slots.filter(|(_, slot)| matches!(slot.state, State::Stalled(..)));
+        stalled.map(|(n, slot)| TxnId { slot: n as u32, generation: slot.generation }).collect()
+    }
+}
