@@ -68,7 +68,7 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
         .iter()
         .chain(branch_system::ROWS)
         .chain(loads_stores::ROWS)
-        .chain(fp_simd::ROWS)
+        .chain(fp_simd::rows())
         .collect();
     // The row that fixes more bits is the more special one.
     all.sort_by_key(|row| std::cmp::Reverse(row.mask.count_ones()));

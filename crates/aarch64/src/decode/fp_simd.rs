@@ -1,5 +1,0 @@
-//! Rows of SIMD and FP.
-
-use super::Row;
-
-pub(super) static ROWS: &[Row] = &[];
