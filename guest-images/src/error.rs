@@ -40,7 +40,7 @@ pub enum Error {
     #[error("{0}")]
     Format(String),
     /// Programs or packages that `build lab` needs are missing.
-    #[error("building the lab kernel needs {0}")]
+    #[error("building the lab kernel needs Debian's packages {0}")]
     BuildNeeds(String),
     /// No directory to keep images in.
     #[error("no cache directory: set SMMULAB_CACHE or HOME")]

@@ -47,7 +47,8 @@ impl Store {
     /// The cached image, packed again if only this crate's share of it is old.
     pub(crate) fn reuse(&self, name: &Name) -> Option<Image> {
         self.cached(name).or_else(|| {
-            let manifest = self.manifest(name).filter(|m| m.selection == store::selection_hash())?;
+            let manifest =
+                self.manifest(name).filter(|m| m.selection == store::selection_hash(name.series))?;
             self.repack(manifest).ok()
         })
     }

@@ -7,7 +7,7 @@
 use crate::apt::Package;
 use crate::error::{Error, Result, at};
 use crate::name::{Name, Series};
-use crate::{hash, initramfs, modules};
+use crate::{hash, initramfs, lab, modules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -39,7 +39,7 @@ pub struct Image {
     pub system_map: Option<PathBuf>,
     /// The kernel's configuration.
     pub config: Option<PathBuf>,
-    /// The kernel with debug sections (lab kernel only).
+    /// The kernel as an ELF file with its symbols (lab kernel only).
     pub vmlinux: Option<PathBuf>,
     /// A tree to build modules against: `make -C BUILD M=…` (lab kernel only).
     pub build: Option<PathBuf>,
@@ -67,7 +67,7 @@ pub(crate) struct Manifest {
     pub(crate) directory: String,
     pub(crate) initrd: String,
     pub(crate) packages: Vec<Package>,
-    /// Hash of the list of modules that was wanted.
+    /// See [`selection_hash`].
     pub(crate) selection: String,
     /// Hash of what this crate put into the initramfs.
     pub(crate) recipe: String,
@@ -128,7 +128,7 @@ impl Store {
     /// The cached image of that name, if it is intact and this version of the crate would pack it the same way.
     pub fn cached(&self, name: &Name) -> Option<Image> {
         let manifest = self.manifest(name)?;
-        if manifest.recipe != recipe_hash() || manifest.selection != selection_hash() {
+        if manifest.recipe != recipe_hash() || manifest.selection != selection_hash(name.series) {
             return None;
         }
         self.verify(&manifest).map_err(|e| log::warn!("{e}; fetching it again")).ok()
@@ -218,7 +218,7 @@ impl Store {
             directory: directory.clone(),
             initrd,
             packages,
-            selection: selection_hash(),
+            selection: selection_hash(name.series),
             recipe: recipe_hash(),
             files,
         };
@@ -321,8 +321,12 @@ pub(crate) fn recipe_hash() -> String {
     hash::of_bytes(&initramfs::recipe())
 }
 
-pub(crate) fn selection_hash() -> String {
-    hash::of_bytes(modules::WANTED.join(" ").as_bytes())
+/// What decides over the parts that were kept: the list of modules, or the lab kernel's configuration.
+pub(crate) fn selection_hash(series: Series) -> String {
+    match series {
+        Series::Lab => lab::selection(),
+        _ => hash::of_bytes(modules::WANTED.join(" ").as_bytes()),
+    }
 }
 
 fn describe(series: Series) -> &'static str {
