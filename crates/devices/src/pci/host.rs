@@ -230,7 +230,7 @@ impl Agent for PciHost {
 /// Splits an ECAM offset: bus 20, device 15, function 12, register. `None` for accesses that no function can answer.
 fn target(offset: u64, size: u8) -> Option<(Slot, u16)> {
     let register = (offset & 0xfff) as u16;
-    let aligned = matches!(size, 1 | 2 | 4) && register % u16::from(size) == 0;
+    let aligned = matches!(size, 1 | 2 | 4) && register.is_multiple_of(u16::from(size));
     (aligned && offset < 1 << 20).then_some((Slot((offset >> 12) as u8), register))
 }
 

@@ -205,7 +205,7 @@ impl Request {
                     && has(if kind == T_DISCARD { F_DISCARD } else { F_WRITE_ZEROES }) =>
             {
                 self.len = given;
-                if given == 0 || given % RANGE != 0 || given > RANGE * u64::from(MAX_ZERO_RANGES) {
+                if given == 0 || !given.is_multiple_of(RANGE) || given > RANGE * u64::from(MAX_ZERO_RANGES) {
                     self.status = S_IOERR;
                     return Stage::Status;
                 }
@@ -224,7 +224,7 @@ impl Request {
 
     /// `next` if `len` bytes at the request's sector lie on the disk.
     fn checked(&mut self, len: u64, backend: &dyn BlockBackend, next: Stage) -> Stage {
-        if len % SECTOR != 0 || !on_disk(self.sector(), len, backend) {
+        if !len.is_multiple_of(SECTOR) || !on_disk(self.sector(), len, backend) {
             self.status = S_IOERR;
             return Stage::Status;
         }

@@ -189,3 +189,6 @@ pub enum DeviceState {
     Net(NetState),
     Rng(RngState),
 }
+
+#[cfg(test)]
+mod tests;
