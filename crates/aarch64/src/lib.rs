@@ -16,6 +16,8 @@ pub mod platform;
 pub mod shared;
 pub mod simd;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 
 pub use cluster::{Cluster, Ran, State};
 pub use config::{Config, EngineKind, Features};

@@ -128,7 +128,8 @@ fn read<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64) -> Result<
 fn write<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64, value: T) -> Result<(), At> {
     if let Some(offset) = ctx.shared.ram.offset(pa, T::SIZE) {
         // An access to one page stays in it, so its first byte tells whether it is watched.
-        if ctx.shared.ram.watch().flags((offset >> 12) as usize) != 0 && ctx.shared.watched_store(pa, T::SIZE) {
+        if ctx.shared.ram.watch().flags((offset >> 12) as usize) != 0 && ctx.shared.watched_store(pa, T::SIZE)
+        {
             ctx.end_block();
         }
         host::write(&ctx.shared.ram, pa, value);

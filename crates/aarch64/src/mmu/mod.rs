@@ -167,7 +167,8 @@ pub fn load<T: Prim>(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, kind: AccessKi
     let fast = &core.mmu.fast;
     let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
     let entry = fast.entry(view, va);
-    if entry.read == fast.key(va.wrapping_add(T::SIZE - 1), 0) && !(kind.aligned() && va & (T::SIZE - 1) != 0) {
+    if entry.read == fast.key(va.wrapping_add(T::SIZE - 1), 0) && !(kind.aligned() && va & (T::SIZE - 1) != 0)
+    {
         // SAFETY: the first and the last byte are in the page of the key (an access is smaller than a page), and a key
         // is only ever set together with the addend for its page.
         #[allow(unsafe_code)]
@@ -191,7 +192,9 @@ pub fn store<T: Prim>(
     let fast = &core.mmu.fast;
     let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
     let entry = fast.entry(view, va);
-    if entry.write == fast.key(va.wrapping_add(T::SIZE - 1), 0) && !(kind.aligned() && va & (T::SIZE - 1) != 0) {
+    if entry.write == fast.key(va.wrapping_add(T::SIZE - 1), 0)
+        && !(kind.aligned() && va & (T::SIZE - 1) != 0)
+    {
         // SAFETY: as in `load`; a watched page has no write key.
         #[allow(unsafe_code)]
         unsafe {

@@ -164,7 +164,8 @@ impl Tlb {
     /// The cached translation of `va`.
     pub(super) fn find(&self, view: View, va: u64) -> Option<Cached> {
         let e = self.entries.get(Self::index(view, va))?;
-        let hit = e.flags & VALID != 0 && e.va == va & !0xfff && (e.flags & GLOBAL != 0 || e.slot == self.slot);
+        let hit =
+            e.flags & VALID != 0 && e.va == va & !0xfff && (e.flags & GLOBAL != 0 || e.slot == self.slot);
         hit.then_some(*e)
     }
 
@@ -320,7 +321,14 @@ impl Default for Fast {
         let entries = vec![FastEntry::default(); FAST].into_boxed_slice();
         // The length is right by construction.
         let entries = entries.try_into().unwrap_or_else(|_| unreachable!());
-        Self { entries, tag: UNASSIGNED, data: 0, unprivileged: 0, code: View::UserCode as usize, ready: false }
+        Self {
+            entries,
+            tag: UNASSIGNED,
+            data: 0,
+            unprivileged: 0,
+            code: View::UserCode as usize,
+            ready: false,
+        }
     }
 }
 

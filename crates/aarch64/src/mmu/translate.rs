@@ -57,7 +57,11 @@ pub(super) fn current_asid(sys: &SysRegs) -> u16 {
 
 /// TG0 or TG1. A reserved value is taken as 4 KiB.
 fn granule(tcr: u64, upper: bool) -> Granule {
-    let granule = if upper { Granule::from_tg1((tcr >> 30 & 3) as u8) } else { Granule::from_tg0((tcr >> 14 & 3) as u8) };
+    let granule = if upper {
+        Granule::from_tg1((tcr >> 30 & 3) as u8)
+    } else {
+        Granule::from_tg0((tcr >> 14 & 3) as u8)
+    };
     granule.unwrap_or_default()
 }
 
@@ -103,7 +107,9 @@ fn walk(sys: &SysRegs, ctx: &Ctx<'_>, va: u64) -> Result<pgtable::Leaf, WalkFaul
     loop {
         match step {
             Step::Fetch(walk) => match host::read::<u64>(&ctx.shared.ram, walk.address()) {
-                Some(descriptor) if sys.sctlr_el1 & sctlr::EE != 0 => step = walk.next(descriptor.swap_bytes()),
+                Some(descriptor) if sys.sctlr_el1 & sctlr::EE != 0 => {
+                    step = walk.next(descriptor.swap_bytes())
+                }
                 Some(descriptor) => step = walk.next(u64::from_le(descriptor)),
                 None => return Err(WalkFault::new(FaultKind::External, walk.level())),
             },

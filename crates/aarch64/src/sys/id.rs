@@ -24,7 +24,7 @@ pub const PA_BITS: u8 = 44;
 
 /// MPIDR_EL1 as QEMU `virt` assigns it: affinity 0 counts up to 16 CPUs, then affinity 1.
 pub(super) fn mpidr(index: usize) -> u64 {
-    1 << 31 | (index as u64 / 16 & 0xff) << 8 | (index as u64 % 16)
+    1 << 31 | ((index as u64 / 16) & 0xff) << 8 | (index as u64 % 16)
 }
 
 /// What the ID registers say about one set of options.

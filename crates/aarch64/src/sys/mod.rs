@@ -3,6 +3,8 @@
 mod id;
 mod ops;
 mod table;
+#[cfg(test)]
+mod tests;
 pub mod timer;
 
 use serde::{Deserialize, Serialize};
