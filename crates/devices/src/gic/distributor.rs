@@ -41,7 +41,7 @@ pub(crate) struct Distributor {
 impl Distributor {
     /// With `spis` (rounded up to a whole bank) SPIs.
     pub(crate) fn new(spis: u32, lpis: bool) -> Self {
-        let banks = spis.div_ceil(32).clamp(1, 30) as usize;
+        let banks = spis.div_ceil(32).clamp(1, 31) as usize;
         Self { enable: [false; 2], banks: vec![Bank::default(); banks], routes: vec![0; banks * 32], lpis }
     }
 
@@ -102,7 +102,7 @@ impl Distributor {
         if let Some((index, reg)) = BankReg::decode(offset, size) {
             if let Some(bank) = index.checked_sub(1).and_then(|n| self.banks.get_mut(n)) {
                 bank.write(reg, size, value as u32);
-                // With 30 banks the last four INTIDs are the special ones.
+                // The last four INTIDs of the last possible bank are the special ones.
                 if end == 1020 && index == 31 {
                     bank.enabled &= !0 >> 4;
                 }
@@ -136,6 +136,15 @@ mod tests {
         assert_eq!(d.read(CTLR, 4), 0x50);
         assert_eq!(d.read(0xffe8, 4) >> 4, 3, "PIDR2.ArchRev");
         assert_eq!(d.end(), 288);
+    }
+
+    #[test]
+    fn special_intids_are_never_enabled() {
+        let mut d = Distributor::new(5000, false);
+        assert_eq!((d.end(), d.read(TYPER, 4) & 0x1f), (1020, 31));
+        d.write(0x100 + 4 * 31, 4, 0xffff_ffff);
+        assert_eq!(d.read(0x100 + 4 * 31, 4), 0x0fff_ffff);
+        assert!(d.spi(1019).is_some() && d.spi(1020).is_none());
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Gic {
     }
 
     /// Reads GICD_*; `offset` in the 64 KiB frame.
-    pub fn gicd_read(&mut self, offset: u64, size: u8) -> u64 {
+    pub fn gicd_read(&self, offset: u64, size: u8) -> u64 {
         self.state.distributor.read(offset, size)
     }
 
@@ -131,7 +131,7 @@ impl Gic {
     }
 
     /// Reads GICR_*; `offset` in the region of all redistributors, 128 KiB each.
-    pub fn gicr_read(&mut self, offset: u64, size: u8) -> u64 {
+    pub fn gicr_read(&self, offset: u64, size: u8) -> u64 {
         let pe = self.state.pes.get((offset / FRAME) as usize);
         pe.map_or(0, |pe| pe.read(offset % FRAME, size))
     }
@@ -146,7 +146,7 @@ impl Gic {
     }
 
     /// Reads GITS_*; `offset` in the 128 KiB of control and translation frame.
-    pub fn gits_read(&mut self, offset: u64, size: u8) -> u64 {
+    pub fn gits_read(&self, offset: u64, size: u8) -> u64 {
         self.state.its.as_ref().map_or(0, |its| its.read(offset, size))
     }
 

@@ -318,9 +318,9 @@ fn check(bench: &mut Bench, model: &Model) {
         let signalled = model.signalled(cpu).map(|(_, _, group)| group);
         assert_eq!(bench.gic.irq(cpu), (signalled == Some(1), signalled == Some(0)));
         assert_eq!(bench.read(cpu, RPR), u32::from(model.cpus[cpu].running()));
-        for group in 0..2 {
+        for (group, register) in HPPIR.into_iter().enumerate() {
             let best = model.best(cpu).filter(|best| best.2 == group).map_or(SPURIOUS, |best| best.1);
-            assert_eq!(bench.read(cpu, HPPIR[group]), best);
+            assert_eq!(bench.read(cpu, register), best);
         }
     }
     for (&intid, interrupt) in &model.shared {
