@@ -1,10 +1,17 @@
-//! The only place where guest RAM is reached through host pointers.
+//! The fast path: keys derived from the TLB, and the only place where guest RAM is reached through host pointers.
 #![allow(unsafe_code)]
 
 use guest_ram::GuestRam;
 
+use super::tlb::{Cached, ENTRIES, View, index};
+
+mod sealed {
+    /// Only plain integers may be loaded from arbitrary bytes.
+    pub trait Sealed {}
+}
+
 /// A value that one access transfers, little-endian in memory.
-pub trait Prim: Copy + Default + 'static {
+pub trait Prim: sealed::Sealed + Copy + Default + 'static {
     /// Bytes.
     const SIZE: u64;
     /// Zero-extends to 128 bits.
@@ -17,6 +24,7 @@ pub trait Prim: Copy + Default + 'static {
 
 macro_rules! prim {
     ($($t:ty)*) => {$(
+        impl sealed::Sealed for $t {}
         impl Prim for $t {
             const SIZE: u64 = size_of::<$t>() as u64;
             #[inline(always)]
@@ -37,37 +45,161 @@ macro_rules! prim {
 
 prim!(u8 u16 u32 u64 u128);
 
-/// How an entry of the fast TLB reaches memory: what to add to a virtual address of the page to get the host's.
-/// Only [`Addend::new`] makes one, from a page that is wholly RAM.
+/// Size of the array, a power of two so that an index needs a mask only.
+const SIZE: usize = 8 * ENTRIES;
+
+/// A page that the fast path serves. A key is the virtual page with the tag of the ASID in bits 11:2; 0 never matches.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Addend(u64);
+#[repr(C, align(32))]
+struct Entry {
+    /// Matches for reads, or fetches in a code view.
+    read: u64,
+    /// Matches for writes.
+    write: u64,
+    /// What to add to a virtual address in the page to get the host's.
+    addend: u64,
+    /// Physical page.
+    pa: u64,
+}
 
-impl Addend {
-    /// For the page at `va` whose 4 KiB at physical address `pa` must all be RAM.
-    pub(super) fn new(ram: &GuestRam, va: u64, pa: u64) -> Option<Self> {
-        let offset = ram.offset(pa & !0xfff, 0x1000)?;
-        Some(Self((ram.host() as u64).wrapping_add(offset).wrapping_sub(va & !0xfff)))
+/// [`Fast::tag`] before an ASID is known: matches nothing in the lower half.
+const UNASSIGNED: u64 = 2;
+
+/// The fast path's part of the TLB. It holds host addresses, so it is no part of a snapshot, and a copy is empty: the
+/// slow path fills it again from what is cached.
+#[derive(Debug)]
+pub(super) struct Fast {
+    entries: Box<[Entry; SIZE]>,
+    /// The RAM that all entries point into, which this keeps alive.
+    ram: Option<GuestRam>,
+    /// What keys of the lower half are tagged with.
+    tag: u64,
+    /// The present data view.
+    pub(super) data: View,
+    /// The data view of unprivileged loads and stores.
+    pub(super) unprivileged: View,
+    /// The present code view.
+    pub(super) code: View,
+    /// The tag and the views are right.
+    pub(super) ready: bool,
+}
+
+impl Default for Fast {
+    fn default() -> Self {
+        let entries = vec![Entry::default(); SIZE].into_boxed_slice();
+        // The length is right by construction.
+        let entries = entries.try_into().unwrap_or_else(|_| unreachable!());
+        Self {
+            entries,
+            ram: None,
+            tag: UNASSIGNED,
+            data: View::UserData,
+            unprivileged: View::UserData,
+            code: View::UserCode,
+            ready: false,
+        }
+    }
+}
+
+impl Clone for Fast {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Fast {
+    /// The entry that `va` may be in.
+    #[inline(always)]
+    fn entry(&self, view: View, va: u64) -> &Entry {
+        &self.entries[(view as usize + (va >> 12) as usize % ENTRIES) % SIZE]
     }
 
-    /// Loads from `va`.
-    ///
-    /// # Safety
-    /// `va` to `va + T::SIZE` is within the page that the addend was made for, and the RAM it was made from is alive.
+    /// The key of an entry that serves `va`: upper-half keys have no tag.
     #[inline(always)]
-    pub(super) unsafe fn load<T: Prim>(self, va: u64) -> T {
-        // SAFETY: the caller's promise makes this an address in the mapping of guest RAM. Any bytes are a valid T.
-        // Guest code runs on this thread alone; a host thread never writes guest RAM while the machine runs.
-        unsafe { (self.0.wrapping_add(va) as *const T).read_unaligned() }
+    fn key(&self, va: u64) -> u64 {
+        va & !0xfff | self.tag & !((va as i64 >> 63) as u64)
     }
 
-    /// Stores to `va`.
-    ///
-    /// # Safety
-    /// As [`Addend::load`]; and the page is not watched.
+    /// Loads from `va`, when the fast path serves it.
     #[inline(always)]
-    pub(super) unsafe fn store<T: Prim>(self, va: u64, value: T) {
-        // SAFETY: as in `load`.
-        unsafe { (self.0.wrapping_add(va) as *mut T).write_unaligned(value) }
+    pub(super) fn load<T: Prim>(&self, view: View, va: u64) -> Option<T> {
+        let entry = self.entry(view, va);
+        if entry.read != self.key(va.wrapping_add(T::SIZE - 1)) {
+            return None;
+        }
+        let host = entry.addend.wrapping_add(va) as *const T;
+        // SAFETY: the key says that the last byte is in the entry's page. So is the first: the entry was chosen by the
+        // first byte's page number, which `fill` took for the entry's own, and the next page chooses another one. The
+        // page is wholly in the RAM that `self.ram` keeps mapped. Any bytes are a T, which is a plain integer. Guest
+        // code is the only one to touch RAM while it runs, on this thread.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Stores to `va`, when the fast path serves it.
+    #[inline(always)]
+    pub(super) fn store<T: Prim>(&self, view: View, va: u64, value: T) -> bool {
+        let entry = self.entry(view, va);
+        if entry.write != self.key(va.wrapping_add(T::SIZE - 1)) {
+            return false;
+        }
+        let host = entry.addend.wrapping_add(va) as *mut T;
+        // SAFETY: as in `load`. The page is not watched, or it would have no write key.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
+    /// The physical address of the instruction at `pc`, when the fast path serves it, which it does for aligned ones.
+    #[inline(always)]
+    pub(super) fn fetch(&self, pc: u64) -> Option<u64> {
+        let entry = self.entry(self.code, pc);
+        (entry.read == self.key(pc) | pc & 3).then_some(entry.pa | pc & 0xfff)
+    }
+
+    /// Tags the lower half's keys with a slot; 0 is none.
+    pub(super) fn set_slot(&mut self, slot: u16) {
+        self.tag = if slot == 0 { UNASSIGNED } else { u64::from(slot) << 2 };
+    }
+
+    /// Forgets the keys at an index.
+    pub(super) fn drop_at(&mut self, index: usize) {
+        let e = &mut self.entries[index];
+        (e.read, e.write) = (0, 0);
+    }
+
+    /// Forgets all keys, and nothing that is cached.
+    pub(super) fn drop_all(&mut self) {
+        self.entries.fill(Entry::default());
+    }
+
+    /// Forgets the write keys of the page at physical address `pa`.
+    pub(super) fn drop_write_keys(&mut self, pa: u64) {
+        let pa = pa & !0xfff;
+        for e in &mut self.entries[..View::UserCode as usize] {
+            if e.pa == pa {
+                e.write = 0;
+            }
+        }
+    }
+
+    /// Gives a cached translation its keys, when the fast path may serve it.
+    pub(super) fn fill(&mut self, ram: &GuestRam, view: View, va: u64, e: &Cached) {
+        // The tag's rule looks at bit 63 alone: addresses whose half it does not tell stay slow.
+        if (va >> 63 ^ va >> 55) & 1 != 0 || self.tag == UNASSIGNED || (e.is_device() && !view.is_code()) {
+            return;
+        }
+        let Some(offset) = ram.offset(e.pa, 0x1000) else { return };
+        if self.ram.as_ref().is_none_or(|known| known.host() != ram.host()) {
+            self.drop_all();
+            self.ram = Some(ram.clone());
+        }
+        let key = self.key(va);
+        let writable = e.permits(true) && ram.watch().flags((offset >> 12) as usize) == 0;
+        self.entries[index(view, va)] = Entry {
+            read: if e.permits(false) { key } else { 0 },
+            write: if writable { key } else { 0 },
+            addend: (ram.host() as u64).wrapping_add(offset).wrapping_sub(va & !0xfff),
+            pa: e.pa,
+        };
     }
 }
 
@@ -75,7 +207,7 @@ impl Addend {
 #[inline]
 pub(super) fn read<T: Prim>(ram: &GuestRam, pa: u64) -> Option<T> {
     let offset = ram.offset(pa, T::SIZE)?;
-    // SAFETY: `offset` checked that all of the bytes are in the mapping; see `Addend::load` for the rest.
+    // SAFETY: `offset` checked that all of the bytes are in the mapping; see `Fast::load` for the rest.
     Some(unsafe { ram.host().add(offset as usize).cast::<T>().read_unaligned() })
 }
 

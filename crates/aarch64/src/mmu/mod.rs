@@ -17,7 +17,8 @@ pub use self::host::Prim;
 pub use self::translate::address_translate;
 pub use crate::exception::Fault;
 
-use self::tlb::{ByAddress, Fast, Tlb, View};
+use self::host::Fast;
+use self::tlb::{ByAddress, Tlb, View};
 use crate::core::{Core, Ctx, Pstate};
 use crate::exception;
 use crate::platform::SysKey;
@@ -79,9 +80,9 @@ impl Mmu {
 
     /// Turns to the permissions of another exception level, stack pointer or PAN.
     pub fn set_view(&mut self, pstate: &Pstate) {
-        self.fast.data = data_view(pstate, AccessKind::Normal) as usize;
-        self.fast.unprivileged = data_view(pstate, AccessKind::Unpriv) as usize;
-        self.fast.code = code_view(pstate) as usize;
+        self.fast.data = data_view(pstate, AccessKind::Normal);
+        self.fast.unprivileged = data_view(pstate, AccessKind::Unpriv);
+        self.fast.code = code_view(pstate);
         self.fast.ready = true;
     }
 
@@ -166,13 +167,10 @@ fn code_view(p: &Pstate) -> View {
 pub fn load<T: Prim>(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, kind: AccessKind) -> Result<T, Fault> {
     let fast = &core.mmu.fast;
     let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
-    let entry = fast.entry(view, va);
-    if entry.read == fast.key(va.wrapping_add(T::SIZE - 1), 0) && !(kind.aligned() && va & (T::SIZE - 1) != 0)
+    if !(kind.aligned() && va & (T::SIZE - 1) != 0)
+        && let Some(value) = fast.load(view, va)
     {
-        // SAFETY: the first and the last byte are in the page of the key (an access is smaller than a page), and a key
-        // is only ever set together with the addend for its page.
-        #[allow(unsafe_code)]
-        return Ok(unsafe { entry.addend.load(va) });
+        return Ok(value);
     }
     access::load_slow(core, ctx, va, kind)
 }
@@ -191,15 +189,7 @@ pub fn store<T: Prim>(
 ) -> Result<(), Fault> {
     let fast = &core.mmu.fast;
     let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
-    let entry = fast.entry(view, va);
-    if entry.write == fast.key(va.wrapping_add(T::SIZE - 1), 0)
-        && !(kind.aligned() && va & (T::SIZE - 1) != 0)
-    {
-        // SAFETY: as in `load`; a watched page has no write key.
-        #[allow(unsafe_code)]
-        unsafe {
-            entry.addend.store(va, value);
-        }
+    if !(kind.aligned() && va & (T::SIZE - 1) != 0) && fast.store(view, va, value) {
         return Ok(());
     }
     access::store_slow(core, ctx, va, value, kind)
@@ -212,10 +202,11 @@ pub fn store<T: Prim>(
 /// Execution state, in this order of priority.
 #[inline(always)]
 pub fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
-    let fast = &core.mmu.fast;
-    let entry = fast.entry(fast.code, core.pc);
-    if entry.read == fast.key(core.pc, core.pc & 3) && !core.pstate.il && core.sys.mdscr_el1 & 1 == 0 {
-        return Ok(entry.pa | core.pc & 0xfff);
+    if let Some(pa) = core.mmu.fast.fetch(core.pc)
+        && !core.pstate.il
+        && core.sys.mdscr_el1 & 1 == 0
+    {
+        return Ok(pa);
     }
     fetch_slow(core, ctx)
 }

@@ -9,10 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
 
-use super::host::Addend;
+use super::host::Fast;
 
 /// Entries of one view.
 pub(super) const ENTRIES: usize = 1024;
@@ -47,8 +46,11 @@ impl View {
 }
 
 const ALL_ENTRIES: usize = 5 * ENTRIES;
-/// Size of the fast arrays, a power of two so that an index needs a mask only.
-const FAST: usize = 8 * ENTRIES;
+
+/// Index of the entry for `va`.
+pub(super) fn index(view: View, va: u64) -> usize {
+    view as usize + (va >> 12) as usize % ENTRIES
+}
 
 /// [`Cached::flags`]: the entry holds a translation.
 const VALID: u8 = 1;
@@ -156,14 +158,9 @@ impl Tlb {
         }
     }
 
-    /// Index of the entry for `va`.
-    fn index(view: View, va: u64) -> usize {
-        view as usize + (va >> 12) as usize % ENTRIES
-    }
-
     /// The cached translation of `va`.
     pub(super) fn find(&self, view: View, va: u64) -> Option<Cached> {
-        let e = self.entries.get(Self::index(view, va))?;
+        let e = self.entries.get(index(view, va))?;
         let hit =
             e.flags & VALID != 0 && e.va == va & !0xfff && (e.flags & GLOBAL != 0 || e.slot == self.slot);
         hit.then_some(*e)
@@ -190,9 +187,9 @@ impl Tlb {
             attr: f.attr,
             sh: f.sh,
         };
-        let index = Self::index(view, va);
-        fast.drop(index);
-        self.entries[index] = entry;
+        let at = index(view, va);
+        fast.drop_at(at);
+        self.entries[at] = entry;
         entry
     }
 
@@ -206,11 +203,11 @@ impl Tlb {
             return;
         }
         self.slot = slot;
-        fast.tag = u64::from(slot) << 2;
+        fast.set_slot(slot);
         if self.upper_bound {
             for (index, e) in self.entries.iter().enumerate() {
                 if e.flags & GLOBAL == 0 && e.va >> 55 & 1 != 0 {
-                    fast.drop(index);
+                    fast.drop_at(index);
                 }
             }
         }
@@ -229,7 +226,7 @@ impl Tlb {
 
     /// Tags the fast path again after a restore.
     pub(super) fn refresh(&self, fast: &mut Fast) {
-        fast.tag = if self.slot == 0 { UNASSIGNED } else { u64::from(self.slot) << 2 };
+        fast.set_slot(self.slot);
     }
 
     /// TLBI VMALLE1.
@@ -267,7 +264,7 @@ impl Tlb {
         let first = va >> page_bits << page_bits;
         for piece in 0..1u64 << (page_bits - 12) {
             for view in View::ALL {
-                self.invalidate_entry(fast, Self::index(view, first + (piece << 12)), va, slot);
+                self.invalidate_entry(fast, index(view, first + (piece << 12)), va, slot);
             }
         }
     }
@@ -277,109 +274,8 @@ impl Tlb {
         let named = slot.is_none_or(|slot| e.flags & GLOBAL != 0 || e.slot == slot);
         if e.flags & VALID != 0 && named && e.covers(va) {
             *e = Cached::default();
-            fast.drop(index);
+            fast.drop_at(index);
         }
-    }
-}
-
-/// One entry of the fast arrays. A key is the virtual page with the tag of the ASID in bits 11:2; 0 never matches.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(32))]
-pub(super) struct FastEntry {
-    /// Matches for reads, or fetches in a code view.
-    pub(super) read: u64,
-    /// Matches for writes.
-    pub(super) write: u64,
-    /// From virtual to host address.
-    pub(super) addend: Addend,
-    /// Physical page.
-    pub(super) pa: u64,
-}
-
-/// [`Fast::tag`] before an ASID is known: matches nothing in the lower half.
-const UNASSIGNED: u64 = 2;
-
-/// The fast path's view of the TLB. It holds host addresses, so it is no part of a snapshot: the slow path fills it
-/// again from what is cached.
-#[derive(Clone, Debug)]
-pub(super) struct Fast {
-    pub(super) entries: Box<[FastEntry; FAST]>,
-    /// What keys of the lower half are tagged with.
-    pub(super) tag: u64,
-    /// First entry of the present data view.
-    pub(super) data: usize,
-    /// First entry of the data view of unprivileged loads and stores.
-    pub(super) unprivileged: usize,
-    /// First entry of the present code view.
-    pub(super) code: usize,
-    /// [`Fast::data`] and the others are right.
-    pub(super) ready: bool,
-}
-
-impl Default for Fast {
-    fn default() -> Self {
-        let entries = vec![FastEntry::default(); FAST].into_boxed_slice();
-        // The length is right by construction.
-        let entries = entries.try_into().unwrap_or_else(|_| unreachable!());
-        Self {
-            entries,
-            tag: UNASSIGNED,
-            data: 0,
-            unprivileged: 0,
-            code: View::UserCode as usize,
-            ready: false,
-        }
-    }
-}
-
-impl Fast {
-    /// The entry that `va` may be in, in the view that begins at `view`.
-    #[inline(always)]
-    pub(super) fn entry(&self, view: usize, va: u64) -> &FastEntry {
-        &self.entries[(view + (va >> 12) as usize % ENTRIES) % FAST]
-    }
-
-    /// What the key of an entry that serves `va` looks like: upper-half keys have no tag.
-    #[inline(always)]
-    pub(super) fn key(&self, va: u64, low: u64) -> u64 {
-        va & !0xfff | low | self.tag & !((va as i64 >> 63) as u64)
-    }
-
-    fn drop(&mut self, index: usize) {
-        let e = &mut self.entries[index];
-        (e.read, e.write) = (0, 0);
-    }
-
-    /// Forgets all keys, and nothing that is cached.
-    pub(super) fn drop_all(&mut self) {
-        self.entries.fill(FastEntry::default());
-    }
-
-    /// Forgets the write keys of the page at physical address `pa`.
-    pub(super) fn drop_write_keys(&mut self, pa: u64) {
-        let pa = pa & !0xfff;
-        for e in &mut self.entries[..View::UserCode as usize] {
-            if e.pa == pa {
-                e.write = 0;
-            }
-        }
-    }
-
-    /// Gives a cached translation its keys, when the fast path may serve it. `writable` is whether the page is not
-    /// watched.
-    pub(super) fn fill(&mut self, ram: &GuestRam, view: View, va: u64, e: &Cached, writable: bool) {
-        // The tag rule looks at bit 63 alone: tagged addresses whose half it does not tell stay slow.
-        if (va >> 63 ^ va >> 55) & 1 != 0 || self.tag == UNASSIGNED || (e.is_device() && !view.is_code()) {
-            return;
-        }
-        let Some(addend) = Addend::new(ram, va, e.pa) else { return };
-        let key = self.key(va, 0);
-        self.entries[Tlb::index(view, va)] = FastEntry {
-            read: if e.permits(false) { key } else { 0 },
-            write: if e.permits(true) && writable { key } else { 0 },
-            addend,
-            pa: e.pa,
-        };
     }
 }
 

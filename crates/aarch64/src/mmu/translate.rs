@@ -159,9 +159,7 @@ pub(super) fn translate(
     let sys = &core.sys;
     // Where each access is checked or swapped, the fast path has nothing to offer.
     if view.is_code() || sys.sctlr_el1 & (sctlr::A | sctlr::EE | sctlr::E0E) == 0 {
-        let page = ctx.shared.ram.offset(cached.pa, 1).map(|offset| (offset >> 12) as usize);
-        let writable = page.is_some_and(|page| ctx.shared.ram.watch().flags(page) == 0);
-        core.mmu.fast.fill(&ctx.shared.ram, view, va, &cached, writable);
+        core.mmu.fast.fill(&ctx.shared.ram, view, va, &cached);
     }
     Ok(Page::of(&cached, va))
 }
