@@ -3,6 +3,7 @@
 mod blk;
 mod hostile;
 mod others;
+mod smmu;
 
 mod transport;
 
