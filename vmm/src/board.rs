@@ -1,10 +1,8 @@
 //! Everything outside the vCPUs: buses, devices, interrupt wiring, and whose step comes next.
 
-use std::sync::{Arc, Mutex};
-
 use aarch64::platform::{At, BusFault, IrqLines, Platform, SysKey};
 use devices::agent::earliest;
-use devices::dma::Inbox;
+use devices::dma::{ItsInbox, Message};
 use devices::gic::Gic;
 use devices::pci::PciHost;
 use devices::pl011::Pl011;
@@ -30,10 +28,12 @@ pub struct Board {
     /// The SMMU, if there is one.
     pub smmu: Option<SmmuAgents>,
     /// MSIs on their way to the ITS.
-    pub inbox: Arc<Mutex<Inbox>>,
+    pub inbox: ItsInbox,
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
+    /// The SMMU sent an event to all vCPUs (CMD_SYNC with CS=SIG_SEV).
+    event: bool,
 }
 
 /// DeviceID with which the SMMU's own MSIs reach the ITS: past all of PCI.
@@ -47,9 +47,20 @@ impl Board {
         rtc: Pl031,
         pci: PciHost,
         smmu: Option<SmmuAgents>,
-        inbox: Arc<Mutex<Inbox>>,
+        inbox: ItsInbox,
     ) -> Self {
-        Self { ram, gic, uart: Pl011::new(), rtc, pci, smmu, inbox, slice_end: 0, yield_asked: false }
+        Self {
+            ram,
+            gic,
+            uart: Pl011::new(),
+            rtc,
+            pci,
+            smmu,
+            inbox,
+            slice_end: 0,
+            yield_asked: false,
+            event: false,
+        }
     }
 
     /// Tells the board until when the vCPU that runs next may run.
@@ -76,7 +87,6 @@ impl Board {
             self.step_smmu(now);
         } else if due(self.pci.next_step()) {
             self.pci.step(now);
-            self.drain_inbox(now);
         } else if due(self.gic.next_step()) {
             self.gic.step(now);
         } else if due(self.uart.next_step()) {
@@ -93,10 +103,12 @@ impl Board {
         let Some(smmu) = self.smmu.as_mut() else { return };
         match smmu.step(now) {
             Effect::None => {}
-            Effect::Msi(msi) => self.smmu_msi(now, msi),
+            Effect::Msi(msi) => self.smmu_msi(msi),
         }
         let wired = self.smmu.as_ref().map(|s| s.smmu().take_wired()).unwrap_or_default();
-        for (line, edge) in [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror].into_iter().enumerate() {
+        self.event |= wired.sev;
+        for (line, edge) in [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror].into_iter().enumerate()
+        {
             if edge {
                 let intid = at::SPI_BASE + at::SMMU_SPI + line as u32;
                 self.gic.set_spi(intid, true);
@@ -106,9 +118,9 @@ impl Board {
     }
 
     /// The SMMU's MSIs are writes to physical addresses (IHI 0070 §3.18): to RAM or to the ITS.
-    fn smmu_msi(&mut self, now: Time, msi: smmu_model::Msi) {
+    fn smmu_msi(&mut self, msi: smmu_model::Msi) {
         if msi.address == at::GITS_TRANSLATER {
-            self.gic.post_msi(now, SMMU_DEVICE_ID, msi.data);
+            self.inbox.post(Message { device_id: SMMU_DEVICE_ID, event_id: msi.data });
         } else if !self.ram.write(msi.address, &msi.data.to_le_bytes())
             && let Some(smmu) = &self.smmu
         {
@@ -116,11 +128,9 @@ impl Board {
         }
     }
 
-    fn drain_inbox(&mut self, now: Time) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(|e| e.into_inner());
-        while let Some((device, event)) = inbox.pop() {
-            self.gic.post_msi(now, device, event);
-        }
+    /// Whether an event for all vCPUs came since the last call.
+    pub fn take_event(&mut self) -> bool {
+        std::mem::take(&mut self.event)
     }
 
     /// Console input.
@@ -149,14 +159,15 @@ impl Platform for Board {
     fn mmio_read(&mut self, who: At, pa: u64, size: u8) -> Result<u64, BusFault> {
         let now = who.now;
         if let Some(offset) = at::GICR.offset(pa) {
-            return self.gic.redistributor_read(offset, size).ok_or(BusFault);
+            return Ok(self.gic.gicr_read(offset, size));
         }
         if let Some(offset) = at::GICD.offset(pa) {
-            return Ok(self.gic.distributor_read(offset, size));
+            return Ok(self.gic.gicd_read(offset, size));
         }
         if let Some(offset) = at::UART.offset(pa) {
             let value = self.uart.read(now, offset, size);
             self.uart_line();
+            self.settle(now);
             return Ok(value);
         }
         if let Some(offset) = at::SMMU.offset(pa)
@@ -165,7 +176,7 @@ impl Platform for Board {
             return Ok(smmu.smmu().mmio_read(offset, size).unwrap_or(0));
         }
         if let Some(offset) = at::PCI_ECAM.offset(pa) {
-            return Ok(self.pci.config_read(offset, size));
+            return Ok(self.pci.config_read(now, offset, size));
         }
         if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
             let value = self.pci.mmio_read(now, pa, size);
@@ -176,7 +187,7 @@ impl Platform for Board {
             return Ok(devices::bus::size_mask(size));
         }
         if let Some(offset) = at::ITS.offset(pa) {
-            return Ok(self.gic.its_read(offset, size));
+            return Ok(self.gic.gits_read(offset, size));
         }
         if let Some(offset) = at::RTC.offset(pa) {
             return Ok(self.rtc.read(now, offset, size));
@@ -190,22 +201,21 @@ impl Platform for Board {
             self.uart.write(now, offset, size, value);
             self.uart_line();
         } else if let Some(offset) = at::GICR.offset(pa) {
-            self.gic.redistributor_write(offset, size, value).ok_or(BusFault)?;
+            self.gic.gicr_write(offset, size, value);
         } else if let Some(offset) = at::GICD.offset(pa) {
-            self.gic.distributor_write(offset, size, value);
+            self.gic.gicd_write(offset, size, value);
         } else if let Some(offset) = at::SMMU.offset(pa)
             && let Some(smmu) = &self.smmu
         {
             smmu.smmu().mmio_write(offset, size, value);
         } else if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
             self.pci.mmio_write(now, pa, size, value);
-            self.drain_inbox(now);
         } else if let Some(offset) = at::PCI_ECAM.offset(pa) {
-            self.pci.config_write(offset, size, value);
+            self.pci.config_write(now, offset, size, value);
         } else if at::PCI_PIO.offset(pa).is_some() {
             // No device has an I/O BAR: the write is dropped, as on a PCI bus where nobody claims it.
         } else if let Some(offset) = at::ITS.offset(pa) {
-            self.gic.its_write(now, offset, size, value);
+            self.gic.gits_write(offset, size, value);
         } else if let Some(offset) = at::RTC.offset(pa) {
             self.rtc.write(now, offset, size, value);
             self.rtc_line();

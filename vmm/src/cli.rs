@@ -63,7 +63,7 @@ pub enum Command {
 #[command(next_help_heading = "Guest")]
 pub struct GuestArgs {
     /// Guest image: see `smmulab image list`; fetched on first use
-    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT_IMAGE)]
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT)]
     pub image: String,
     /// An arm64 kernel Image, instead of the image's
     #[arg(long, value_name = "FILE")]
@@ -143,6 +143,9 @@ pub enum ImageCommand {
         /// Names, as `list` shows them
         #[arg(required = true)]
         names: Vec<String>,
+        /// Look for a newer version even if one is in the cache
+        #[arg(long)]
+        refresh: bool,
     },
     /// Build an image from Debian's sources (`lab`: the lab kernel)
     Build {
@@ -163,7 +166,7 @@ pub enum BenchCommand {
 #[derive(Args, Debug)]
 pub struct BootBenchArgs {
     /// Guest image
-    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT_IMAGE)]
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT)]
     pub image: String,
     /// Rounds: each runs ours and QEMU's in turn
     #[arg(long, default_value_t = 3)]

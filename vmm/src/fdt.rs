@@ -222,8 +222,7 @@ mod tests {
 
     #[test]
     fn a_nul_in_the_command_line_is_an_error() {
-        let tree =
-            Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", initrd: None, smmu: true, seeds: [0; 4] };
+        let tree = Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", initrd: None, smmu: true, seeds: [0; 4] };
         assert!(tree.write().is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! `smmulab image`: list, fetch and build guests.
 
 use anyhow::Result;
+use guest_images::{Name, Progress, Series, Store};
 
 use crate::cli::ImageCommand;
 
@@ -9,17 +10,29 @@ use crate::cli::ImageCommand;
 /// # Errors
 /// When an image is unknown or cannot be fetched or built; the message says what to do.
 pub fn run(command: ImageCommand) -> Result<()> {
+    let store = Store::open()?;
     match command {
-        ImageCommand::List => print!("{}", guest_images::list()?),
-        ImageCommand::Fetch { names } => {
+        ImageCommand::List => {
+            println!("{:16} {:28} CACHED", "IMAGE", "WHAT");
+            for listed in store.list() {
+                let cached = listed.cached.map_or_else(|| "-".to_string(), |image| image.release);
+                println!("{:16} {:28} {cached}", listed.name.to_string(), listed.description);
+            }
+        }
+        ImageCommand::Fetch { names, refresh } => {
             for name in names {
-                let image = guest_images::fetch(&name)?;
-                println!("{name}: {}", image.release);
+                let image = store.fetch(&name.parse()?, refresh, Progress::auto())?;
+                println!("{name}: Linux {}", image.release);
             }
         }
         ImageCommand::Build { name } => {
-            let image = guest_images::build(&name)?;
-            println!("{name}: {} in {}", image.release, image.kernel.display());
+            let name: Name = name.parse()?;
+            anyhow::ensure!(
+                name.series == Series::Lab,
+                "only `lab` is built; `image fetch {name}` fetches it"
+            );
+            let image = store.build_lab(true, Progress::auto())?;
+            println!("{name}: Linux {} in {}", image.release, image.kernel.display());
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The smmulab machine: vCPUs, board and scheduler, and the command line that runs them.
 
+pub mod assemble;
 pub mod bench;
 pub mod board;
 pub mod cli;

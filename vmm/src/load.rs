@@ -79,11 +79,14 @@ struct Header {
 }
 
 fn header(path: &Path, image: &[u8]) -> Result<Header, LoadError> {
-    let field = |at: usize| image.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
+    let field =
+        |at: usize| image.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
     if image.get(56..60) != Some(IMAGE_MAGIC) {
         let hint = match image {
             [0x1f, 0x8b, ..] => " (it is gzip-compressed: gunzip it first)",
-            [0x7f, b'E', b'L', b'F', ..] => " (it is an ELF file: give arch/arm64/boot/Image instead of vmlinux)",
+            [0x7f, b'E', b'L', b'F', ..] => {
+                " (it is an ELF file: give arch/arm64/boot/Image instead of vmlinux)"
+            }
             [b'M', b'Z', ..] => " (it is an EFI program: a compressed EFI kernel or another architecture's)",
             _ => "",
         };
@@ -109,11 +112,8 @@ pub fn load(ram: &GuestRam, boot: &Boot, tree: Tree<'_>) -> Result<Entry, LoadEr
     let image =
         std::fs::read(&boot.kernel).map_err(|error| LoadError::Read { path: boot.kernel.clone(), error })?;
     let Header { text_offset, image_size } = header(&boot.kernel, &image)?;
-    let too_small = |what, need: u64| LoadError::TooSmall {
-        what,
-        need: need.div_ceil(MIB),
-        have: ram.size() / MIB,
-    };
+    let too_small =
+        |what, need: u64| LoadError::TooSmall { what, need: need.div_ceil(MIB), have: ram.size() / MIB };
     let kernel = ram.base().checked_add(text_offset).filter(|_| text_offset < ram.size());
     let kernel = kernel.ok_or_else(|| too_small("the kernel", text_offset))?;
     let kernel_end = kernel.saturating_add(image_size);
@@ -133,9 +133,8 @@ pub fn load(ram: &GuestRam, boot: &Boot, tree: Tree<'_>) -> Result<Entry, LoadEr
         initrd_end = (initrd_end + piece.len() as u64).next_multiple_of(4);
     }
     let initrd = (!boot.initrd.is_empty()).then_some((initrd_at, initrd_end));
-    let blob = Tree { initrd, bootargs: &boot.append, ..tree }
-        .write()
-        .map_err(|e| LoadError::Fdt(e.to_string()))?;
+    let blob =
+        Tree { initrd, bootargs: &boot.append, ..tree }.write().map_err(|e| LoadError::Fdt(e.to_string()))?;
     if blob.len() as u64 > FDT_MAX || !ram.write(fdt_at, &blob) {
         return Err(too_small("the device tree", fdt_at - ram.base() + FDT_MAX));
     }
@@ -179,7 +178,9 @@ mod tests {
         assert!(error(b"\x1f\x8babc").contains("gzip"));
         assert!(error(b"\x7fELFabcd").contains("vmlinux"));
         assert!(error(b"hello, world").contains("not an arm64 kernel"));
-        assert!(boot(&image(4098), vec![vec![0; 15 << 20]], 16 * MIB).unwrap_err().to_string().contains("--mem"));
+        assert!(
+            boot(&image(4098), vec![vec![0; 15 << 20]], 16 * MIB).unwrap_err().to_string().contains("--mem")
+        );
         assert!(boot(&image(5 << 20), vec![], 2 * MIB).unwrap_err().to_string().contains("--mem"));
     }
 }

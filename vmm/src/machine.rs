@@ -68,7 +68,7 @@ impl Machine {
 
     /// Instructions retired by all vCPUs.
     pub fn retired(&self) -> u64 {
-        (0..self.activity.len()).map(|i| self.cluster.core(i).retired).sum()
+        (0..self.activity.len()).map(|i| self.cluster.core(i).retired()).sum()
     }
 
     /// Lets idle time pass up to `time`, when input from outside came at that moment.
@@ -91,6 +91,9 @@ impl Machine {
                 return Stop::Until;
             }
             while self.board.step(self.now) {}
+            if self.board.take_event() {
+                self.cluster.send_event();
+            }
             let wake = self.update_timers();
             let next = devices::agent::earliest(wake, self.board.next_step(self.now));
             let Some(cpu) = self.pick() else {
@@ -111,7 +114,7 @@ impl Machine {
                 Exit::Budget | Exit::Yield => {}
                 Exit::Wfi => self.wait(cpu, Activity::Interrupt),
                 Exit::Wfe => self.wait(cpu, Activity::Event),
-                Exit::Hvc => {
+                Exit::Hvc(_) => {
                     if let Some(stop) = self.psci(cpu) {
                         return stop;
                     }
@@ -157,7 +160,8 @@ impl Machine {
             return Some(self.turn);
         }
         let cpus = self.activity.len();
-        let next = (1..=cpus).map(|i| (self.turn + i) % cpus).find(|&cpu| self.runnable(cpu))?;
+        let turn = self.turn;
+        let next = (1..=cpus).map(|i| (turn + i) % cpus).find(|&cpu| self.runnable(cpu))?;
         self.turn = next;
         self.left = self.quantum;
         Some(next)

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::Time;
+use devices::dma::PhysMem;
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
-use smmu_model::{Abort, Memory, Msi, Smmu};
+use smmu_model::{Msi, Smmu};
 
 /// How long each kind of step takes, in nanoseconds of virtual time.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -24,20 +25,6 @@ impl Default for Latency {
     }
 }
 
-/// Physical memory as the SMMU's own accesses reach it: RAM, and nothing else answers.
-#[derive(Clone, Debug)]
-pub struct PhysicalMemory(pub GuestRam);
-
-impl Memory for PhysicalMemory {
-    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
-        if self.0.read(pa, data) { Ok(()) } else { Err(Abort) }
-    }
-
-    fn write(&self, pa: u64, data: &[u8]) -> Result<(), Abort> {
-        if self.0.write(pa, data) { Ok(()) } else { Err(Abort) }
-    }
-}
-
 /// What one step asks of the rest of the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Effect {
@@ -50,7 +37,7 @@ pub enum Effect {
 /// The SMMU and when its agents step next.
 pub struct SmmuAgents {
     smmu: Arc<Mutex<Smmu>>,
-    memory: PhysicalMemory,
+    ram: GuestRam,
     latency: Latency,
     due: Due,
 }
@@ -69,7 +56,7 @@ fn schedule(due: &mut Option<Time>, pending: bool, at: Time) {
 impl SmmuAgents {
     /// Agents of `smmu`, whose accesses go to `ram`.
     pub fn new(smmu: Arc<Mutex<Smmu>>, ram: GuestRam, latency: Latency) -> Self {
-        Self { smmu, memory: PhysicalMemory(ram), latency, due: Due::default() }
+        Self { smmu, ram, latency, due: Due::default() }
     }
 
     /// The model.
@@ -99,10 +86,10 @@ impl SmmuAgents {
         }
         if is_due(self.due.event) {
             self.due.event = None;
-            smmu.step_event(&self.memory);
+            smmu.step_event(&PhysMem::new(&self.ram));
         } else if is_due(self.due.command) {
             self.due.command = None;
-            smmu.step_command(&self.memory);
+            smmu.step_command(&PhysMem::new(&self.ram));
         }
         Effect::None
     }

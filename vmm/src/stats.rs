@@ -20,12 +20,12 @@ pub struct Stats {
     pub virtual_ns: u64,
     /// Bytes that the guest sent to its UART, and to its virtio console.
     pub console_bytes: [u64; 2],
-    /// XXH3-128 of both.
-    pub console_hash: String,
+    /// XXH3-128 of each of them.
+    pub console_hash: [String; 2],
     /// XXH3-128 of the whole machine at the end: vCPUs, devices, RAM.
     pub state_hash: String,
     /// The SMMU's counters, if there is one.
-    pub smmu: Option<smmu_model::Statistics>,
+    pub smmu: Option<smmu_model::Stats>,
     /// What depends on the host.
     pub host: Host,
 }
@@ -97,10 +97,10 @@ pub fn state_hash(machine: &Machine) -> serde_json::Result<String> {
     serde_json::to_writer(&mut hash, &machine.cluster.state())?;
     serde_json::to_writer(&mut hash, &machine.schedule())?;
     let board = &machine.board;
-    serde_json::to_writer(&mut hash, &board.gic)?;
+    serde_json::to_writer(&mut hash, &board.gic.save())?;
     serde_json::to_writer(&mut hash, &board.uart)?;
     serde_json::to_writer(&mut hash, &board.rtc)?;
-    serde_json::to_writer(&mut hash, &board.pci.state())?;
+    serde_json::to_writer(&mut hash, &board.pci.save())?;
     if let Some(smmu) = &board.smmu {
         serde_json::to_writer(&mut hash, &*smmu.smmu())?;
         serde_json::to_writer(&mut hash, &smmu.state())?;

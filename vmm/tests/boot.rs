@@ -54,7 +54,15 @@ fn ok(output: &Output) -> String {
         "{}\n--- stdout\n{}\n--- kernel log\n{}",
         output.status,
         stdout(output),
-        stderr(output).lines().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+        stderr(output)
+            .lines()
+            .rev()
+            .take(60)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join("\n")
     );
     stdout(output)
 }
@@ -70,7 +78,17 @@ fn matrix(image: &str) {
             let disk = dir.path().join("disk");
             random_file(&disk, 1 << 20, 7).unwrap();
             let output = smmulab()
-                .args(["run", "--image", image, "--cpus", cpus, "--append", word, "--exec", &smmu_check(cpus)])
+                .args([
+                    "run",
+                    "--image",
+                    image,
+                    "--cpus",
+                    cpus,
+                    "--append",
+                    word,
+                    "--exec",
+                    &smmu_check(cpus),
+                ])
                 .args(["--time-limit", "120s", "--disk"])
                 .arg(&disk)
                 .output()

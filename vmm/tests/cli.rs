@@ -27,7 +27,8 @@ fn a_missing_kernel_is_named() {
 fn a_file_that_is_no_kernel_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kernel");
-    std::fs::write(&path, b"just some text, longer than a kernel header has to be, so that it is read").unwrap();
+    std::fs::write(&path, b"just some text, longer than a kernel header has to be, so that it is read")
+        .unwrap();
     assert!(one_line(&["run", "--kernel", path.to_str().unwrap()]).contains("not an arm64 kernel Image"));
     std::fs::write(&path, b"").unwrap();
     assert!(one_line(&["run", "--kernel", path.to_str().unwrap()]).contains("not an arm64 kernel Image"));
@@ -39,7 +40,9 @@ fn a_disk_that_cannot_be_used_is_named() {
     let kernel = dir.path().join("kernel");
     std::fs::write(&kernel, b"x").unwrap();
     let kernel = kernel.to_str().unwrap();
-    assert!(one_line(&["run", "--kernel", kernel, "--disk", "/nonexistent/disk"]).contains("/nonexistent/disk"));
+    assert!(
+        one_line(&["run", "--kernel", kernel, "--disk", "/nonexistent/disk"]).contains("/nonexistent/disk")
+    );
     let directory = dir.path().to_str().unwrap();
     assert!(one_line(&["run", "--kernel", kernel, "--disk", directory]).contains(directory));
 }

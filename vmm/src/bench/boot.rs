@@ -120,7 +120,7 @@ pub fn run(args: &BootBenchArgs) -> Result<()> {
     let disk = dir.path().join("disk");
     make_disk(&disk)?;
     let bench = Bench {
-        image: guest_images::fetch(&args.image)?,
+        image: guest_images::fetch(&args.image, guest_images::Progress::auto())?,
         name: args.image.clone(),
         disk,
         dir: dir.path().into(),
@@ -169,7 +169,8 @@ fn report(peer: Option<&str>, ours: &[Round], theirs: &[Round], reads: u32) {
             continue;
         }
         let their = median(theirs.iter().map(|r| figure(r, reads)).collect());
-        let ratio = median(ours.iter().zip(theirs).map(|(a, b)| figure(a, reads) / figure(b, reads)).collect());
+        let ratio =
+            median(ours.iter().zip(theirs).map(|(a, b)| figure(a, reads) / figure(b, reads)).collect());
         println!("{name:34} {mine:>12.2} {their:>12.2} {ratio:>8.2}");
     }
     match peer {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// The longest frame either side sends: passt's default MTU is 65520.
-pub const MAX_FRAME: usize = 65_535;
+const MAX_FRAME: usize = 65_535;
 /// What may wait for passt to take it; more is dropped, as a full link would.
 const MAX_QUEUED: usize = 4 << 20;
 

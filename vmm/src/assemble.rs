@@ -1,0 +1,98 @@
+//! Builds a machine from its options.
+
+use std::sync::{Arc, Mutex};
+
+use aarch64::{Cluster, Config, EngineKind, Features};
+use anyhow::{Context, Result};
+use devices::dma::{Fabric, ItsInbox};
+use devices::gic::{self, Gic};
+use devices::pci::{PciHost, Slot};
+use devices::pl031::Pl031;
+use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci};
+use guest_ram::GuestRam;
+
+use crate::board::Board;
+use crate::fdt::Tree;
+use crate::layout as at;
+use crate::load::{Boot, load};
+use crate::machine::Machine;
+use crate::options::{Disk, Engine, MachineOptions, Smmu};
+use crate::smmu_agents::{Latency, SmmuAgents};
+
+/// Slot of the virtio console; the others follow: entropy, network, disks.
+pub const CONSOLE: u8 = 1;
+const RNG: u8 = 2;
+/// Slot of the virtio network device.
+pub const NET: u8 = 3;
+const FIRST_DISK: u8 = 4;
+const LAST_SLOT: u8 = 31;
+
+/// What the real-time clock shows at power-on: 2026-01-01 00:00:00 UTC, so that runs do not depend on the date.
+const EPOCH: u32 = 1_767_225_600;
+
+/// The guest's Ethernet address: locally administered.
+const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+
+/// Independent streams of randomness from the run's one seed (SplitMix64).
+fn derive(seed: u64, stream: u64) -> u64 {
+    let mut z = seed.wrapping_add((stream + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn open(disk: &Disk) -> Result<FileBackend> {
+    FileBackend::open(&disk.path, disk.read_only)
+        .with_context(|| format!("cannot use the disk {}", disk.path.display()))
+}
+
+/// Makes the machine and loads what it boots.
+///
+/// # Errors
+/// When RAM cannot be had, a disk cannot be opened, or there is nothing to boot: one line for the user.
+pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
+    let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
+    anyhow::ensure!(disks.len() <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks");
+    let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
+    let tree = Tree {
+        cpus: options.cpus,
+        ram: options.ram,
+        bootargs: "",
+        initrd: None,
+        smmu: matches!(options.smmu, Smmu::On(_)),
+        seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
+    };
+    let entry = load(&ram, boot, tree)?;
+
+    let smmu = match &options.smmu {
+        Smmu::Off => None,
+        Smmu::On(config) => Some(Arc::new(Mutex::new(smmu_model::Smmu::new((**config).clone())))),
+    };
+    let inbox = ItsInbox::default();
+    let mut pci = PciHost::new(Fabric::new(ram.clone(), smmu.clone(), inbox.clone()));
+    let timing = Timing::default();
+    pci.add(Slot::device(CONSOLE), |port| Box::new(VirtioPci::new(port, Console::new(), timing)));
+    let rng = Rng::new(derive(options.seed, 16));
+    pci.add(Slot::device(RNG), |port| Box::new(VirtioPci::new(port, rng, timing)));
+    if options.net {
+        pci.add(Slot::device(NET), |port| Box::new(VirtioPci::new(port, Net::new(MAC), timing)));
+    }
+    for (slot, disk) in (FIRST_DISK..).zip(disks) {
+        pci.add(Slot::device(slot), |port| Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing)));
+    }
+
+    let gic = Gic::new(
+        gic::Config { cpus: options.cpus as u32, spis: at::SPIS, its: true },
+        ram.clone(),
+        inbox.clone(),
+    );
+    let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), Latency::default()));
+    let board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, agents, inbox);
+    let engine = match options.engine {
+        Engine::Block => EngineKind::Block,
+        Engine::Step => EngineKind::Step,
+    };
+    let features = Features { lse: options.lse, ..Features::default() };
+    let cluster = Cluster::new(&Config { cpus: options.cpus, engine, features }, ram);
+    Ok(Machine::new(cluster, board, options.cpus, options.quantum, entry.pc, entry.fdt))
+}

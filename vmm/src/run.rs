@@ -1,0 +1,293 @@
+//! `smmulab run`: from options to an exit status.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use guest_images::ExitTrailer;
+
+use crate::assemble::{CONSOLE, NET, assemble};
+use crate::cli::{GuestArgs, MachineArgs, RunArgs, status};
+use crate::edge::{Edge, Passt, RawMode};
+use crate::load::Boot;
+use crate::machine::{Machine, Stop};
+use crate::options::MachineOptions;
+use crate::stats::{self, HashWriter, Host, Stats};
+use devices::pci::Slot;
+use devices::virtio::{Console, Net};
+
+/// What every guest's command line begins with.
+pub const BASE_APPEND: &str = "console=ttyAMA0 panic=-1";
+/// How much virtual time passes between two looks at the host, in nanoseconds.
+const SLICE: u64 = 2_000_000;
+
+/// Carries out `smmulab run`; the result is the exit status.
+///
+/// # Errors
+/// One line for the user; the status is then [`status::USAGE`].
+pub fn run(args: &RunArgs) -> Result<u8> {
+    let options = machine_options(&args.machine, &args.guest)?;
+    let boot = boot(&args.guest, args.exec.as_deref())?;
+    let log = match (&args.kernel_log, &args.exec) {
+        (Some(path), _) => Log::File(create(path)?),
+        (None, Some(_)) => Log::Stderr,
+        (None, None) => Log::Stdout,
+    };
+    // The file is made before the run, so that a path that cannot be written is known before the work is done.
+    let stats_file = args.stats.as_deref().map(create).transpose()?;
+    let machine = assemble(&options, &boot)?;
+    let mut session = Session {
+        machine,
+        passt: None,
+        edge: Edge::new().context("cannot make an event loop")?,
+        log,
+        trailer: args.exec.is_some().then(ExitTrailer::new),
+        hashes: [HashWriter::new(), HashWriter::new()],
+        bytes: [0; 2],
+    };
+    if options.net {
+        let passt = Passt::start()?;
+        session.edge.watch(&passt);
+        session.passt = Some(passt);
+    }
+    let raw = if args.exec.is_none() {
+        session.edge.watch_stdin();
+        Some(RawMode::enter())
+    } else {
+        None
+    };
+    session.machine.real_time_idle = session.edge.has_sources();
+    let limit = args.time_limit.map_or(u64::MAX, |span| span.0);
+    let start = Instant::now();
+    let outcome = session.drive(limit);
+    let elapsed = start.elapsed();
+    drop(raw);
+    let code = session.finish(outcome, args.exec.is_some())?;
+    if let Some(file) = stats_file {
+        session.write_stats(file, elapsed).context("cannot write the statistics")?;
+    }
+    Ok(code)
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOptions> {
+    let options = MachineOptions {
+        cpus: machine.cpus,
+        ram: machine.mem.0,
+        smmu: machine.smmu.clone(),
+        disks: guest.disk.clone(),
+        net: guest.net,
+        seed: machine.seed,
+        engine: machine.engine,
+        quantum: machine.quantum,
+        lse: machine.lse,
+    };
+    options.check().map_err(anyhow::Error::msg)?;
+    Ok(options)
+}
+
+fn boot(guest: &GuestArgs, exec: Option<&str>) -> Result<Boot> {
+    let mut append = BASE_APPEND.to_string();
+    for words in &guest.append {
+        append.push(' ');
+        append.push_str(words);
+    }
+    let (kernel, initrd) = match (&guest.kernel, &guest.initrd) {
+        (Some(kernel), initrd) => (kernel.clone(), initrd.clone()),
+        (None, initrd) => {
+            let image = guest_images::fetch(&guest.image, guest_images::Progress::auto())?;
+            (image.kernel, Some(initrd.clone().unwrap_or(image.initrd)))
+        }
+    };
+    let read = |path: &PathBuf| {
+        std::fs::read(path).with_context(|| format!("cannot read the initramfs {}", path.display()))
+    };
+    let mut pieces: Vec<Vec<u8>> = initrd.as_ref().map(read).transpose()?.into_iter().collect();
+    pieces.extend(exec.map(guest_images::job_cpio));
+    Ok(Boot { kernel, initrd: pieces, append })
+}
+
+/// Where the UART's output goes.
+enum Log {
+    Stdout,
+    Stderr,
+    File(File),
+}
+
+impl Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Stdout => flushed(std::io::stdout().lock(), bytes),
+            Self::Stderr => flushed(std::io::stderr().lock(), bytes),
+            Self::File(file) => file.write_all(bytes),
+        }
+    }
+}
+
+fn flushed(mut out: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// How a run ended.
+enum Outcome {
+    PowerOff,
+    Reset,
+    TimeLimit,
+    Hung,
+    Quit,
+    OutputGone,
+}
+
+struct Session {
+    machine: Machine,
+    passt: Option<Passt>,
+    edge: Edge,
+    log: Log,
+    trailer: Option<ExitTrailer>,
+    /// Of the UART's and of the virtio console's output.
+    hashes: [HashWriter; 2],
+    bytes: [u64; 2],
+}
+
+impl Session {
+    fn drive(&mut self, limit: u64) -> Outcome {
+        loop {
+            let until = self.machine.now().saturating_add(SLICE).min(limit);
+            let stop = self.machine.run(until);
+            if self.output().is_err() {
+                return Outcome::OutputGone;
+            }
+            match stop {
+                Stop::PowerOff => return Outcome::PowerOff,
+                Stop::Reset => return Outcome::Reset,
+                Stop::Until if self.machine.now() >= limit => return Outcome::TimeLimit,
+                Stop::Until => self.edge.wait(0),
+                Stop::Idle if !self.edge.has_sources() => return Outcome::Hung,
+                Stop::Idle => self.sleep(u64::MAX),
+                Stop::Sleep(time) => self.sleep(time.min(limit)),
+            }
+            if self.edge.quit() {
+                return Outcome::Quit;
+            }
+            self.input();
+        }
+    }
+
+    /// Waits in real time for input, until virtual time `time` at the latest.
+    fn sleep(&mut self, time: u64) {
+        let start = Instant::now();
+        let span = Duration::from_nanos(time - self.machine.now());
+        let milliseconds = span.as_millis().min(100);
+        if milliseconds == 0 {
+            self.machine.sleep_until(time);
+            return;
+        }
+        self.edge.wait(milliseconds as i32);
+        let slept = self.machine.now().saturating_add(start.elapsed().as_nanos() as u64);
+        self.machine.sleep_until(slept.min(time));
+    }
+
+    /// Hands the machine what came from the host.
+    fn input(&mut self) {
+        let keys = self.edge.take_keys();
+        if !keys.is_empty() {
+            let now = self.machine.now();
+            self.machine.board.type_in(now, &keys);
+        }
+        if let Some(passt) = &mut self.passt {
+            let now = self.machine.now();
+            self.machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| {
+                while net.can_receive()
+                    && let Some(frame) = passt.receive()
+                {
+                    net.receive(now, &frame);
+                }
+            });
+            passt.flush();
+        }
+    }
+
+    /// Hands the host what the machine gave out.
+    fn output(&mut self) -> std::io::Result<()> {
+        let uart = self.machine.board.uart.take_output();
+        let console =
+            self.machine.board.pci.with_device(Slot::device(CONSOLE), |c: &mut Console| c.take_output());
+        let console = console.unwrap_or_default();
+        for (i, bytes) in [&uart, &console].into_iter().enumerate() {
+            self.hashes[i].write_all(bytes)?;
+            self.bytes[i] += bytes.len() as u64;
+        }
+        if !uart.is_empty() {
+            self.log.write(&uart)?;
+        }
+        if !console.is_empty() {
+            let payload = match &mut self.trailer {
+                Some(trailer) => trailer.feed(&console),
+                None => console,
+            };
+            flushed(std::io::stdout().lock(), &payload)?;
+        }
+        if let Some(passt) = &mut self.passt {
+            let sent = self.machine.board.pci.with_device(Slot::device(NET), Net::take_sent);
+            for frame in sent.unwrap_or_default() {
+                passt.send(&frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, outcome: Outcome, exec: bool) -> Result<u8> {
+        let mut exit = None;
+        if let Some(trailer) = self.trailer.take() {
+            let (held, status) = trailer.finish();
+            exit = status;
+            flushed(std::io::stdout().lock(), &held)?;
+        }
+        if std::io::stderr().is_terminal() && !exec {
+            eprintln!();
+        }
+        let died = |what: &str| {
+            eprintln!("smmulab: {what}");
+            Ok(status::GUEST_DIED)
+        };
+        match (outcome, exit) {
+            (Outcome::PowerOff, Some(code)) => Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            (Outcome::PowerOff, None) if !exec => Ok(0),
+            (Outcome::PowerOff, None) => died("the guest powered off before CMD had ended"),
+            (Outcome::Reset, _) => died("the guest asked for a reset (a panic, or reboot)"),
+            (Outcome::Hung, _) => died("the guest hangs: every vCPU waits and nothing will wake one"),
+            (Outcome::TimeLimit, _) => {
+                eprintln!("smmulab: the time limit passed");
+                Ok(status::TIME_LIMIT)
+            }
+            (Outcome::Quit | Outcome::OutputGone, _) => Ok(0),
+        }
+    }
+
+    fn write_stats(&self, mut file: File, elapsed: Duration) -> Result<()> {
+        let machine = &self.machine;
+        let by_cpu: Vec<u64> =
+            (0..machine.cluster.cpus()).map(|cpu| machine.cluster.core(cpu).retired()).collect();
+        let instructions = by_cpu.iter().sum();
+        let stats = Stats {
+            smmulab: env!("CARGO_PKG_VERSION"),
+            instructions,
+            instructions_by_cpu: by_cpu,
+            virtual_ns: machine.now(),
+            console_bytes: self.bytes,
+            console_hash: self.hashes.each_ref().map(HashWriter::hex),
+            state_hash: stats::state_hash(machine)?,
+            smmu: machine.board.smmu.as_ref().map(|s| s.smmu().stats().clone()),
+            host: Host::measure(elapsed, instructions),
+        };
+        serde_json::to_writer_pretty(&mut file, &stats)?;
+        writeln!(file)?;
+        Ok(())
+    }
+}
