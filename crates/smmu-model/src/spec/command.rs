@@ -223,7 +223,7 @@ mod tests {
         let c = Command([0x1234_5678_0abf_f912, 0xffff_ffff_ffff_ffff]);
         assert_eq!(c.opcode(), Some(Opcode::TlbiNhVa));
         assert_eq!((c.asid(), c.vmid()), (0x1234, 0x5678));
-        assert_eq!((c.num(), c.scale()), (0x1f, 0x0a));
+        assert_eq!((c.num(), c.scale()), (0x1f, 0x0b));
         assert_eq!((c.ttl(), c.tg(), c.leaf()), (3, 3, true));
         assert_eq!(c.address(), 0xffff_ffff_ffff_f000);
         let sync = Command([0xcafe_0000_0f80_2046, 0x8000_0007]);

@@ -1,0 +1,14 @@
+//! What IHI 0070 demands, one scenario each, through the public interface only.
+
+mod lab;
+
+mod caches;
+mod commands;
+mod events;
+mod interrupts;
+mod registers;
+mod stage1;
+// mod stage2;
+// mod stall;
+mod streams;
+// mod substreams;

@@ -1,0 +1,158 @@
+//! Chapter 6: registers.
+
+use smmu_model::spec::registers as r;
+use smmu_model::{AccessKind, Config, Progress, Transaction};
+
+use crate::lab::*;
+
+/// 6.3.1 to 6.3.8: the default implementation is one that Linux drives.
+#[test]
+fn identification_of_the_linux_preset() {
+    let mut lab = Lab::reset(Config::linux());
+    let idr0 = lab.r32(r::IDR0);
+    assert_eq!(idr0 & 3, 0b10, "S1P, not S2P");
+    assert_eq!(idr0 >> 2 & 3, 0b10, "TTF: AArch64");
+    assert_eq!(idr0 >> 4 & 1, 1, "COHACC");
+    assert_eq!(idr0 >> 12 & 7, 0b111, "ASID16, MSI, SEV");
+    assert_eq!(idr0 >> 21 & 3, 0b10, "TTENDIAN: little");
+    assert_eq!(idr0 >> 24 & 3, 0b01, "STALL_MODEL: no stall");
+    assert_eq!(idr0 >> 26 & 1, 1, "TERM_MODEL: abort only");
+    assert_eq!(idr0 >> 27 & 3, 0b01, "ST_LEVEL: two levels");
+    assert_eq!(
+        idr0 & (1 << 5 | 3 << 6 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 19),
+        0,
+        "BTM HTTU HYP ATS PRI CD2L"
+    );
+    let idr1 = lab.r32(r::IDR1);
+    assert_eq!((idr1 & 0x3f, idr1 >> 6 & 0x1f), (16, 0), "SIDSIZE, SSIDSIZE");
+    assert_eq!(
+        (idr1 >> 21 & 0x1f, idr1 >> 16 & 0x1f, idr1 >> 11 & 0x1f),
+        (16, 16, 0),
+        "CMDQS, EVENTQS, PRIQS"
+    );
+    assert_eq!(idr1 >> 28, 0, "no presets");
+    assert_eq!(lab.r32(r::IDR3), 1 << 2 | 1 << 10, "HAD, RIL");
+    assert_eq!(lab.r32(r::IDR5), 0x74, "4, 16 and 64 KiB, 44 bits");
+    assert_eq!(lab.r32(r::AIDR), 2);
+}
+
+/// 6.3.1: what QEMU's model says of itself.
+#[test]
+fn identification_of_the_qemu_preset() {
+    let mut lab = Lab::reset(Config::qemu());
+    assert_eq!(lab.r32(r::IDR0) & 1 << 13 | lab.r32(r::IDR0) & 1 << 14, 0, "no MSI, no SEV");
+    assert_eq!(lab.r32(r::IDR1) & 0x03ff_ffff, 19 << 21 | 19 << 16 | 16);
+    assert_eq!(lab.r32(r::IDR3), 1 << 2 | 1 << 10 | 2 << 11, "HAD, RIL, BBML 2");
+}
+
+/// 6.2: registers of 64 bits can be accessed as one or as two words; other accesses are RAZ/WI.
+#[test]
+fn access_sizes() {
+    let mut lab = Lab::reset(Config::linux());
+    lab.w32(r::STRTAB_BASE, 0x1234_5680);
+    lab.w32(r::STRTAB_BASE + 4, 0x0000_0056);
+    assert_eq!(lab.smmu.mmio_read(r::STRTAB_BASE, 8), Some(0x56_1234_5680));
+    for (offset, size) in [(0, 1), (0, 2), (2, 4), (4, 8), (0, 0), (0, 16), (r::WINDOW, 4), (u64::MAX - 7, 8)]
+    {
+        assert_eq!(lab.smmu.mmio_read(offset, size), None);
+        lab.smmu.mmio_write(offset, size, u64::MAX);
+    }
+    assert_eq!(lab.smmu.mmio_read(r::WINDOW - 8, 8), Some(0));
+}
+
+/// 6.3.9: CR0ACK follows CR0, in implemented bits only.
+#[test]
+fn cr0_is_acknowledged() {
+    let mut lab = Lab::reset(Config::linux());
+    assert_eq!(lab.r32(r::CR0ACK), 0);
+    lab.w32(r::CR0, u32::MAX);
+    assert_eq!(lab.r32(r::CR0), 0b1101, "CMDQEN, EVENTQEN, SMMUEN");
+    assert_eq!(lab.r32(r::CR0ACK), 0b1101);
+    lab.w32(r::CR0, 0);
+    assert_eq!(lab.r32(r::CR0ACK), 0);
+}
+
+/// 6.3.9.6: SMMUEN=0 is acknowledged when the transactions that use it are done.
+#[test]
+fn disabling_waits_for_transactions() {
+    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    let (id, _) = lab.translate(Transaction::new(SID, 0x1000, AccessKind::Write)).unwrap();
+    lab.w32(r::CR0, r::cr0::CMDQEN);
+    assert_eq!(lab.r32(r::CR0ACK), r::cr0::CMDQEN | r::cr0::SMMUEN);
+    lab.w32(r::STRTAB_BASE_CFG, 3);
+    assert_eq!(lab.r32(r::STRTAB_BASE_CFG), 8, "still in use");
+    assert_eq!(lab.dma(Transaction::new(SID, 0x1000, AccessKind::Write)), End::To(0x1000), "new ones bypass");
+    lab.smmu.complete(id);
+    assert_eq!(lab.r32(r::CR0ACK), r::cr0::CMDQEN);
+    lab.w32(r::STRTAB_BASE_CFG, 3);
+    assert_eq!(lab.r32(r::STRTAB_BASE_CFG), 3);
+}
+
+/// 6.3.11 and following: what is in use can not be changed.
+#[test]
+fn writes_are_ignored_while_enabled() {
+    let mut lab = Lab::new(Config::linux());
+    let guarded = [
+        (r::CR1, 0),
+        (r::CR2, r::cr2::RECINVSID | r::cr2::PTM),
+        (r::STRTAB_BASE, STRTAB as u32),
+        (r::STRTAB_BASE_CFG, 8),
+        (r::CMDQ_BASE, (CMDQ | LOG2_CMDQ) as u32),
+        (r::CMDQ_CONS, 0),
+        (r::EVENTQ_BASE, (EVENTQ | LOG2_EVENTQ) as u32),
+        (r::EVENTQ_PROD, 0),
+        (r::EVENTQ_IRQ_CFG0, 0),
+        (r::GERROR_IRQ_CFG1, 0),
+    ];
+    for (offset, value) in guarded {
+        lab.w32(offset, !value);
+        assert_eq!(lab.r32(offset), value, "{offset:#x}");
+    }
+    lab.w32(r::CR0, 0);
+    lab.w32(r::IRQ_CTRL, 0);
+    for (offset, value) in guarded {
+        lab.w32(offset, !value);
+        assert_ne!(lab.r32(offset), value, "{offset:#x}");
+    }
+}
+
+/// 6.3.13: GBPA takes a write with UPDATE only, and UPDATE reads as 0 when it is done.
+#[test]
+fn gbpa_update() {
+    let mut lab = Lab::reset(Config::linux());
+    assert_eq!(lab.r32(r::GBPA), r::gbpa::SHCFG_INCOMING);
+    lab.w32(r::GBPA, r::gbpa::ABORT);
+    assert_eq!(lab.r32(r::GBPA), r::gbpa::SHCFG_INCOMING);
+    lab.w32(r::GBPA, r::gbpa::UPDATE | r::gbpa::ABORT);
+    assert_eq!(lab.r32(r::GBPA), r::gbpa::ABORT);
+}
+
+/// 3.11: with SMMUEN=0 GBPA lets transactions through or aborts them, without events.
+#[test]
+fn global_bypass_and_abort() {
+    let mut lab = Lab::reset(Config::linux());
+    assert_eq!(lab.read(0x8765_4321), End::To(0x8765_4321));
+    assert_eq!(lab.read(1 << 44), End::Abort, "beyond OAS");
+    lab.w32(r::GBPA, r::gbpa::UPDATE | r::gbpa::MTCFG | 5 | 2 << 12);
+    let Progress::Latched(id, t) = lab.smmu.begin(&Transaction::new(1, 0x1000, AccessKind::Read)) else {
+        panic!("not bypassed")
+    };
+    assert_eq!((t.pa, t.bytes, t.attrs.mair), (0x1000, (1 << 44) - 0x1000, 0x44));
+    lab.smmu.complete(id);
+    lab.w32(r::GBPA, r::gbpa::UPDATE | r::gbpa::ABORT);
+    assert_eq!(lab.read(0x1000), End::Abort);
+    assert!(!lab.smmu.event_pending());
+    assert_eq!(lab.smmu.stats().bypassed, 2);
+}
+
+/// 6.2: a knob makes the event queue's indices answer in page 0 as well.
+#[test]
+fn page_0_alias() {
+    let mut lab = Lab::new(Config::linux());
+    lab.w32(r::EVENTQ_CONS, 5);
+    assert_eq!(lab.r32(0xac), 0);
+    let mut lab = Lab::new(Config::qemu());
+    lab.w32(0xac, 5);
+    assert_eq!(lab.r32(r::EVENTQ_CONS), 5);
+}
