@@ -3,7 +3,7 @@
 use super::*;
 
 const EVENT_IDX: u64 = feature::EVENT_IDX;
-const ALL: u64 = u64::MAX & !EVENT_IDX;
+const ALL: u64 = !EVENT_IDX;
 
 fn disk(sectors: usize) -> MemoryBackend {
     let data = (0..sectors * 512).map(|i| (i / 512 * 31 + i) as u8).collect();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ALL: u64 = u64::MAX & !feature::EVENT_IDX;
+const ALL: u64 = !feature::EVENT_IDX;
 const MRG_RXBUF: u64 = 1 << 15;
 
 #[test]

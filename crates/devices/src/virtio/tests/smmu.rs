@@ -7,7 +7,7 @@ use smmu_model::{Config, StallModel};
 use super::*;
 use crate::dma::{Moved, Scatter, Segment};
 
-const ALL: u64 = u64::MAX & !feature::EVENT_IDX;
+const ALL: u64 = !feature::EVENT_IDX;
 
 /// Device address of the start of RAM.
 const IOVA: u64 = 0x12_3450_0000_0000 & 0xffff_ffff_ffff;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ALL: u64 = u64::MAX & !feature::EVENT_IDX;
+const ALL: u64 = !feature::EVENT_IDX;
 
 fn bench() -> Bench {
     let disk = MemoryBackend { data: vec![7; 8 * 512], ..MemoryBackend::default() };
