@@ -1,6 +1,6 @@
 //! All vCPUs, and the turn each takes.
 
-use guest_ram::{GuestRam, MONITOR, PAGE_SIZE};
+use guest_ram::{GuestRam, PAGE_SIZE};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -74,6 +74,7 @@ impl Cluster {
     pub fn restore(&mut self, state: State) {
         self.shared.forget_all_code();
         self.state = state;
+        self.watch_reservations(None);
     }
 
     /// Puts a vCPU into its reset state, at EL1 with everything masked and the MMU off, to begin at `entry` with
@@ -108,14 +109,8 @@ impl Cluster {
     /// reservations noticed.
     fn enter(&mut self, cpu: usize) {
         self.device_writes();
-        let core = &mut self.state.0[cpu].core;
         self.shared.monitors[cpu] = None;
-        for index in 0..self.shared.monitors.len() {
-            if let Some(page) = self.shared.monitors[index].and_then(|m| self.shared.page_of(&m)) {
-                self.shared.watch_page(core, page, MONITOR);
-            }
-        }
-        self.drop_write_keys(None);
+        self.watch_reservations(Some(cpu));
     }
 
     /// Hands on what the vCPU that ran did to the others.
@@ -130,6 +125,17 @@ impl Cluster {
             }
         }
         self.break_reservations(Some(cpu));
+        // Until the next run it is devices that store.
+        self.watch_reservations(None);
+    }
+
+    /// Watches the pages of all open reservations but that of the vCPU that runs, and no others.
+    fn watch_reservations(&mut self, running: Option<usize>) {
+        let slots = self.state.0.iter().enumerate().filter(|(index, _)| Some(*index) != running);
+        let pages =
+            slots.filter_map(|(_, slot)| slot.core.monitor.and_then(|m| self.shared.page_of(&m))).collect();
+        self.shared.watch_monitors(pages);
+        self.drop_write_keys(None);
     }
 
     /// Lets the devices' writes since the last time take effect on decoded instructions and reservations.
@@ -143,21 +149,16 @@ impl Cluster {
         }
     }
 
-    /// Clears the reservations that stores broke, each of which is an event for its vCPU, and ends the watch of
-    /// their pages. The vCPU `except` has its own in its core.
+    /// Clears the reservations that stores broke, each of which is an event for its vCPU. The vCPU `except` has its
+    /// own in its core.
     fn break_reservations(&mut self, except: Option<usize>) {
         for (index, slot) in self.state.0.iter_mut().enumerate() {
             if Some(index) == except {
                 continue;
             }
-            if let Some(page) = slot.core.monitor.and_then(|m| self.shared.page_of(&m)) {
-                if except.is_some() {
-                    self.shared.ram.watch().clear(page, MONITOR);
-                }
-                if self.shared.monitors[index].is_none() {
-                    slot.core.monitor = None;
-                    slot.core.event = true;
-                }
+            if slot.core.monitor.is_some() && self.shared.monitors[index].is_none() {
+                slot.core.monitor = None;
+                slot.core.event = true;
             }
         }
     }

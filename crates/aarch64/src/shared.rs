@@ -49,6 +49,8 @@ pub struct Shared {
     pub(crate) monitors: Vec<Option<Reservation>>,
     /// Pages (by index in RAM) that became watched: write keys for them must go from every vCPU's TLB.
     pub(crate) watched: Vec<usize>,
+    /// Pages that are watched for a reservation.
+    reserved: Vec<usize>,
 }
 
 impl Shared {
@@ -62,6 +64,7 @@ impl Shared {
             code: CodeCache::new(pages),
             monitors: vec![None; cpus],
             watched: Vec::new(),
+            reserved: Vec::new(),
         }
     }
 
@@ -113,6 +116,20 @@ impl Shared {
         for page in self.code.all_pages() {
             self.code_written(page);
         }
+    }
+
+    /// Watches `pages` for reservations, and no others.
+    pub(crate) fn watch_monitors(&mut self, pages: Vec<usize>) {
+        for page in self.reserved.iter().filter(|page| !pages.contains(page)) {
+            self.ram.watch().clear(*page, MONITOR);
+        }
+        for &page in &pages {
+            if self.ram.watch().flags(page) == 0 {
+                self.watched.push(page);
+            }
+            self.ram.watch().set(page, MONITOR);
+        }
+        self.reserved = pages;
     }
 
     /// Before `core` executes from the RAM page at index `page`: stores to it must be noticed from now on.

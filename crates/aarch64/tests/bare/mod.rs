@@ -6,7 +6,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use aarch64::sys::timer;
+use aarch64::sys::timer::VIRTUAL_INTID;
 use aarch64::{At, BusFault, Cluster, Config, EngineKind, Exit, Features, IrqLines, Platform, Ran, SysKey};
 use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
@@ -53,8 +53,10 @@ const VECTOR: u16 = 0x1000;
 /// What is not a vCPU.
 #[derive(Debug, Default, PartialEq)]
 pub struct Board {
-    /// Interrupt inputs by vCPU.
+    /// Interrupt inputs by vCPU, besides the virtual timer's IRQ.
     pub lines: Vec<IrqLines>,
+    /// The virtual timer's output by vCPU.
+    pub timers: Vec<bool>,
     /// Every change of a private interrupt: time, vCPU, INTID, level.
     pub ppis: Vec<(u64, usize, u32, bool)>,
     /// Every device access: time, vCPU, offset, size, value written.
@@ -87,12 +89,13 @@ impl Platform for Board {
         None
     }
     fn irq(&self, cpu: usize) -> IrqLines {
-        self.lines[cpu]
+        let IrqLines { irq, fiq } = self.lines[cpu];
+        IrqLines { irq: irq || self.timers[cpu], fiq }
     }
     fn set_ppi(&mut self, at: At, intid: u32, level: bool) {
         self.ppis.push((at.now, at.cpu, intid, level));
-        if intid == timer::VIRTUAL_INTID {
-            self.lines[at.cpu].irq = level;
+        if intid == VIRTUAL_INTID {
+            self.timers[at.cpu] = level;
         }
     }
     fn take_yield(&mut self) -> bool {
@@ -130,7 +133,8 @@ impl Machine {
     pub fn new(engine: EngineKind, cpus: usize, features: Features) -> Self {
         let ram = GuestRam::new(RAM, RAM_SIZE).expect("RAM");
         let config = Config { cpus, engine, features };
-        let board = Board { lines: vec![IrqLines::default(); cpus], ..Board::default() };
+        let board =
+            Board { lines: vec![IrqLines::default(); cpus], timers: vec![false; cpus], ..Board::default() };
         let mut machine = Self { cluster: Cluster::new(&config, ram.clone()), board, ram, now: 0 };
         for slot in 0..16 {
             let offset = slot * 0x80;
