@@ -5,7 +5,7 @@ mod bare;
 
 use aarch64::Features;
 use bare::*;
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::dynasm;
 use pgtable::descriptor as d;
 use pgtable::{Builder, Granule, Stage1};
 
@@ -589,7 +589,7 @@ fn mmu_off() {
         w.kernel_faults(BR, 0x10_0000_0000, fetch(EXTERNAL));
         // An address beyond the physical range is an address size fault at level 0.
         w.kernel_faults(LDR, 1 << 44, data(0));
-        w.kernel_faults(STR, u64::MAX & !7, data(WRITE));
+        w.kernel_faults(STR, !7, data(WRITE));
         w.kernel_faults(BR, 1 << 44, fetch(0));
         // On, and off again: translations from before are not used.
         w.map(DATA, DATA + 0x1000, KERNEL);

@@ -20,9 +20,11 @@ const SEVL: u64 = CODE + 0x1a0;
 const SVC: u64 = CODE + 0x1b0;
 const DC_ZVA: u64 = CODE + 0x1c0;
 
+type Routine = (u64, fn(&mut Asm));
+
 /// Each is one instruction on [X1], and HVC #1. Store-exclusives answer in W3.
 fn routines(m: &mut Machine) {
-    let all: [(u64, fn(&mut Asm)); 13] = [
+    let all: [Routine; 13] = [
         (LDXR, |ops| dynasm!(ops; .arch aarch64; ldxr x0, [x1]; hvc 1)),
         (STXR, |ops| dynasm!(ops; .arch aarch64; stxr w3, x2, [x1]; hvc 1)),
         (STR, |ops| dynasm!(ops; .arch aarch64; str x2, [x1]; hvc 1)),

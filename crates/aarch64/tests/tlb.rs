@@ -89,7 +89,7 @@ impl<'a> World<'a> {
             m.poke(DATA + n * 0x20_0000, n + 1);
             m.poke(DATA + n * 0x20_0000 + 0x1000, 0x100 + n);
         }
-        let mut world = Self { m, mem, low, high, space };
+        let world = Self { m, mem, low, high, space };
         for cpu in 0..world.m.cluster.cpus() {
             world.m.set_translation(cpu, &space);
         }
@@ -100,7 +100,7 @@ impl<'a> World<'a> {
     fn map(&mut self, va: u64, value: u64, attrs: u64) {
         let leaf = match value {
             0 => 0,
-            n => DATA + (n - 1) * 0x20_0000 | KERNEL | attrs | 3,
+            n => (DATA + (n - 1) * 0x20_0000) | KERNEL | attrs | 3,
         };
         let tables = if va >> 63 == 1 { &mut self.high } else { &mut self.low };
         tables.set(&mut self.mem, 3, va, leaf).unwrap();

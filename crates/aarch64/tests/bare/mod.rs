@@ -13,56 +13,56 @@ use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use guest_ram::GuestRam;
 use pgtable::TableMemory;
 
-pub type Asm = VecAssembler<Aarch64Relocation>;
+pub(crate) type Asm = VecAssembler<Aarch64Relocation>;
 
-pub const RAM: u64 = 0x4000_0000;
-pub const RAM_SIZE: u64 = 64 << 20;
+pub(crate) const RAM: u64 = 0x4000_0000;
+pub(crate) const RAM_SIZE: u64 = 64 << 20;
 /// Where the vector table is.
-pub const VECTORS: u64 = 0x4001_0000;
+pub(crate) const VECTORS: u64 = 0x4001_0000;
 /// Where tests put code.
-pub const CODE: u64 = 0x4010_0000;
+pub(crate) const CODE: u64 = 0x4010_0000;
 /// Where tests put data.
-pub const DATA: u64 = 0x4020_0000;
+pub(crate) const DATA: u64 = 0x4020_0000;
 /// Where translation tables are built.
-pub const TABLES: std::ops::Range<u64> = 0x4100_0000..0x4200_0000;
+pub(crate) const TABLES: std::ops::Range<u64> = 0x4100_0000..0x4200_0000;
 /// The device: 4 KiB of registers, each reading as its offset.
-pub const DEVICE: u64 = 0x0900_0000;
+pub(crate) const DEVICE: u64 = 0x0900_0000;
 
 /// Operands of MRS and MSR for dynasm: the encoding without its top bit.
 const fn reg(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     (op0 & 1) << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 }
-pub const SCTLR_EL1: u32 = reg(3, 0, 1, 0, 0);
-pub const CPACR_EL1: u32 = reg(3, 0, 1, 0, 2);
-pub const TTBR0_EL1: u32 = reg(3, 0, 2, 0, 0);
-pub const TTBR1_EL1: u32 = reg(3, 0, 2, 0, 1);
-pub const TCR_EL1: u32 = reg(3, 0, 2, 0, 2);
-pub const SPSR_EL1: u32 = reg(3, 0, 4, 0, 0);
-pub const ELR_EL1: u32 = reg(3, 0, 4, 0, 1);
-pub const PAR_EL1: u32 = reg(3, 0, 7, 4, 0);
-pub const MAIR_EL1: u32 = reg(3, 0, 10, 2, 0);
-pub const VBAR_EL1: u32 = reg(3, 0, 12, 0, 0);
-pub const CNTVCT_EL0: u32 = reg(3, 3, 14, 0, 2);
-pub const CNTV_TVAL_EL0: u32 = reg(3, 3, 14, 3, 0);
-pub const CNTV_CTL_EL0: u32 = reg(3, 3, 14, 3, 1);
-pub const CNTV_CVAL_EL0: u32 = reg(3, 3, 14, 3, 2);
+pub(crate) const SCTLR_EL1: u32 = reg(3, 0, 1, 0, 0);
+pub(crate) const CPACR_EL1: u32 = reg(3, 0, 1, 0, 2);
+pub(crate) const TTBR0_EL1: u32 = reg(3, 0, 2, 0, 0);
+pub(crate) const TTBR1_EL1: u32 = reg(3, 0, 2, 0, 1);
+pub(crate) const TCR_EL1: u32 = reg(3, 0, 2, 0, 2);
+pub(crate) const SPSR_EL1: u32 = reg(3, 0, 4, 0, 0);
+pub(crate) const ELR_EL1: u32 = reg(3, 0, 4, 0, 1);
+pub(crate) const PAR_EL1: u32 = reg(3, 0, 7, 4, 0);
+pub(crate) const MAIR_EL1: u32 = reg(3, 0, 10, 2, 0);
+pub(crate) const VBAR_EL1: u32 = reg(3, 0, 12, 0, 0);
+pub(crate) const CNTVCT_EL0: u32 = reg(3, 3, 14, 0, 2);
+pub(crate) const CNTV_TVAL_EL0: u32 = reg(3, 3, 14, 3, 0);
+pub(crate) const CNTV_CTL_EL0: u32 = reg(3, 3, 14, 3, 1);
+pub(crate) const CNTV_CVAL_EL0: u32 = reg(3, 3, 14, 3, 2);
 
 /// HVC numbers from here on are exceptions, with the vector's offset added.
 const VECTOR: u16 = 0x1000;
 
 /// What is not a vCPU.
 #[derive(Debug, Default, PartialEq)]
-pub struct Board {
+pub(crate) struct Board {
     /// Interrupt inputs by vCPU, besides the virtual timer's IRQ.
-    pub lines: Vec<IrqLines>,
+    pub(crate) lines: Vec<IrqLines>,
     /// The virtual timer's output by vCPU.
-    pub timers: Vec<bool>,
+    pub(crate) timers: Vec<bool>,
     /// Every change of a private interrupt: time, vCPU, INTID, level.
-    pub ppis: Vec<(u64, usize, u32, bool)>,
+    pub(crate) ppis: Vec<(u64, usize, u32, bool)>,
     /// Every device access: time, vCPU, offset, size, value written.
-    pub accesses: Vec<(u64, usize, u64, u8, Option<u64>)>,
+    pub(crate) accesses: Vec<(u64, usize, u64, u8, Option<u64>)>,
     /// End the run after the next platform call.
-    pub yield_wanted: bool,
+    pub(crate) yield_wanted: bool,
 }
 
 impl Platform for Board {
@@ -105,32 +105,32 @@ impl Platform for Board {
 
 /// An exception that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trap {
+pub(crate) struct Trap {
     /// Offset of the vector.
-    pub vector: u16,
-    pub esr: u64,
-    pub far: u64,
-    pub elr: u64,
-    pub spsr: u64,
+    pub(crate) vector: u16,
+    pub(crate) esr: u64,
+    pub(crate) far: u64,
+    pub(crate) elr: u64,
+    pub(crate) spsr: u64,
 }
 
 /// The machine.
-pub struct Machine {
-    pub cluster: Cluster,
-    pub board: Board,
-    pub ram: GuestRam,
-    pub now: u64,
+pub(crate) struct Machine {
+    pub(crate) cluster: Cluster,
+    pub(crate) board: Board,
+    pub(crate) ram: GuestRam,
+    pub(crate) now: u64,
 }
 
 /// Assembles code that runs at `base`.
-pub fn assemble(base: u64, code: impl FnOnce(&mut Asm)) -> Vec<u8> {
+pub(crate) fn assemble(base: u64, code: impl FnOnce(&mut Asm)) -> Vec<u8> {
     let mut ops = Asm::new(base as usize);
     code(&mut ops);
     ops.finalize().expect("labels resolve")
 }
 
 impl Machine {
-    pub fn new(engine: EngineKind, cpus: usize, features: Features) -> Self {
+    pub(crate) fn new(engine: EngineKind, cpus: usize, features: Features) -> Self {
         let ram = GuestRam::new(RAM, RAM_SIZE).expect("RAM");
         let config = Config { cpus, engine, features };
         let board =
@@ -150,36 +150,36 @@ impl Machine {
     }
 
     /// Puts code at a physical address.
-    pub fn code(&mut self, pa: u64, code: impl FnOnce(&mut Asm)) {
+    pub(crate) fn code(&mut self, pa: u64, code: impl FnOnce(&mut Asm)) {
         assert!(self.ram.write(pa, &assemble(pa, code)));
     }
 
-    pub fn peek(&self, pa: u64) -> u64 {
+    pub(crate) fn peek(&self, pa: u64) -> u64 {
         let mut bytes = [0; 8];
         assert!(self.ram.read(pa, &mut bytes));
         u64::from_le_bytes(bytes)
     }
 
     /// Writes as a device does.
-    pub fn poke(&mut self, pa: u64, value: u64) {
+    pub(crate) fn poke(&mut self, pa: u64, value: u64) {
         assert!(self.ram.write(pa, &value.to_le_bytes()));
     }
 
-    pub fn x(&self, cpu: usize, n: usize) -> u64 {
+    pub(crate) fn x(&self, cpu: usize, n: usize) -> u64 {
         self.cluster.core(cpu).r[n]
     }
 
-    pub fn set_x(&mut self, cpu: usize, n: usize, value: u64) {
+    pub(crate) fn set_x(&mut self, cpu: usize, n: usize, value: u64) {
         self.cluster.core_mut(cpu).r[n] = value;
     }
 
     /// Continues at `pc`.
-    pub fn jump(&mut self, cpu: usize, pc: u64) {
+    pub(crate) fn jump(&mut self, cpu: usize, pc: u64) {
         self.cluster.core_mut(cpu).set_pc(pc);
     }
 
     /// One run; time goes on by what it retired.
-    pub fn run(&mut self, cpu: usize, budget: u64) -> Ran {
+    pub(crate) fn run(&mut self, cpu: usize, budget: u64) -> Ran {
         let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
         assert!(ran.retired <= budget);
         self.now += ran.retired;
@@ -187,10 +187,10 @@ impl Machine {
     }
 
     /// Runs, stopping at timer deadlines as a scheduler does, to the next HVC, with `quantum` instructions a run.
-    pub fn until_hvc_by(&mut self, cpu: usize, quantum: u64) -> u16 {
+    pub(crate) fn until_hvc_by(&mut self, cpu: usize, quantum: u64) -> u16 {
         let end = self.now + 1_000_000;
         while self.now < end {
-            let budget = quantum.min(self.to_deadline(cpu));
+            let budget = quantum.min(self.before_deadline(cpu));
             match self.run(cpu, budget).exit {
                 Exit::Hvc(n) => return n,
                 Exit::Budget | Exit::Yield => {}
@@ -201,18 +201,18 @@ impl Machine {
     }
 
     /// Lets a vCPU's timers act, and answers how many instructions it may run before they do again.
-    pub fn to_deadline(&mut self, cpu: usize) -> u64 {
+    pub(crate) fn before_deadline(&mut self, cpu: usize) -> u64 {
         self.cluster.update_timers(cpu, &mut self.board, self.now);
         self.cluster.timer_deadline(cpu, self.now).map_or(u64::MAX, |at| at - self.now)
     }
 
-    pub fn until_hvc(&mut self, cpu: usize) -> u16 {
+    pub(crate) fn until_hvc(&mut self, cpu: usize) -> u16 {
         self.until_hvc_by(cpu, 1000)
     }
 
     /// Runs to an HVC of the test's own.
     #[track_caller]
-    pub fn expect_hvc(&mut self, cpu: usize, n: u16) {
+    pub(crate) fn expect_hvc(&mut self, cpu: usize, n: u16) {
         let got = self.until_hvc(cpu);
         assert_eq!(got, n, "{:x?}", self.last_trap(cpu, got));
     }
@@ -231,13 +231,13 @@ impl Machine {
 
     /// Runs to the next exception.
     #[track_caller]
-    pub fn expect_trap(&mut self, cpu: usize) -> Trap {
+    pub(crate) fn expect_trap(&mut self, cpu: usize) -> Trap {
         let hvc = self.until_hvc(cpu);
         self.last_trap(cpu, hvc).unwrap_or_else(|| panic!("HVC {hvc:#x} rather than an exception"))
     }
 
     /// Drops to EL0 at `pc` (by guest code, as a kernel does).
-    pub fn enter_user(&mut self, cpu: usize, pc: u64) {
+    pub(crate) fn enter_user(&mut self, cpu: usize, pc: u64) {
         let sys = &mut self.cluster.core_mut(cpu).sys;
         (sys.elr[1], sys.spsr[1]) = (pc, 0);
         self.jump(cpu, VECTORS + 4);
@@ -245,7 +245,7 @@ impl Machine {
     }
 
     /// Sets the translation registers and SCTLR_EL1 with guest code at [`CODE`], which must be mapped to itself.
-    pub fn set_translation(&mut self, cpu: usize, space: &Space) {
+    pub(crate) fn set_translation(&mut self, cpu: usize, space: &Space) {
         self.code(CODE, |ops| {
             dynasm!(ops; .arch aarch64
                 ; msr TTBR0_EL1, x0
@@ -269,16 +269,16 @@ impl Machine {
 
 /// The translation registers.
 #[derive(Clone, Copy, Debug)]
-pub struct Space {
-    pub ttbr0: u64,
-    pub ttbr1: u64,
-    pub tcr: u64,
-    pub mair: u64,
-    pub sctlr: u64,
+pub(crate) struct Space {
+    pub(crate) ttbr0: u64,
+    pub(crate) ttbr1: u64,
+    pub(crate) tcr: u64,
+    pub(crate) mair: u64,
+    pub(crate) sctlr: u64,
 }
 
 /// Guest RAM as the table builder wants it.
-pub struct Ram(pub GuestRam);
+pub(crate) struct Ram(pub(crate) GuestRam);
 
 impl TableMemory for Ram {
     fn read(&self, address: u64) -> Option<u64> {
@@ -291,7 +291,7 @@ impl TableMemory for Ram {
 }
 
 /// Runs a test on both engines, and demands that all state is equal at the end.
-pub fn on_both(cpus: usize, features: Features, test: impl Fn(&mut Machine)) {
+pub(crate) fn on_both(cpus: usize, features: Features, test: impl Fn(&mut Machine)) {
     let [step, block] = [EngineKind::Step, EngineKind::Block].map(|engine| {
         let mut machine = Machine::new(engine, cpus, features);
         test(&mut machine);
