@@ -1,7 +1,7 @@
 //! Lane by lane: integer instructions whose lanes have one size.
 
 use super::lane_ops::Lane;
-use super::{check_enabled, get, half, lane, low, saturated, signed, splat};
+use super::{check_enabled, get, half, lane, low, map, saturated, signed, splat};
 use crate::core::{Core, Ctx, Flow, Op};
 
 /// Runs a lane operation over whole vectors of which only `bytes` count.
@@ -9,10 +9,12 @@ use crate::core::{Core, Ctx, Flow, Op};
 fn each<T: Lane, const B: u32>(core: &mut Core, op: &Op, b: u128) {
     let mask = low(op.a);
     let (d, a, b) = (core.v[op.d as usize] & mask, core.v[op.n as usize] & mask, b & mask);
-    let (mut result, mut q) = (0, false);
-    for i in 0..128 / B {
-        result |= lane(i, B, T::f::<B>(get(d, i, B), get(a, i, B), get(b, i, B), &mut q));
+    if let Some(result) = T::whole::<B>(a, b) {
+        core.v[op.d as usize] = result & mask;
+        return;
     }
+    let mut q = false;
+    let result = map::<B>(d, a, b, |d, a, b| T::f::<B>(d, a, b, &mut q));
     core.v[op.d as usize] = result & mask;
     saturated(core, q);
 }
@@ -44,10 +46,8 @@ pub(crate) fn immediate<T: Lane, const B: u32>(core: &mut Core, op: &Op, ctx: &m
     check_enabled!(core, ctx);
     let mask = low(op.a);
     let (d, a) = (core.v[op.d as usize] & mask, core.v[op.n as usize] & mask);
-    let (mut result, mut q) = (0, false);
-    for i in 0..128 / B {
-        result |= lane(i, B, T::f::<B>(get(d, i, B), get(a, i, B), op.imm, &mut q));
-    }
+    let mut q = false;
+    let result = map::<B>(d, a, 0, |d, a, _| T::f::<B>(d, a, op.imm, &mut q));
     core.v[op.d as usize] = result & mask;
     saturated(core, q);
     Flow::Next
@@ -79,12 +79,14 @@ pub(crate) fn addp_scalar(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     Flow::Next
 }
 
-/// ADDV, SMAXV, …: all lanes into one. `op.imm` is the number of lanes.
+/// ADDV, SMAXV, …: all lanes into one; `op.a` is the bytes of the source.
 pub(crate) fn across<T: Lane, const B: u32>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     check_enabled!(core, ctx);
     let v = core.v[op.n as usize];
     let mut q = false;
-    let result = (1..op.imm as u32).fold(get(v, 0, B), |r, i| T::f::<B>(0, r, get(v, i, B), &mut q));
+    // The two lengths apart, so that each is unrolled.
+    let mut fold = |lanes: u32| (1..lanes).fold(get(v, 0, B), |r, i| T::f::<B>(0, r, get(v, i, B), &mut q));
+    let result = if op.a == 16 { fold(128 / B) } else { fold(64 / B) };
     core.v[op.d as usize] = lane(0, B, result);
     Flow::Next
 }
@@ -97,7 +99,8 @@ pub(crate) fn across_long<const SIGNED: bool, const B: u32>(
 ) -> Flow {
     check_enabled!(core, ctx);
     let v = core.v[op.n as usize];
-    let sum = (0..op.imm as u32).fold(0u64, |r, i| r.wrapping_add(extend::<SIGNED>(get(v, i, B), B)));
+    let fold = |lanes| (0..lanes).fold(0u64, |r, i| r.wrapping_add(extend::<SIGNED>(get(v, i, B), B)));
+    let sum = if op.a == 16 { fold(128 / B) } else { fold(64 / B) };
     core.v[op.d as usize] = lane(0, 2 * B, sum);
     Flow::Next
 }

@@ -1,25 +1,54 @@
 //! What one lane of an integer instruction computes.
 
-use super::{ones, saturate, signed};
+use super::{ones, saturate, saturate_small, signed, splat};
 
 /// A lane operation with two sources and the old destination.
 pub(crate) trait Lane {
     /// The new lane, of which the low `B` bits count. `d` is the destination's old value; `q` is set on saturation.
     /// With all sources zero no operation saturates: instructions on part of a vector rely on it.
     fn f<const B: u32>(d: u64, a: u64, b: u64, q: &mut bool) -> u64;
+
+    /// All lanes at once, where there is a quick way that sets no flag.
+    #[inline(always)]
+    fn whole<const B: u32>(_a: u128, _b: u128) -> Option<u128> {
+        None
+    }
 }
 
 macro_rules! lanes {
-    ($($(#[$doc:meta])* $name:ident |$d:pat_param, $a:ident, $b:pat_param, $q:pat_param| $body:expr;)*) => {$(
-        $(#[$doc])*
+    ($($name:ident |$d:pat_param, $a:ident, $b:pat_param, $q:pat_param| $body:expr
+        $(, whole |$x:ident, $y:pat_param| $whole:expr)?;)*) => {$(
         pub(crate) struct $name;
         impl Lane for $name {
             #[inline(always)]
             fn f<const B: u32>($d: u64, $a: u64, $b: u64, $q: &mut bool) -> u64 {
                 $body
             }
+            $(
+                #[inline(always)]
+                fn whole<const B: u32>($x: u128, $y: u128) -> Option<u128> {
+                    Some($whole)
+                }
+            )?
         }
     )*};
+}
+
+/// The top bits of all lanes.
+#[inline(always)]
+const fn tops<const B: u32>() -> u128 {
+    splat(1 << (B - 1), B)
+}
+
+/// All ones in the lanes that are zero.
+#[inline(always)]
+const fn zeros<const B: u32>(v: u128) -> u128 {
+    let rest = !tops::<B>();
+    // The top bit of a lane stays clear only when all its bits are.
+    let nonzero = ((v & rest) + rest) | v;
+    let zero = (!nonzero & tops::<B>()) >> (B - 1);
+    // Each one becomes a lane of ones: its product with the mask, done by a subtraction that borrows nowhere.
+    (zero << (B - 1)) | ((zero << (B - 1)) - zero)
 }
 
 /// All ones when true.
@@ -37,6 +66,38 @@ fn s<const B: u32>(a: u64) -> i64 {
 #[inline(always)]
 fn sw<const B: u32>(a: u64) -> i128 {
     i128::from(signed(a, B))
+}
+
+/// A saturated sum or difference of signed lanes, in the narrower arithmetic where that is enough.
+#[inline(always)]
+fn clamp_signed<const B: u32>(
+    a: i64,
+    b: i64,
+    narrow: impl Fn(i64, i64) -> i64,
+    wide: impl Fn(i128, i128) -> i128,
+    q: &mut bool,
+) -> u64 {
+    if B < 64 {
+        saturate_small(narrow(a, b), B, false, q)
+    } else {
+        saturate(wide(a.into(), b.into()), B, false, q)
+    }
+}
+
+/// As [`clamp_signed`], of unsigned lanes.
+#[inline(always)]
+fn clamp_unsigned<const B: u32>(
+    a: u64,
+    b: u64,
+    narrow: impl Fn(i64, i64) -> i64,
+    wide: impl Fn(i128, i128) -> i128,
+    q: &mut bool,
+) -> u64 {
+    if B < 64 {
+        saturate_small(narrow(a as i64, b as i64), B, true, q)
+    } else {
+        saturate(wide(a.into(), b.into()), B, true, q)
+    }
 }
 
 /// A shift by the signed low byte of `by`: left when positive, right when negative.
@@ -69,8 +130,10 @@ pub(super) fn polynomial(a: u64, b: u64) -> u64 {
 }
 
 lanes! {
-    Add |_, a, b, _| a.wrapping_add(b);
-    Sub |_, a, b, _| a.wrapping_sub(b);
+    Add |_, a, b, _| a.wrapping_add(b),
+        whole |a, b| ((a & !tops::<B>()) + (b & !tops::<B>())) ^ ((a ^ b) & tops::<B>());
+    Sub |_, a, b, _| a.wrapping_sub(b),
+        whole |a, b| ((a | tops::<B>()) - (b & !tops::<B>())) ^ ((a ^ !b) & tops::<B>());
     Mul |_, a, b, _| a.wrapping_mul(b);
     Mla |d, a, b, _| d.wrapping_add(a.wrapping_mul(b));
     Mls |d, a, b, _| d.wrapping_sub(a.wrapping_mul(b));
@@ -81,16 +144,16 @@ lanes! {
     Urhadd |_, a, b, _| (a + b + 1) >> 1;
     Shsub |_, a, b, _| ((s::<B>(a) - s::<B>(b)) >> 1) as u64;
     Uhsub |_, a, b, _| ((a as i64 - b as i64) >> 1) as u64;
-    Sqadd |_, a, b, q| saturate(sw::<B>(a) + sw::<B>(b), B, false, q);
-    Uqadd |_, a, b, q| saturate(i128::from(a) + i128::from(b), B, true, q);
-    Sqsub |_, a, b, q| saturate(sw::<B>(a) - sw::<B>(b), B, false, q);
-    Uqsub |_, a, b, q| saturate(i128::from(a) - i128::from(b), B, true, q);
+    Sqadd |_, a, b, q| clamp_signed::<B>(s::<B>(a), s::<B>(b), |x, y| x + y, |x, y| x + y, q);
+    Uqadd |_, a, b, q| clamp_unsigned::<B>(a, b, |x, y| x + y, |x, y| x + y, q);
+    Sqsub |_, a, b, q| clamp_signed::<B>(s::<B>(a), s::<B>(b), |x, y| x - y, |x, y| x - y, q);
+    Uqsub |_, a, b, q| clamp_unsigned::<B>(a, b, |x, y| x - y, |x, y| x - y, q);
     Cmgt |_, a, b, _| mask(s::<B>(a) > s::<B>(b));
     Cmge |_, a, b, _| mask(s::<B>(a) >= s::<B>(b));
     Cmhi |_, a, b, _| mask(a > b);
     Cmhs |_, a, b, _| mask(a >= b);
-    Cmeq |_, a, b, _| mask(a == b);
-    Cmtst |_, a, b, _| mask(a & b != 0);
+    Cmeq |_, a, b, _| mask(a == b), whole |a, b| zeros::<B>(a ^ b);
+    Cmtst |_, a, b, _| mask(a & b != 0), whole |a, b| !zeros::<B>(a & b);
     Smax |_, a, b, _| s::<B>(a).max(s::<B>(b)) as u64;
     Umax |_, a, b, _| a.max(b);
     Smin |_, a, b, _| s::<B>(a).min(s::<B>(b)) as u64;
@@ -99,8 +162,8 @@ lanes! {
     Uabd |_, a, b, _| a.abs_diff(b);
     Saba |d, a, b, _| d.wrapping_add(s::<B>(a).abs_diff(s::<B>(b)));
     Uaba |d, a, b, _| d.wrapping_add(a.abs_diff(b));
-    Sqdmulh |_, a, b, q| saturate((2 * sw::<B>(a) * sw::<B>(b)) >> B, B, false, q);
-    Sqrdmulh |_, a, b, q| saturate((2 * sw::<B>(a) * sw::<B>(b) + (1 << (B - 1))) >> B, B, false, q);
+    Sqdmulh |_, a, b, q| saturate_small((s::<B>(a) * s::<B>(b)) >> (B - 1), B, false, q);
+    Sqrdmulh |_, a, b, q| saturate_small((s::<B>(a) * s::<B>(b) + (1 << (B - 2))) >> (B - 1), B, false, q);
     Sshl |_, a, b, _| shift::<B>(sw::<B>(a), b, false) as u64;
     Ushl |_, a, b, _| shift::<B>(i128::from(a), b, false) as u64;
     Srshl |_, a, b, _| shift::<B>(sw::<B>(a), b, true) as u64;
@@ -122,25 +185,65 @@ lanes! {
         let differ = (a ^ (a >> 1)) & ones(B - 1);
         u64::from(differ.leading_zeros() - (64 - B) - 1)
     };
-    Cnt |_, a, _, _| u64::from(a.count_ones());
+    Cnt |_, a, _, _| u64::from((a as u8).count_ones());
     Rbit |_, a, _, _| a.reverse_bits() >> (64 - B);
     CmgtZero |_, a, _, _| mask(s::<B>(a) > 0);
     CmgeZero |_, a, _, _| mask(s::<B>(a) >= 0);
-    CmeqZero |_, a, _, _| mask(a == 0);
+    CmeqZero |_, a, _, _| mask(a == 0), whole |a, _| zeros::<B>(a);
     CmleZero |_, a, _, _| mask(s::<B>(a) <= 0);
     CmltZero |_, a, _, _| mask(s::<B>(a) < 0);
 
     // By an immediate: `b` is the shift.
-    Sshr |_, a, b, _| shift_right(sw::<B>(a), b as u32, false) as u64;
-    Ushr |_, a, b, _| shift_right(i128::from(a), b as u32, false) as u64;
+    Sshr |_, a, b, _| (s::<B>(a) >> b.min(63)) as u64;
+    Ushr |_, a, b, _| a.checked_shr(b as u32).unwrap_or(0);
     Srshr |_, a, b, _| shift_right(sw::<B>(a), b as u32, true) as u64;
     Urshr |_, a, b, _| shift_right(i128::from(a), b as u32, true) as u64;
-    Ssra |d, a, b, _| d.wrapping_add(shift_right(sw::<B>(a), b as u32, false) as u64);
-    Usra |d, a, b, _| d.wrapping_add(shift_right(i128::from(a), b as u32, false) as u64);
+    Ssra |d, a, b, _| d.wrapping_add((s::<B>(a) >> b.min(63)) as u64);
+    Usra |d, a, b, _| d.wrapping_add(a.checked_shr(b as u32).unwrap_or(0));
     Srsra |d, a, b, _| d.wrapping_add(shift_right(sw::<B>(a), b as u32, true) as u64);
     Ursra |d, a, b, _| d.wrapping_add(shift_right(i128::from(a), b as u32, true) as u64);
     Shl |_, a, b, _| a << b;
     Sli |d, a, b, _| (a << b) | (d & !(u64::MAX << b));
     Sri |d, a, b, _| shift_right(i128::from(a), b as u32, false) as u64 | (d & !((u128::from(ones(B)) >> b) as u64));
     Sqshlu |_, a, b, q| saturate(sw::<B>(a) << b, B, true, q);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{lane, map};
+    use super::*;
+
+    fn agree<T: Lane, const B: u32>(a: u128, b: u128) {
+        let each = map::<B>(0, a, b, |d, a, b| T::f::<B>(d, a, b, &mut false));
+        assert_eq!(T::whole::<B>(a, b), Some(each), "{a:#x} {b:#x} by {B}");
+    }
+
+    fn all_sizes<T: Lane>() {
+        let edges = [0, 1, 0x7f, 0x80, 0x81, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000];
+        let mut mixed = 0x0123_4567_89ab_cdef_8080_7f7f_00ff_ff00u128;
+        for x in edges {
+            for y in edges {
+                mixed = mixed.rotate_left(9) ^ u128::from(x);
+                for (a, b) in [
+                    (splat(x, 32), splat(y, 16)),
+                    (splat(x, 64) ^ lane(0, 64, y), mixed),
+                    (mixed, mixed ^ lane(1, 32, y)),
+                ] {
+                    agree::<T, 8>(a, b);
+                    agree::<T, 16>(a, b);
+                    agree::<T, 32>(a, b);
+                    agree::<T, 64>(a, b);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_vectors_are_their_lanes() {
+        all_sizes::<Add>();
+        all_sizes::<Sub>();
+        all_sizes::<Cmeq>();
+        all_sizes::<Cmtst>();
+        all_sizes::<CmeqZero>();
+    }
 }

@@ -106,11 +106,27 @@ fn saturated(core: &mut Core, yes: bool) {
     }
 }
 
+/// Applies `f` to the lanes of three vectors.
+#[inline(always)]
+fn map<const B: u32>(d: u128, a: u128, b: u128, mut f: impl FnMut(u64, u64, u64) -> u64) -> u128 {
+    (0..128 / B).fold(0, |r, i| r | lane(i, B, f(get(d, i, B), get(a, i, B), get(b, i, B))))
+}
+
 /// `SatQ`: clamps to a lane's signed or unsigned range, and notes it.
 #[inline(always)]
 fn saturate(value: i128, bits: u32, unsigned: bool, q: &mut bool) -> u64 {
     let (min, max) =
         if unsigned { (0, ones(bits) as i128) } else { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) };
+    let clamped = value.clamp(min, max);
+    *q |= clamped != value;
+    clamped as u64 & ones(bits)
+}
+
+/// [`saturate`] for lanes of at most 32 bits.
+#[inline(always)]
+fn saturate_small(value: i64, bits: u32, unsigned: bool, q: &mut bool) -> u64 {
+    let (min, max) =
+        if unsigned { (0, ones(bits) as i64) } else { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) };
     let clamped = value.clamp(min, max);
     *q |= clamped != value;
     clamped as u64 & ones(bits)

@@ -1,7 +1,7 @@
 //! Instructions whose results are half as wide as their sources.
 
 use super::lane_ops::shift_right;
-use super::{check_enabled, get, lane, saturate, saturated, signed};
+use super::{check_enabled, get, lane, saturate, saturate_small, saturated, signed};
 use crate::core::{Core, Ctx, Flow, Op};
 
 /// Puts `N` narrow lanes where the form says: `op.a` is 0 for the lower half (the upper becomes zero), 1 for the upper
@@ -53,16 +53,19 @@ pub(crate) fn shift_narrow<const MODE: u8, const ROUND: bool, const B: u32>(
     let (a, by) = (core.v[op.n as usize], op.imm as u32);
     narrow::<B>(core, op, |i, q| {
         let value = get(a, i, 2 * B);
-        let wide = match MODE {
-            SIGNED | SIGNED_TO_UNSIGNED => i128::from(signed(value, 2 * B)),
-            _ => i128::from(value),
-        };
-        let wide = if by == 0 { wide } else { shift_right(wide, by, ROUND) };
-        match MODE {
-            TRUNCATE => wide as u64,
-            SIGNED => saturate(wide, B, false, q),
-            _ => saturate(wide, B, true, q),
+        if MODE == TRUNCATE {
+            // What a rounding carry loses is beyond the result.
+            let round = if ROUND && by > 0 { 1 << (by - 1) } else { 0 };
+            return value.wrapping_add(round) >> by;
         }
+        let unsigned = MODE != SIGNED;
+        if B < 32 {
+            let wide = if MODE == UNSIGNED { value as i64 } else { signed(value, 2 * B) };
+            let round = if ROUND && by > 0 { 1 << (by - 1) } else { 0 };
+            return saturate_small((wide + round) >> by, B, unsigned, q);
+        }
+        let wide = if MODE == UNSIGNED { i128::from(value) } else { i128::from(signed(value, 2 * B)) };
+        saturate(if by == 0 { wide } else { shift_right(wide, by, ROUND) }, B, unsigned, q)
     });
     Flow::Next
 }

@@ -28,13 +28,14 @@ fn arrange<const B: u32>(
 ) -> Flow {
     check_enabled!(core, ctx);
     let (a, b) = (core.v[op.n as usize], core.v[op.m as usize]);
-    let lanes = u32::from(op.a) * 8 / B;
-    let mut result = 0;
-    for i in 0..lanes {
-        let (second, at) = from(i, lanes);
-        result |= lane(i, B, get(if second { b } else { a }, at, B));
-    }
-    core.v[op.d as usize] = result;
+    let build = |lanes| {
+        (0..lanes).fold(0, |result, i| {
+            let (second, at) = from(i, lanes);
+            result | lane(i, B, get(if second { b } else { a }, at, B))
+        })
+    };
+    // The two lengths apart, so that each is unrolled.
+    core.v[op.d as usize] = if op.a == 16 { build(128 / B) } else { build(64 / B) };
     Flow::Next
 }
 
@@ -67,20 +68,17 @@ pub(crate) fn ext(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
 /// TBL and TBX: `op.imm` registers from `op.n` on are the table.
 pub(crate) fn table<const KEEP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     check_enabled!(core, ctx);
-    let (indices, old) = (core.v[op.m as usize], core.v[op.d as usize]);
-    let mut result = 0;
-    for i in 0..u32::from(op.a) {
-        let index = get(indices, i, 8);
-        let value = if index < 16 * op.imm {
-            let register = (u32::from(op.n) + index as u32 / 16) % 32;
-            get(core.v[register as usize], index as u32 % 16, 8)
-        } else if KEEP {
-            get(old, i, 8)
-        } else {
-            0
-        };
-        result |= lane(i, 8, value);
+    let mut entries = [0; 64];
+    for (i, chunk) in entries.chunks_mut(16).take(op.imm as usize).enumerate() {
+        chunk.copy_from_slice(&core.v[(usize::from(op.n) + i) % 32].to_le_bytes());
     }
-    core.v[op.d as usize] = result;
+    let (indices, old) = (core.v[op.m as usize].to_le_bytes(), core.v[op.d as usize].to_le_bytes());
+    let mut result = [0; 16];
+    for i in 0..16 {
+        let inside = u64::from(indices[i]) < 16 * op.imm;
+        let outside = if KEEP { old[i] } else { 0 };
+        result[i] = if inside { entries[usize::from(indices[i] & 63)] } else { outside };
+    }
+    core.v[op.d as usize] = u128::from_le_bytes(result) & low(op.a);
     Flow::Next
 }

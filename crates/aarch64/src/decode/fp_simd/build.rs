@@ -148,10 +148,9 @@ pub(super) fn fcvtxn(w: u32) -> Maybe {
     Some(Op { imm: u64::from(q(w)), ..registers(w, 2, convert::fcvtxn) })
 }
 
-/// Across lanes: `imm` is their number, at least four.
+/// Across lanes, of which there are at least four.
 pub(super) fn across(w: u32, run: [Handler; 3]) -> Maybe {
-    let lanes = u64::from(width(w)) >> size(w);
-    if lanes < 4 { None } else { Some(Op { imm: lanes, ..bhs(w, run)? }) }
+    if width(w) >> size(w) < 4 { None } else { bhs(w, run) }
 }
 
 /// Widening: `imm` is which half of the sources.
@@ -409,7 +408,7 @@ fn expand_immediate(w: u32) -> u64 {
         0b1100 => (imm8 << 8 | 0xff) * WORDS,
         0b1101 => (imm8 << 16 | 0xffff) * WORDS,
         0b1110 if !op => imm8 * BYTES,
-        0b1110 => (0..8).map(|i| (imm8 >> i & 1) * 0xff << (8 * i)).sum(),
+        0b1110 => (0..8).map(|i| ((imm8 >> i & 1) * 0xff) << (8 * i)).sum(),
         _ if !op => single_immediate(imm8) * WORDS,
         _ => double_immediate(imm8),
     }
