@@ -46,10 +46,25 @@ fn constant(out: &mut Vec<u32>, rd: u32, value: u64) {
 
 /// Whether an encoding is one to try, and is about memory.
 fn suitable(e: &Encoding) -> Option<bool> {
-    let memory = e.group.starts_with("ld") || e.group.starts_with("asisdls") || e.group.starts_with("memop")
+    let memory = e.group.starts_with("ld")
+        || e.group.starts_with("asisdls")
+        || e.group.starts_with("memop")
         || e.group.starts_with("comswap");
-    let control = ["barriers", "branch", "comp", "cond", "exception", "extended", "hints", "misc", "pstate", "sys",
-        "tchange", "test", "perm"];
+    let control = [
+        "barriers",
+        "branch",
+        "comp",
+        "cond",
+        "exception",
+        "extended",
+        "hints",
+        "misc",
+        "pstate",
+        "sys",
+        "tchange",
+        "test",
+        "perm",
+    ];
     if e.group.starts_with("condcmp") || e.group.starts_with("condsel") {
         return Some(false);
     }
@@ -168,7 +183,8 @@ fn data(rng: &mut impl Rng) -> Vec<u8> {
     rng.fill(&mut data[..SCRATCH_SIZE as usize]);
     for i in 0..SEQUENCES {
         let at = (STATES - DATA + 2 * i * STATE) as usize;
-        let mut put = |n: usize, value: u64| data[at + n * 8..at + n * 8 + 8].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |n: usize, value: u64| data[at + n * 8..at + n * 8 + 8].copy_from_slice(&value.to_le_bytes());
         for x in 0..29 {
             put(x, interesting(rng));
         }
@@ -306,11 +322,8 @@ fn random_sequences_agree_with_qemu() {
     let number = |name, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(number("QEMU_SEED", 1));
     let only = std::env::var("QEMU_ONLY").unwrap_or_default();
-    let candidates: Vec<_> = ENCODINGS
-        .iter()
-        .filter(|e| e.name.contains(&only))
-        .filter_map(|e| Some((e, suitable(e)?)))
-        .collect();
+    let candidates: Vec<_> =
+        ENCODINGS.iter().filter(|e| e.name.contains(&only)).filter_map(|e| Some((e, suitable(e)?))).collect();
     let mut tried = std::collections::BTreeSet::new();
     let mut failed = std::collections::BTreeMap::<&str, String>::new();
     for _ in 0..number("QEMU_SEQUENCES", 256).div_ceil(SEQUENCES) {
@@ -346,7 +359,11 @@ fn random_sequences_agree_with_qemu() {
                 }
                 let mut alone = vec![Vec::new(); SEQUENCES as usize];
                 for (i, one) in alone.iter_mut().enumerate() {
-                    if name.contains("ld") || name.contains("memop") || name.contains("swap") || name.contains("asisdls") {
+                    if name.contains("ld")
+                        || name.contains("memop")
+                        || name.contains("swap")
+                        || name.contains("asisdls")
+                    {
                         constant(one, bits(word, 9, 5), MIDDLE + 128 * i as u64);
                         if name.contains("regoff") {
                             constant(one, bits(word, 20, 16), 8);
@@ -359,8 +376,7 @@ fn random_sequences_agree_with_qemu() {
                     let mut text = format!("{name} {word:#010x}: ");
                     for i in 0..SEQUENCES {
                         let at = (STATES - DATA + (2 * i + 1) * STATE) as usize;
-                        let (w, g, before) =
-                            (&want[at..], &got[at..], &data[at - STATE as usize..]);
+                        let (w, g, before) = (&want[at..], &got[at..], &data[at - STATE as usize..]);
                         if w[..STATE as usize] != g[..STATE as usize] {
                             for n in (0..96).filter(|n| w[n * 8..n * 8 + 8] != g[n * 8..n * 8 + 8]) {
                                 text += &format!(
@@ -370,9 +386,18 @@ fn random_sequences_agree_with_qemu() {
                                     describe(w, n)
                                 );
                             }
-                            for n in [9, 5, 20, 16, 14, 10, 4, 0].chunks(2).map(|c| bits(word, c[0].max(c[1]), c[0].min(c[1]))) {
-                                if n < 29 { text += &format!("  {}", describe(before, n as usize)); }
-                                text += &format!(" {} {}", describe(before, 32 + 2 * n as usize), describe(before, 33 + 2 * n as usize));
+                            for n in [9, 5, 20, 16, 14, 10, 4, 0]
+                                .chunks(2)
+                                .map(|c| bits(word, c[0].max(c[1]), c[0].min(c[1])))
+                            {
+                                if n < 29 {
+                                    text += &format!("  {}", describe(before, n as usize));
+                                }
+                                text += &format!(
+                                    " {} {}",
+                                    describe(before, 32 + 2 * n as usize),
+                                    describe(before, 33 + 2 * n as usize)
+                                );
                             }
                             break;
                         }
@@ -381,10 +406,18 @@ fn random_sequences_agree_with_qemu() {
                 }
             }
             if failed.is_empty() {
-                failed.insert("together", format!("{engine:?}: a sequence differs, none of its instructions alone"));
+                failed.insert(
+                    "together",
+                    format!("{engine:?}: a sequence differs, none of its instructions alone"),
+                );
             }
         }
     }
     println!("{} encodings tried", tried.len());
-    assert!(failed.is_empty(), "{} differ:\n{}", failed.len(), failed.values().cloned().collect::<Vec<_>>().join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} differ:\n{}",
+        failed.len(),
+        failed.values().cloned().collect::<Vec<_>>().join("\n")
+    );
 }
