@@ -74,7 +74,7 @@ impl Scatter {
 
     /// Bytes left.
     pub fn left(&self) -> u64 {
-        self.total - self.done
+        self.total.saturating_sub(self.done)
     }
 
     /// One step of moving from memory into the front of `data`; at most `max_beat` bytes in a beat.
@@ -126,7 +126,8 @@ impl Scatter {
             if iova < segment.iova {
                 return Err(DmaError::Wraps);
             }
-            self.current = Some(port.begin(iova, u64::from(segment.len - self.offset), write)?);
+            self.current =
+                Some(port.begin(iova, u64::from(segment.len.saturating_sub(self.offset)), write)?);
             self.index += 1;
             self.offset = 0;
         }

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::size_mask;
-
 /// Register offsets of the type 0 header.
 pub mod reg {
     /// Command.
@@ -241,11 +239,6 @@ impl ConfigSpace {
 pub struct Effect {
     /// Function-level reset.
     pub reset: bool,
-}
-
-/// All ones in `size` bytes: what a read returns that nobody answers.
-pub fn unclaimed(size: u8) -> u32 {
-    size_mask(size.min(4)) as u32
 }
 
 #[cfg(test)]

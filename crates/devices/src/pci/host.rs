@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::unclaimed;
 use super::{ConfigSpace, FunctionState, Ids, PciFunction, StateError};
 use crate::agent::{Agent, Time, earliest};
 use crate::bus::size_mask;
@@ -109,10 +108,10 @@ impl PciHost {
 
     /// Reads the ECAM: `offset` from its start. What no function answers is all ones.
     pub fn config_read(&mut self, at: Time, offset: u64, size: u8) -> u64 {
-        let Some((slot, register)) = target(offset, size) else { return u64::from(unclaimed(size)) };
+        let Some((slot, register)) = target(offset, size) else { return size_mask(size) };
         match self.functions.get_mut(&slot) {
             Some(function) => u64::from(function.config_read(at, register, size)),
-            None => u64::from(unclaimed(size)),
+            None => size_mask(size),
         }
     }
 

@@ -4,7 +4,7 @@ mod config;
 mod host;
 mod msix;
 
-pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg, unclaimed};
+pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg};
 pub use host::{HostBridge, PciHost, Slot, layout};
 pub use msix::{CAP_MSIX, Msix};
 

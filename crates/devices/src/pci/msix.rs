@@ -252,6 +252,13 @@ impl Msix {
         }
     }
 
+    /// Whether a saved state is one of a function with as many vectors as this.
+    pub fn same_shape(&self, other: &Self) -> bool {
+        let n = other.table.len();
+        let known = |&vector: &u16| usize::from(vector) < n;
+        self.table.len() == n && self.pending.len() == n && self.queue.iter().all(known)
+    }
+
     /// Returns to the state after power-on.
     pub fn reset(&mut self, port: &DmaPort) {
         self.suspend(port);

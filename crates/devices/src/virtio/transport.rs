@@ -427,7 +427,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
     fn restore(&mut self, state: FunctionState) -> Result<(), StateError> {
         let FunctionState::Virtio(state) = state else { return Err(StateError) };
         let fits = state.config.same_shape(&self.config)
-            && state.msix.vectors() == self.msix.vectors()
+            && state.msix.same_shape(&self.msix)
             && state.queues.len() == self.queues.len();
         if !fits {
             return Err(StateError);

@@ -25,6 +25,8 @@ fn is_found_where_a_driver_looks() {
     assert_eq!(b.host.config_read(0, 2 << 15, 4), 0xffff_ffff, "empty slot");
     assert_eq!(b.host.config_read(0, 1 << 20, 2), 0xffff, "empty bus");
     assert_eq!(b.host.config_read(0, ECAM + 1, 2), 0xffff, "unaligned");
+    assert_eq!(b.host.config_read(0, ECAM, 8), u64::MAX, "too wide");
+    assert_eq!(b.host.config_read(0, u64::MAX, 1), 0xff);
     assert_eq!(b.host.mmio_read(0, REGISTERS, 4), 0xffff_ffff, "not decoded yet");
     b.enable_function();
     for (kind, offset) in [(1, 0), (2, 0x3000), (3, 0x1000), (4, 0x2000)] {
