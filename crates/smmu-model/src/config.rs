@@ -208,12 +208,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What Linux makes best use of: stage 1, two-level stream tables, MSIs, range invalidation.
+    /// What Linux makes best use of: both stages, two-level stream tables, MSIs, range invalidation.
     #[must_use]
     pub fn linux() -> Self {
         Config {
             s1p: true,
-            s2p: false,
+            s2p: true,
             cohacc: true,
             asid16: true,
             vmid16: true,
@@ -254,6 +254,7 @@ impl Config {
     #[must_use]
     pub fn qemu() -> Self {
         Config {
+            s2p: false,
             sev: false,
             msi: false,
             cmdqs: 19,
@@ -268,7 +269,21 @@ impl Config {
     /// Everything the model has.
     #[must_use]
     pub fn full() -> Self {
-        Config { cmdqs: 19, eventqs: 19, sidsize: 32, ..Config::linux() }
+        Config {
+            stall: StallModel::Both,
+            term_razwi: true,
+            cd2l: true,
+            hyp: true,
+            sidsize: 32,
+            ssidsize: 20,
+            cmdqs: 19,
+            eventqs: 19,
+            xnx: true,
+            oas: 52,
+            vax52: true,
+            aidr: 3,
+            ..Config::linux()
+        }
     }
 
     /// Reads `key=value,…`. `preset=linux|qemu|full` sets all; later keys override. An empty text is the default.

@@ -6,23 +6,24 @@ use serde::{Deserialize, Serialize};
 const WAYS: usize = 4;
 
 /// What entries are found by.
-pub(crate) trait Key: Copy + Eq {
+pub(crate) trait Key: Copy + Default + Eq {
     /// Spreads keys over the sets; the upper bits count.
     fn hash(&self) -> u64;
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Slot<K, V> {
-    /// When it was last used; never 0.
-    stamp: u64,
+/// What is looked at to find an entry; the values are elsewhere, so that a set's tags are close together.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Tag<K> {
     key: K,
-    value: V,
+    /// When the entry was last used; 0 for no entry.
+    stamp: u64,
 }
 
 /// The cache. Without entries it remembers nothing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sets<K, V> {
-    slots: Vec<Option<Slot<K, V>>>,
+    tags: Vec<Tag<K>>,
+    values: Vec<Option<V>>,
     /// log2 of the number of sets.
     bits: u32,
     clock: u64,
@@ -34,22 +35,29 @@ impl<K: Key, V> Sets<K, V> {
     pub(crate) fn new(entries: u32) -> Self {
         let bits = (entries as usize).div_ceil(WAYS).max(1).next_power_of_two().trailing_zeros();
         let len = if entries == 0 { 0 } else { WAYS << bits };
-        Sets { slots: (0..len).map(|_| None).collect(), bits, clock: 0, used: 0 }
+        Sets {
+            tags: vec![Tag { key: K::default(), stamp: 0 }; len],
+            values: (0..len).map(|_| None).collect(),
+            bits,
+            clock: 0,
+            used: 0,
+        }
     }
 
-    /// The first slot of the key's set.
+    /// The first entry of the key's set.
     #[inline]
     fn set(&self, key: &K) -> usize {
         // The multiplier is 2^64 divided by the golden ratio: neighbouring keys fall into different sets.
         let hash = key.hash().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let set = if self.bits == 0 { 0 } else { (hash >> (64 - self.bits)) as usize };
-        set * WAYS
+        (hash >> 1 >> (63 - self.bits)) as usize * WAYS
     }
 
+    /// Index of the key's entry.
     #[inline]
-    fn ways(&mut self, key: &K) -> &mut [Option<Slot<K, V>>] {
+    fn find(&self, key: &K) -> Option<usize> {
         let first = self.set(key);
-        self.slots.get_mut(first..first + WAYS).unwrap_or_default()
+        let ways = self.tags.get(first..first + WAYS)?;
+        ways.iter().position(|tag| tag.key == *key && tag.stamp != 0).map(|way| first + way)
     }
 
     /// Whether there is nothing in it.
@@ -59,48 +67,49 @@ impl<K: Key, V> Sets<K, V> {
 
     /// Whether nothing can ever be in it.
     pub(crate) fn is_disabled(&self) -> bool {
-        self.slots.is_empty()
+        self.tags.is_empty()
     }
 
     /// Finds an entry and leaves its age alone.
     pub(crate) fn peek(&self, key: &K) -> Option<&V> {
-        let first = self.set(key);
-        let ways = self.slots.get(first..first + WAYS)?;
-        ways.iter().flatten().find(|slot| slot.key == *key).map(|slot| &slot.value)
+        self.values[self.find(key)?].as_ref()
     }
 
     /// Finds an entry and marks it as used.
     #[inline]
     pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
+        let n = self.find(key)?;
         self.clock += 1;
-        let clock = self.clock;
-        let slot = self.ways(key).iter_mut().flatten().find(|slot| slot.key == *key)?;
-        slot.stamp = clock;
-        Some(&slot.value)
+        self.tags[n].stamp = self.clock;
+        self.values[n].as_ref()
     }
 
     /// Puts an entry in, and gives what had to go: the older one of the same key, or the least recently used.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<(K, V)> {
-        self.clock += 1;
-        let stamp = self.clock;
-        let ways = self.ways(&key);
-        let same = ways.iter().position(|way| way.as_ref().is_some_and(|slot| slot.key == key));
-        let free = || ways.iter().position(Option::is_none);
-        let oldest = || (0..ways.len()).min_by_key(|&n| ways[n].as_ref().map_or(0, |slot| slot.stamp));
-        let way = same.or_else(free).or_else(oldest)?;
-        let old = ways[way].replace(Slot { stamp, key, value });
-        if old.is_none() {
-            self.used += 1;
+        if self.is_disabled() {
+            return None;
         }
-        old.map(|slot| (slot.key, slot.value))
+        let first = self.set(&key);
+        // An entry that is not there has stamp 0 and is the oldest of all.
+        let oldest = (first..first + WAYS).min_by_key(|&n| self.tags[n].stamp).unwrap_or(first);
+        let n = self.find(&key).unwrap_or(oldest);
+        self.clock += 1;
+        let old = std::mem::replace(&mut self.tags[n], Tag { key, stamp: self.clock });
+        match self.values[n].replace(value) {
+            Some(value) => Some((old.key, value)),
+            None => {
+                self.used += 1;
+                None
+            }
+        }
     }
 
     /// Removes one entry.
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
-        let way = self.ways(key).iter_mut().find(|way| way.as_ref().is_some_and(|slot| slot.key == *key))?;
-        let slot = way.take()?;
+        let n = self.find(key)?;
+        self.tags[n].stamp = 0;
         self.used -= 1;
-        Some(slot.value)
+        self.values[n].take()
     }
 
     /// Removes every entry that `drop` says; `drop` sees each of them once.
@@ -108,18 +117,19 @@ impl<K: Key, V> Sets<K, V> {
         if self.used == 0 {
             return;
         }
-        for way in &mut self.slots {
-            if way.as_ref().is_some_and(|slot| drop(&slot.key, &slot.value)) {
-                *way = None;
+        for (tag, value) in self.tags.iter_mut().zip(&mut self.values) {
+            if value.as_ref().is_some_and(|value| drop(&tag.key, value)) {
+                *value = None;
+                tag.stamp = 0;
                 self.used -= 1;
             }
         }
     }
 
-    /// Every entry, in the order of the slots.
+    /// Every entry, in the order of the sets.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.slots.iter().flatten().map(|slot| (&slot.key, &slot.value))
+        self.tags.iter().zip(&self.values).filter_map(|(tag, value)| Some((&tag.key, value.as_ref()?)))
     }
 }
 

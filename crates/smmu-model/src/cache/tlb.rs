@@ -60,7 +60,7 @@ impl Mapping {
 }
 
 /// Page number, and everything else that must agree, packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct TlbKey {
     page: u64,
     tag: u64,

@@ -62,7 +62,7 @@ fn illegal_commands() {
         ("a range of nothing", [0x12, 1 << 10]),
     ];
     for (what, command) in illegal {
-        let mut lab = Lab::new(Config::linux());
+        let mut lab = Lab::new(Config { s2p: false, ..Config::linux() });
         lab.push(CFGI_ALL);
         lab.push(command);
         lab.push(SYNC);
@@ -82,13 +82,13 @@ fn illegal_commands() {
 /// 4.3 and following: with the feature the command is legal.
 #[test]
 fn features_make_commands_legal() {
-    let full = Config { s2p: true, hyp: true, stall: StallModel::Both, ..Config::linux() };
+    let full = Config { hyp: true, stall: StallModel::Both, ..Config::linux() };
     for opcode in [0x20, 0x21, 0x22, 0x23, 0x28, 0x2a, 0x44, 0x45] {
         let mut lab = Lab::new(full.clone());
         lab.command([opcode, 0]);
         assert_eq!(lab.r32(r::GERROR), 0, "{opcode:#x}");
     }
-    let mut lab = Lab::new(Config { s1p: false, s2p: true, ..Config::linux() });
+    let mut lab = Lab::new(Config { s1p: false, ..Config::linux() });
     lab.push([0x12, 0]);
     lab.run_commands();
     assert_eq!(lab.r32(r::GERROR), gerror::CMDQ_ERR, "TLBI_NH_VA without S1P");

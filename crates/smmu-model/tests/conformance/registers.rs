@@ -10,7 +10,7 @@ use crate::lab::*;
 fn identification_of_the_linux_preset() {
     let mut lab = Lab::reset(Config::linux());
     let idr0 = lab.r32(r::IDR0);
-    assert_eq!(idr0 & 3, 0b10, "S1P, not S2P");
+    assert_eq!(idr0 & 3, 0b11, "S1P and S2P");
     assert_eq!(idr0 >> 2 & 3, 0b10, "TTF: AArch64");
     assert_eq!(idr0 >> 4 & 1, 1, "COHACC");
     assert_eq!(idr0 >> 12 & 7, 0b111, "ASID16, MSI, SEV");
@@ -32,6 +32,7 @@ fn identification_of_the_linux_preset() {
     );
     assert_eq!(idr1 >> 28, 0, "no presets");
     assert_eq!(lab.r32(r::IDR3), 1 << 2 | 1 << 10, "HAD, RIL");
+    assert_eq!(lab.r32(r::IDR0) >> 18 & 1, 1, "VMID16");
     assert_eq!(lab.r32(r::IDR5), 0x74, "4, 16 and 64 KiB, 44 bits");
     assert_eq!(lab.r32(r::AIDR), 2);
 }
@@ -40,6 +41,7 @@ fn identification_of_the_linux_preset() {
 #[test]
 fn identification_of_the_qemu_preset() {
     let mut lab = Lab::reset(Config::qemu());
+    assert_eq!(lab.r32(r::IDR0) & 3, 0b10, "S1P, not S2P");
     assert_eq!(lab.r32(r::IDR0) & 1 << 13 | lab.r32(r::IDR0) & 1 << 14, 0, "no MSI, no SEV");
     assert_eq!(lab.r32(r::IDR1) & 0x03ff_ffff, 19 << 21 | 19 << 16 | 16);
     assert_eq!(lab.r32(r::IDR3), 1 << 2 | 1 << 10 | 2 << 11, "HAD, RIL, BBML 2");

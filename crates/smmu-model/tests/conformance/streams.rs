@@ -55,7 +55,7 @@ fn bad_ste() {
         ("STRW=EL2-E2H without HYP", [1 | 5 << 1 | CDS, 3 << 30, 0, 0]),
     ];
     for (what, ste) in bad {
-        let (mut lab, _) = Lab::stage1(Config::linux());
+        let (mut lab, _) = Lab::stage1(Config { s2p: false, ..Config::linux() });
         lab.ste(SID, ste);
         assert_eq!(lab.read(0), End::Abort, "{what}");
         assert_eq!(lab.event(), [0x04 | STREAMID, 0, 0, 0], "{what}");
@@ -85,7 +85,7 @@ fn two_level_tables() {
         two_level(&mut lab, 16, field);
         let sid = 0x1234u32;
         let l2 = 0x1400_0000;
-        lab.ram.set(STRTAB + u64::from(sid >> split) * 8, l2 | u64::from(split) + 1);
+        lab.ram.set(STRTAB + u64::from(sid >> split) * 8, l2 | (u64::from(split) + 1));
         let at = l2 + u64::from(sid & ((1 << split) - 1)) * 64;
         lab.ram.set(at, STE_BYPASS[0]);
         let (n, end) = lab.fetches(|lab| lab.dma(Transaction::new(sid, 0x5000, AccessKind::Read)));

@@ -1,0 +1,157 @@
+//! Sections 3.12.2, 4.6 and 5.5: the stall model.
+
+use smmu_model::spec::registers::{self as r, cr0};
+use smmu_model::{AccessKind, Config, Progress, StallModel, Transaction, TxnId};
+
+use crate::lab::*;
+
+const STALL: u64 = 1 << 31;
+const RETRY: u64 = 1 << 12;
+const ABORT: u64 = 1 << 13;
+
+fn lab() -> (Lab, pgtable::Builder) {
+    let config = Config { stall: StallModel::Both, term_razwi: true, ..Config::linux() };
+    let (mut lab, tables) = Lab::stage1(config);
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | 1 << 44, ..CdFields::default() });
+    (lab, tables)
+}
+
+/// Begins a transaction that stalls, and gives it with its tag.
+fn stalls(lab: &mut Lab, address: u64) -> (TxnId, u64) {
+    let mut progress = lab.smmu.begin(&Transaction::new(SID, address, AccessKind::Write));
+    while let Progress::Walking(id) = progress {
+        progress = lab.smmu.step(id, &lab.ram);
+    }
+    let Progress::Stalled(id) = progress else { panic!("{progress:?}") };
+    let event = lab.event();
+    assert_eq!((code(event), event[1] & STALL, event[2]), (0x10, STALL, address));
+    (id, event[1] & 0xffff)
+}
+
+fn resume(tag: u64, action: u64) -> [u64; 2] {
+    [0x44 | action | u64::from(SID) << 32, tag]
+}
+
+/// 4.6.1: Retry translates anew.
+#[test]
+fn retry() {
+    let (mut lab, mut tables) = lab();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Stalled(id));
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    lab.command(resume(tag, RETRY));
+    let mut progress = lab.smmu.step(id, &lab.ram);
+    while let Progress::Walking(id) = progress {
+        progress = lab.smmu.step(id, &lab.ram);
+    }
+    assert!(matches!(progress, Progress::Latched(_, t) if t.pa == 0x8000_1000));
+    lab.smmu.complete(id);
+    assert_eq!(lab.smmu.stats().stalled, 1);
+}
+
+/// A retry that fails stalls again.
+#[test]
+fn retry_without_change() {
+    let (mut lab, _) = lab();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.command(resume(tag, RETRY));
+    let mut progress = lab.smmu.step(id, &lab.ram);
+    while let Progress::Walking(id) = progress {
+        progress = lab.smmu.step(id, &lab.ram);
+    }
+    assert_eq!(progress, Progress::Stalled(id));
+    assert_eq!(code(lab.event()), 0x10);
+}
+
+/// 4.6.1: Abort, and termination as RAZ/WI.
+#[test]
+fn termination() {
+    let (mut lab, _) = lab();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.command(resume(tag, ABORT));
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.command(resume(tag ^ 1, 0));
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Stalled(id), "another's tag");
+    lab.command(resume(tag, 0));
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Discarded);
+    lab.command(resume(tag, 0));
+}
+
+/// 4.6.2: STALL_TERM ends all of a stream's.
+#[test]
+fn stall_term() {
+    let (mut lab, _) = lab();
+    let ids = [0x1000, 0x2000, 0x3000].map(|address| stalls(&mut lab, address).0);
+    lab.command([0x45 | u64::from(SID) << 32, 0]);
+    for id in ids {
+        assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+    }
+}
+
+/// 3.12.2: SMMUEN going to 0 ends them all.
+#[test]
+fn disabling() {
+    let (mut lab, _) = lab();
+    let (id, _) = stalls(&mut lab, 0x1000);
+    lab.w32(r::CR0, cr0::CMDQEN);
+    assert_eq!(lab.r32(r::CR0ACK), cr0::CMDQEN);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+}
+
+/// 4.7.3: a stalled transaction holds no translation: CMD_SYNC does not wait for it.
+#[test]
+fn sync_does_not_wait() {
+    let (mut lab, _) = lab();
+    let (id, _) = stalls(&mut lab, 0x1000);
+    lab.command(NSNH_ALL);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Stalled(id));
+    lab.smmu.complete(id);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted, "given up by its device");
+}
+
+/// 7.2: the record of a stalled transaction is never lost.
+#[test]
+fn records_wait_for_room() {
+    let (mut lab, _) = lab();
+    let size = 1u64 << LOG2_EVENTQ;
+    for n in 0..size {
+        lab.dma(Transaction::new(255, n, AccessKind::Read));
+    }
+    while lab.smmu.event_pending() {
+        lab.smmu.step_event(&lab.ram);
+    }
+    let mut progress = lab.smmu.begin(&Transaction::new(SID, 0x1000, AccessKind::Write));
+    while let Progress::Walking(id) = progress {
+        progress = lab.smmu.step(id, &lab.ram);
+    }
+    assert!(!lab.smmu.event_pending(), "no room");
+    lab.dma(Transaction::new(255, 0, AccessKind::Read));
+    assert!(lab.smmu.event_pending());
+    lab.smmu.step_event(&lab.ram);
+    assert_eq!(lab.r32(r::EVENTQ_PROD) & r::OVERFLOW, r::OVERFLOW, "the other one is lost");
+    assert_eq!(lab.events().len() as u64, size);
+    assert_eq!(lab.event()[1] & STALL, STALL);
+}
+
+/// 5.2 and 5.4: where stall may be asked for.
+#[test]
+fn stall_fields() {
+    let forced = Config { stall: StallModel::Forced, ..Config::linux() };
+    let both = Config { stall: StallModel::Both, ..Config::linux() };
+    let s = cd(16, 0, 1) | 1 << 44;
+    let [w0, w1, ..] = ste_stage1(CDS);
+    let cases = [
+        ("forced, S=0", &forced, cd(16, 0, 1), w1, 0x0a),
+        ("S=1 with S1STALLD", &both, s, w1 | 1 << 27, 0x0a),
+        ("S1STALLD where stall is forced", &forced, s, w1 | 1 << 27, 0x04),
+        ("S=0 with S1STALLD", &both, cd(16, 0, 1), w1 | 1 << 27, 0x10),
+    ];
+    for (what, config, word0, w1, expected) in cases {
+        let (mut lab, _) = Lab::stage1(config.clone());
+        lab.context(0, CdFields { word0, ..CdFields::default() });
+        lab.ste(SID, [w0, w1, 0, 0]);
+        assert_eq!(lab.read(0), End::Abort, "{what}");
+        assert_eq!(code(lab.event()), expected, "{what}");
+    }
+}
