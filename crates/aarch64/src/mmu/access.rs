@@ -1,7 +1,7 @@
 //! The slow path of data accesses: alignment, translation of each page, devices, watched pages, big-endian order.
 
 use super::tlb::View;
-use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, translate};
+use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, Want, translate};
 use super::{AccessKind, Prim, data_view, host};
 use crate::core::{Core, Ctx};
 use crate::exception::{self, DataAbort, Fault};
@@ -39,11 +39,8 @@ fn locate(core: &mut Core, ctx: &mut Ctx<'_>, r: Request) -> Result<Span, At> {
         return Err((r.va, ALIGNMENT));
     }
     let view = data_view(&core.pstate, r.kind);
-    let mut page = |va: u64| match translate(core, ctx, view, va, r.write) {
-        Ok(page) if unaligned && page.is_device() => Err((va, ALIGNMENT)),
-        Ok(page) => Ok(page),
-        Err(status) => Err((va, status)),
-    };
+    let want = Want { write: r.write, aligned: !unaligned };
+    let mut page = |va: u64| translate(core, ctx, view, va, want).map_err(|status| (va, status));
     let first = page(r.va)?;
     let here = 0x1000 - (r.va & 0xfff);
     let second = if here < r.size { Some((page(r.va.wrapping_add(here))?, here)) } else { None };
@@ -69,13 +66,12 @@ pub(super) fn load_slow<T: Prim>(
         Ok(Span { first, second: Some((second, split)) }) => {
             let mut value = 0u128;
             let mut result = Ok(());
-            for i in (0..T::SIZE).rev() {
+            for i in 0..T::SIZE {
                 let pa = if i < split { first.pa + i } else { second.pa + (i - split) };
                 let byte = Request { va: va.wrapping_add(i), size: 1, ..request };
-                match read::<u8>(core, ctx, byte, pa) {
-                    Ok(b) => value = value << 8 | u128::from(b),
-                    Err(at) => result = Err(at),
-                }
+                result = result
+                    .and_then(|()| read::<u8>(core, ctx, byte, pa))
+                    .map(|b| value |= u128::from(b) << (8 * i));
             }
             result.map(|()| T::narrow(value))
         }
@@ -198,13 +194,15 @@ fn exclusive_address(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, size: u8, writ
 /// # Errors
 /// The Data Abort that was taken; ISS.CM is 0, as this is not classified as maintenance.
 pub fn zero_block(core: &mut Core, ctx: &mut Ctx<'_>, va: u64) -> Result<(), Fault> {
-    let view = data_view(&core.pstate, AccessKind::Normal);
-    let page = match translate(core, ctx, view, va, true) {
-        // Any Device memory is an Alignment fault.
-        Ok(page) if page.is_device() => Err((va, ALIGNMENT)),
-        Ok(page) => Ok(page),
-        Err(status) => Err((va, status)),
-    };
+    let (view, block) = (data_view(&core.pstate, AccessKind::Normal), va & !(ZVA_BYTES - 1));
+    let mut parts = (0..ZVA_BYTES).step_by(16);
+    // The block is in one page: what serves its first part serves them all.
+    if parts.all(|offset| core.mmu.fast.store(view, block + offset, 0u128)) {
+        return Ok(());
+    }
+    // Any Device memory is an Alignment fault, as if this were unaligned.
+    let page =
+        translate(core, ctx, view, va, Want { write: true, aligned: false }).map_err(|status| (va, status));
     let done = page.and_then(|page| {
         let pa = page.pa & !(ZVA_BYTES - 1);
         (0..ZVA_BYTES).step_by(16).try_for_each(|offset| {
@@ -232,7 +230,7 @@ pub fn maintain(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, what: Maintenance) 
     // PAN does not apply.
     let view = if core.pstate.el == 0 { View::UserData } else { View::KernelData };
     let write = what == Maintenance::Invalidate;
-    match translate(core, ctx, view, va, write) {
+    match translate(core, ctx, view, va, Want { write, aligned: true }) {
         Ok(_) => Ok(()),
         Err(dfsc) => {
             Err(exception::data_abort(core, ctx, DataAbort { va, dfsc, write: true, maintenance: true }))

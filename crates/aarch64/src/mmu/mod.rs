@@ -19,6 +19,7 @@ pub use crate::exception::Fault;
 
 use self::host::Fast;
 use self::tlb::{ByAddress, Tlb, View};
+use self::translate::Want;
 use crate::core::{Core, Ctx, Pstate};
 use crate::exception;
 use crate::platform::SysKey;
@@ -83,7 +84,9 @@ impl Mmu {
         self.fast.data = data_view(pstate, AccessKind::Normal);
         self.fast.unprivileged = data_view(pstate, AccessKind::Unpriv);
         self.fast.code = code_view(pstate);
-        self.fast.ready = true;
+        if !self.fast.ready {
+            self.tlb.refresh(&mut self.fast);
+        }
     }
 
     /// SCTLR_EL1, TCR_EL1 or MAIR_EL1 was written: all that they shaped is forgotten.
@@ -220,7 +223,7 @@ fn fetch_slow(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
         return Err(exception::pc_alignment(core, ctx));
     }
     let view = code_view(&core.pstate);
-    let pa = match translate::translate(core, ctx, view, core.pc, false) {
+    let pa = match translate::translate(core, ctx, view, core.pc, Want::READ) {
         Ok(page) if ctx.shared.ram.offset(page.pa, 4).is_some() => page.pa,
         // Nothing but RAM can be executed from: an External abort.
         Ok(_) => return Err(exception::instruction_abort(core, ctx, translate::EXTERNAL)),

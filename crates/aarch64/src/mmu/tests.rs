@@ -362,6 +362,12 @@ fn devices() {
     rig.board.reads.clear();
     assert!(get::<u16>(&mut rig, LOW + 0x2001, AccessKind::Normal).is_ok());
     assert_eq!(rig.board.reads, [(testing::DEVICE + 1, 1), (testing::DEVICE + 2, 1)]);
+    // An Alignment fault for the memory type comes before a Permission fault.
+    rig.map(LOW + 0x4000, PAGE, KERNEL | DEVICE | READ_ONLY);
+    assert_eq!(put(&mut rig, LOW + 0x4001, 0u32), Err(Fault));
+    assert_eq!(fault(&rig).0, abort(0x21, true));
+    assert_eq!(put(&mut rig, LOW + 0x4004, 0u32), Err(Fault));
+    assert_eq!(fault(&rig).0, abort(0xf, true));
     // RAM as Device memory must be aligned, too.
     rig.map(LOW + 0x3000, PAGE, KERNEL | DEVICE);
     assert!(read(&mut rig, LOW + 0x3008).is_ok());
@@ -497,6 +503,10 @@ fn address_translation_instructions() {
     assert_eq!(at(0, LOW + 0x1000), 0x04 << 56 | testing::DEVICE | 1 << 11 | 1 << 9 | 2 << 7);
     assert_eq!(at(2, LOW + 0x1000), 1 << 11 | 0xf << 1 | 1);
     assert_eq!(at(0, LOW + (1 << 30)), 1 << 11 | 5 << 1 | 1);
+    let sctlr = rig.get("SCTLR_EL1").unwrap();
+    rig.set("SCTLR_EL1", sctlr & !sctlr::C);
+    rig.system(0, 7, 8, 0, LOW);
+    assert_eq!(rig.get("PAR_EL1"), Ok(0x44 << 56 | PAGE | 1 << 11 | 1 << 9 | 2 << 7));
     let root = rig.core.sys.ttbr0_el1;
     rig.describe(root, LOW, 0, 0x10_0000_0000 | 3);
     rig.core.set_pc(0x40);

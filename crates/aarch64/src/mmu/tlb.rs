@@ -204,9 +204,11 @@ impl Tlb {
         }
         self.slot = slot;
         fast.set_slot(slot);
-        if self.upper_bound {
-            for (index, e) in self.entries.iter().enumerate() {
+        // Upper-half keys have no tag: what is bound to the old ASID has to go.
+        if std::mem::take(&mut self.upper_bound) {
+            for (index, e) in self.entries.iter_mut().enumerate() {
                 if e.flags & GLOBAL == 0 && e.va >> 55 & 1 != 0 {
+                    *e = Cached::default();
                     fast.drop_at(index);
                 }
             }
@@ -227,6 +229,7 @@ impl Tlb {
     /// Tags the fast path again after a restore.
     pub(super) fn refresh(&self, fast: &mut Fast) {
         fast.set_slot(self.slot);
+        fast.ready = true;
     }
 
     /// TLBI VMALLE1.

@@ -6,7 +6,7 @@ use pgtable::{
 };
 
 use super::host;
-use super::tlb::{Cached, Filling, View};
+use super::tlb::{Cached, Filling, View, is_device};
 use crate::core::{Core, Ctx};
 use crate::exception::{self, DataAbort, Fault};
 use crate::sys::{PA_BITS, SysRegs, sctlr};
@@ -21,6 +21,8 @@ pub(super) const ALIGNMENT: Status = 0x21;
 pub(super) const UNSUPPORTED: Status = 0x35;
 /// Device-nGnRnE as a byte of MAIR_EL1: what data accesses are with the MMU off.
 const DEVICE_NGNRNE: u8 = 0;
+/// Normal memory, non-cacheable in both domains.
+const NON_CACHEABLE: u8 = 0x44;
 
 /// Where an access goes.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +37,26 @@ pub(super) struct Page {
 
 impl Page {
     pub(super) fn is_device(&self) -> bool {
-        super::tlb::is_device(self.attr)
+        is_device(self.attr)
     }
 
     fn of(e: &Cached, va: u64) -> Self {
         Self { pa: e.pa | va & 0xfff, attr: e.attr, sh: e.sh }
     }
+}
+
+/// What an access needs of a translation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    /// It writes; otherwise it reads or fetches.
+    pub(super) write: bool,
+    /// It does not mind Device memory, where everything must be aligned.
+    pub(super) aligned: bool,
+}
+
+impl Want {
+    /// A read or fetch.
+    pub(super) const READ: Self = Self { write: false, aligned: true };
 }
 
 /// The bits of an ASID that are in use, by TCR_EL1.AS.
@@ -131,31 +147,35 @@ fn flat(sys: &SysRegs, view: View, va: u64) -> Result<Page, Status> {
     let attr = match (view.is_code(), sys.sctlr_el1 & sctlr::I != 0) {
         (false, _) => DEVICE_NGNRNE,
         (true, true) => 0xaa,
-        (true, false) => 0x44,
+        (true, false) => NON_CACHEABLE,
     };
     Ok(Page { pa: address, attr, sh: 2 })
 }
 
-/// Translates `va` for a write, or for a read or fetch, with the permissions of `view`.
+/// Translates `va` with the permissions of `view`. An unaligned access to Device memory is an Alignment fault, which
+/// comes before a Permission fault and after all others.
 pub(super) fn translate(
     core: &mut Core,
     ctx: &mut Ctx<'_>,
     view: View,
     va: u64,
-    write: bool,
+    want: Want,
 ) -> Result<Page, Status> {
     if core.sys.sctlr_el1 & sctlr::M == 0 {
-        return flat(&core.sys, view, va);
+        let page = flat(&core.sys, view, va)?;
+        return if page.is_device() && !want.aligned { Err(ALIGNMENT) } else { Ok(page) };
     }
     if !core.mmu.fast.ready {
         core.mmu.set_view(&core.pstate);
-        core.mmu.tlb.refresh(&mut core.mmu.fast);
     }
     let cached = match core.mmu.tlb.find(view, va) {
         // A cached translation that denies the access may be out of date: the fault comes from the tables.
-        Some(cached) if cached.permits(write) => cached,
-        _ => fill(core, ctx, view, va, write)?,
+        Some(cached) if cached.permits(want.write) => cached,
+        _ => fill(core, ctx, view, va, want)?,
     };
+    if cached.is_device() && !want.aligned {
+        return Err(ALIGNMENT);
+    }
     let sys = &core.sys;
     // Where each access is checked or swapped, the fast path has nothing to offer.
     if view.is_code() || sys.sctlr_el1 & (sctlr::A | sctlr::EE | sctlr::E0E) == 0 {
@@ -165,18 +185,21 @@ pub(super) fn translate(
 }
 
 /// Walks, checks, and caches the translation for `view`.
-fn fill(core: &mut Core, ctx: &Ctx<'_>, view: View, va: u64, write: bool) -> Result<Cached, Status> {
+fn fill(core: &mut Core, ctx: &Ctx<'_>, view: View, va: u64, want: Want) -> Result<Cached, Status> {
     let leaf = walk(&core.sys, ctx, va).map_err(|fault| u32::from(fault.status_code()))?;
     let controls = Controls {
         wxn: core.sys.sctlr_el1 & sctlr::WXN != 0,
         pan: view == View::KernelPanData,
         ..Controls::default()
     };
-    let access = Access { write, instruction: view.is_code(), privileged: view.privileged() };
+    let access = Access { write: false, instruction: view.is_code(), privileged: view.privileged() };
     let allowed = |write| leaf.check(&Access { write, ..access }, &controls).is_ok();
     let attr = (core.sys.mair_el1 >> (8 * leaf.attr_index()) & 0xff) as u8;
     let (read, can_write) = (allowed(false), !view.is_code() && allowed(true));
-    if !(if write { can_write } else { read }) {
+    if is_device(attr) && !want.aligned {
+        return Err(ALIGNMENT);
+    }
+    if !(if want.write { can_write } else { read }) {
         return Err(u32::from(WalkFault::new(FaultKind::Permission, leaf.level).status_code()));
     }
     let filling = Filling {
@@ -205,10 +228,14 @@ pub fn address_translate(
 ) -> Result<(), Fault> {
     let view = if user { View::UserData } else { View::KernelData };
     const RES1: u64 = 1 << 11;
-    core.sys.par_el1 = match translate(core, ctx, view, va, write) {
-        Ok(page) => {
+    core.sys.par_el1 = match translate(core, ctx, view, va, Want { write, aligned: true }) {
+        Ok(mut page) => {
+            // With SCTLR_EL1.C clear no data access is cacheable.
+            if core.sys.sctlr_el1 & sctlr::C == 0 && !page.is_device() {
+                page.attr = NON_CACHEABLE;
+            }
             // Device and non-cacheable memory is outer shareable whatever the descriptor says.
-            let sh = if page.is_device() || page.attr == 0x44 { 2 } else { u64::from(page.sh) };
+            let sh = if page.is_device() || page.attr == NON_CACHEABLE { 2 } else { u64::from(page.sh) };
             // NS is 1: there is no Secure state.
             u64::from(page.attr) << 56 | page.pa & 0x0000_ffff_ffff_f000 | RES1 | 1 << 9 | sh << 7
         }
