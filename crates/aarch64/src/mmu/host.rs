@@ -62,7 +62,7 @@ struct Entry {
     pa: u64,
 }
 
-/// [`Fast::tag`] before an ASID is known: matches nothing in the lower half.
+/// [`Fast::tags`] before an ASID is known: matches nothing.
 const UNASSIGNED: u64 = 2;
 
 /// The fast path's part of the TLB. It holds host addresses, so it is no part of a snapshot, and a copy is empty: the
@@ -72,8 +72,8 @@ pub(super) struct Fast {
     entries: Box<[Entry; SIZE]>,
     /// The RAM that all entries point into, which this keeps alive.
     ram: Option<GuestRam>,
-    /// What keys of the lower half are tagged with.
-    tag: u64,
+    /// What keys of the lower and of the upper half are tagged with.
+    tags: [u64; 2],
     /// The present data view.
     pub(super) data: View,
     /// The data view of unprivileged loads and stores.
@@ -92,7 +92,7 @@ impl Default for Fast {
         Self {
             entries,
             ram: None,
-            tag: UNASSIGNED,
+            tags: [UNASSIGNED; 2],
             data: View::UserData,
             unprivileged: View::UserData,
             code: View::UserCode,
@@ -114,10 +114,10 @@ impl Fast {
         &self.entries[(view as usize + (va >> 12) as usize % ENTRIES) % SIZE]
     }
 
-    /// The key of an entry that serves `va`: upper-half keys have no tag.
+    /// The key of an entry that serves `va`.
     #[inline(always)]
     fn key(&self, va: u64) -> u64 {
-        va & !0xfff | self.tag & !((va as i64 >> 63) as u64)
+        va & !0xfff | self.tags[(va >> 63) as usize]
     }
 
     /// Loads from `va`, when the fast path serves it.
@@ -155,9 +155,10 @@ impl Fast {
         (entry.read == self.key(pc) | pc & 3).then_some(entry.pa | pc & 0xfff)
     }
 
-    /// Tags the lower half's keys with a slot; 0 is none.
-    pub(super) fn set_slot(&mut self, slot: u16) {
-        self.tag = if slot == 0 { UNASSIGNED } else { u64::from(slot) << 2 };
+    /// Tags keys with a slot, those of the upper half only if they are `bound` to it; 0 is none.
+    pub(super) fn set_slot(&mut self, slot: u16, bound: bool) {
+        let tag = if slot == 0 { UNASSIGNED } else { u64::from(slot) << 2 };
+        self.tags = [tag, if bound { tag } else { 0 }];
     }
 
     /// Forgets the keys at an index.
@@ -184,7 +185,8 @@ impl Fast {
     /// Gives a cached translation its keys, when the fast path may serve it.
     pub(super) fn fill(&mut self, ram: &GuestRam, view: View, va: u64, e: &Cached) {
         // The tag's rule looks at bit 63 alone: addresses whose half it does not tell stay slow.
-        if (va >> 63 ^ va >> 55) & 1 != 0 || self.tag == UNASSIGNED || (e.is_device() && !view.is_code()) {
+        if (va >> 63 ^ va >> 55) & 1 != 0 || self.tags[0] == UNASSIGNED || (e.is_device() && !view.is_code())
+        {
             return;
         }
         let Some(offset) = ram.offset(e.pa, 0x1000) else { return };

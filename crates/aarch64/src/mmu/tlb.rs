@@ -136,7 +136,9 @@ pub(super) struct Tlb {
     blocks: BTreeSet<u64>,
     /// A larger block has been cached since then.
     huge: bool,
-    /// An entry of the upper half that is bound to an ASID has been cached since then.
+    /// A translation of the upper half that is bound to an ASID has been cached since then. Only then are fast keys of
+    /// that half tagged: where all of it is global, as in a kernel without page-table isolation, its keys outlive a
+    /// change of ASID.
     upper_bound: bool,
 }
 
@@ -176,7 +178,11 @@ impl Tlb {
             }
             self.blocks.insert(va << 8 >> 29);
         }
-        self.upper_bound |= !f.global && va >> 55 & 1 != 0;
+        if !f.global && va >> 55 & 1 != 0 && !self.upper_bound {
+            self.upper_bound = true;
+            fast.drop_all();
+            fast.set_slot(self.slot, true);
+        }
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
         let entry = Cached {
             va: va & !0xfff,
@@ -203,16 +209,7 @@ impl Tlb {
             return;
         }
         self.slot = slot;
-        fast.set_slot(slot);
-        // Upper-half keys have no tag: what is bound to the old ASID has to go.
-        if std::mem::take(&mut self.upper_bound) {
-            for (index, e) in self.entries.iter_mut().enumerate() {
-                if e.flags & GLOBAL == 0 && e.va >> 55 & 1 != 0 {
-                    *e = Cached::default();
-                    fast.drop_at(index);
-                }
-            }
-        }
+        fast.set_slot(slot, self.upper_bound);
     }
 
     fn new_slot(&mut self, fast: &mut Fast, asid: u16) -> u16 {
@@ -228,7 +225,7 @@ impl Tlb {
 
     /// Tags the fast path again after a restore.
     pub(super) fn refresh(&self, fast: &mut Fast) {
-        fast.set_slot(self.slot);
+        fast.set_slot(self.slot, self.upper_bound);
         fast.ready = true;
     }
 
@@ -239,6 +236,7 @@ impl Tlb {
         self.blocks.clear();
         self.huge = false;
         self.upper_bound = false;
+        fast.set_slot(self.slot, false);
     }
 
     /// TLBI ASIDE1: everything that is bound to `asid`. `current` is the ASID in use.
