@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// File names within an image's directory.
 pub(crate) const KERNEL: &str = "Image";
@@ -23,6 +23,9 @@ pub(crate) const BUSYBOX: &str = "busybox";
 pub(crate) const MODULES: &str = "modules";
 pub(crate) const VMLINUX: &str = "vmlinux";
 pub(crate) const BUILD: &str = "build";
+
+/// Directories that an image is prepared in start with this.
+const STAGING: &str = ".new-";
 
 /// A guest's kernel and initramfs, ready to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,7 +160,15 @@ impl Store {
     pub(crate) fn staging(&self) -> Result<tempfile::TempDir> {
         let images = self.images();
         fs::create_dir_all(&images).map_err(at(&images))?;
-        tempfile::Builder::new().prefix(".new-").tempdir_in(&images).map_err(at(&images))
+        // What an interrupted fetch has left behind; a day is longer than any fetch or build.
+        for entry in fs::read_dir(&images).map_err(at(&images))?.flatten() {
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+            let stale = age.is_some_and(|a| a > Duration::from_secs(86_400));
+            if stale && entry.file_name().to_string_lossy().starts_with(STAGING) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        tempfile::Builder::new().prefix(STAGING).tempdir_in(&images).map_err(at(&images))
     }
 
     pub(crate) fn manifest(&self, name: &Name) -> Option<Manifest> {
@@ -420,6 +431,19 @@ mod tests {
         assert_eq!(store.cached(&name), None);
         let image = store.repack(manifest).unwrap();
         assert_eq!(store.cached(&name), Some(image));
+    }
+
+    #[test]
+    fn leftovers_of_interrupted_fetches_go_away() {
+        let (_directory, store, _) = fixture();
+        let old = store.images().join(".new-old");
+        fs::create_dir_all(&old).unwrap();
+        let recent = store.staging().unwrap();
+        assert!(old.exists());
+        let yesterday = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
+        File::open(&old).unwrap().set_modified(yesterday).unwrap();
+        let _another = store.staging().unwrap();
+        assert!(!old.exists() && recent.path().exists());
     }
 
     #[test]
