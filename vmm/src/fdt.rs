@@ -199,6 +199,7 @@ fn smmu(fdt: &mut FdtWriter) -> Result<(), Error> {
     let names = ["eventq", "priq", "cmdq-sync", "gerror"];
     fdt.property_string_list("interrupt-names", names.map(String::from).to_vec())?;
     fdt.property_u32("#iommu-cells", 1)?;
+    fdt.property_array_u32("msi-parent", &[PHANDLE_ITS, crate::board::SMMU_DEVICE_ID])?;
     fdt.property_null("dma-coherent")?;
     fdt.property_phandle(PHANDLE_SMMU)?;
     fdt.end_node(node)

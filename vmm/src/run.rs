@@ -141,7 +141,7 @@ enum Outcome {
     TimeLimit,
     Hung,
     Quit,
-    OutputGone,
+    OutputGone(std::io::Error),
 }
 
 struct Session {
@@ -160,8 +160,8 @@ impl Session {
         loop {
             let until = self.machine.now().saturating_add(SLICE).min(limit);
             let stop = self.machine.run(until);
-            if self.output().is_err() {
-                return Outcome::OutputGone;
+            if let Err(e) = self.output() {
+                return Outcome::OutputGone(e);
             }
             match stop {
                 Stop::PowerOff => return Outcome::PowerOff,
@@ -266,7 +266,8 @@ impl Session {
                 eprintln!("smmulab: the time limit passed");
                 Ok(status::TIME_LIMIT)
             }
-            (Outcome::Quit | Outcome::OutputGone, _) => Ok(0),
+            (Outcome::OutputGone(error), _) => Err(error).context("cannot write the guest's output"),
+            (Outcome::Quit, _) => Ok(0),
         }
     }
 

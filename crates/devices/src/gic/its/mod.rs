@@ -22,7 +22,7 @@ use super::redistributor::Pe;
 use tables::Baser;
 
 /// Bits of a DeviceID, minus one.
-const DEVICE_BITS: u64 = 15;
+const DEVICE_BITS: u64 = 16;
 
 const CTLR: u64 = 0x0;
 const IIDR: u64 = 0x4;
@@ -69,7 +69,7 @@ impl Default for Its {
 }
 
 impl Its {
-    /// GITS_TYPER: physical LPIs, ITT entries of 8 bytes, 16 bits each of EventID, DeviceID and ICID; PTA = 0 and no
+    /// GITS_TYPER: physical LPIs, ITT entries of 8 bytes, 16 bits each of EventID and ICID, 17 of DeviceID; PTA = 0 and no
     /// collections held in hardware.
     fn typer() -> u64 {
         DEVICE_BITS << 13 | u64::from(ID_BITS) << 8 | (tables::ENTRY_BYTES - 1) << 4 | 1

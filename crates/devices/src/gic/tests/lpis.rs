@@ -218,7 +218,7 @@ fn the_pending_table_survives_a_hand_over() {
 #[test]
 fn its_registers_read_as_hardware_says() {
     let mut bench = Bench::reset(1);
-    assert_eq!(bench.gic.gits_read(8, 8), 15 << 13 | 15 << 8 | 7 << 4 | 1);
+    assert_eq!(bench.gic.gits_read(8, 8), 16 << 13 | 15 << 8 | 7 << 4 | 1);
     assert_eq!(bench.gic.gits_read(0xffe8, 4), 0x3b);
     bench.gic.gits_write(0x100, 8, u64::MAX);
     assert_eq!(bench.gic.gits_read(0x100, 8) >> 48 & 0x71f, 0x107);
