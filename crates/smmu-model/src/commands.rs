@@ -1,10 +1,10 @@
 //! The command queue's consumer: one command a step, in order, whether or not SMMUEN is set (chapter 4).
 
 use pgtable::Granule;
+use serde::{Deserialize, Serialize};
 
 use crate::cache::{Asid, Scope, World};
 use crate::config::StallModel;
-use crate::interrupts::MSI_FIFO;
 use crate::memory::Memory;
 use crate::queue::Geometry;
 use crate::smmu::Smmu;
@@ -14,6 +14,23 @@ use crate::translate::State;
 
 const EL1: &[World] = &[World::NsEl1];
 const EL2: &[World] = &[World::El2, World::El2E2h];
+
+/// What a CMD_SYNC found when its turn came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sync {
+    /// Invalidations so far.
+    epoch: u64,
+    /// Events so far.
+    events: u64,
+}
+
+/// The level that TTL names. Level 1 has no blocks with 16 KiB: there the hint is reserved and ignored.
+fn level(command: &Command) -> Option<i8> {
+    match (command.ttl(), command.tg()) {
+        (0, _) | (1, 2) => None,
+        (level, _) => Some(level as i8),
+    }
+}
 
 /// What became of a command.
 enum Done {
@@ -27,7 +44,7 @@ enum Done {
 
 impl Smmu {
     fn cmdq(&self) -> Geometry {
-        self.regs.cmdq.geometry(self.config.cmdqs, COMMAND_SHIFT)
+        self.regs.cmdq.geometry(self.config.cmdqs, self.config.oas, COMMAND_SHIFT)
     }
 
     /// Whether [`Smmu::step_command`] has something to do. A CMD_SYNC that waits for transactions is nothing to do.
@@ -36,8 +53,7 @@ impl Smmu {
         self.regs.cr0 & cr0::CMDQEN != 0
             && !self.regs.gerror_active(gerror::CMDQ_ERR)
             && !self.regs.cmdq.is_empty(self.cmdq())
-            && self.msis.len() < MSI_FIFO
-            && !self.sync_waits.is_some_and(|epoch| self.txns.any_before(epoch))
+            && !self.sync.is_some_and(|sync| self.blocks(&sync))
     }
 
     /// Consumes one command, or finds that it has to wait.
@@ -55,7 +71,11 @@ impl Smmu {
             Err(_) => Done::Error(Cerror::Abt),
         };
         match done {
-            Done::Consumed => self.regs.cmdq.advance_cons(geometry),
+            Done::Consumed => {
+                // Whoever waits for room is woken (section 4.1.2).
+                self.wired.sev |= self.config.sev && self.regs.cmdq.is_full(geometry);
+                self.regs.cmdq.advance_cons(geometry);
+            }
             Done::Wait => {}
             Done::Error(error) => {
                 // CONS stays at the command; the queue stops until GERRORN acknowledges (section 7.1).
@@ -146,11 +166,8 @@ impl Smmu {
 
     /// A range command without range and level is reserved: TG says that it is one (section 4.4.1.1).
     fn range_is_legal(&self, command: &Command) -> bool {
-        !self.config.ril
-            || command.tg() == 0
-            || command.num() != 0
-            || command.scale() != 0
-            || command.ttl() != 0
+        let c = command;
+        !self.config.ril || c.tg() == 0 || c.num() != 0 || c.scale() != 0 || level(c).is_some()
     }
 
     fn forget_streams(&mut self, first: u32, last: u32) {
@@ -184,14 +201,14 @@ impl Smmu {
             Opcode::TlbiNhVa => self.ranged(Scope { asid: Asid::OrGlobal(asid), ..el1 }, command),
             Opcode::TlbiNhVaa => self.ranged(el1, command),
             Opcode::TlbiEl2All => el2,
-            // Without E2H there are no ASIDs in EL2.
-            Opcode::TlbiEl2Asid if e2h => Scope { asid: Asid::Only(asid), ..Scope::worlds(&[World::El2E2h]) },
-            Opcode::TlbiEl2Asid => return None,
+            Opcode::TlbiEl2Asid => Scope { asid: Asid::Only(asid), ..Scope::worlds(&[World::El2E2h]) },
+            // Without E2H the ASID is ignored.
             Opcode::TlbiEl2Va if e2h => {
                 let scope = Scope { asid: Asid::OrGlobal(asid), ..Scope::worlds(&[World::El2E2h]) };
                 self.ranged(scope, command)
             }
-            Opcode::TlbiEl2Va | Opcode::TlbiEl2Vaa => self.ranged(el2, command),
+            Opcode::TlbiEl2Vaa if e2h => self.ranged(Scope::worlds(&[World::El2E2h]), command),
+            Opcode::TlbiEl2Va | Opcode::TlbiEl2Vaa => self.ranged(Scope::worlds(&[World::El2]), command),
             Opcode::TlbiS12Vmall => {
                 Scope { vmid: Some(vmid), ..Scope::worlds(&[World::NsEl1, World::NsEl1Stage2]) }
             }
@@ -212,38 +229,36 @@ impl Smmu {
             _ => ((command.address() << 8) as i64 >> 8) as u64,
         };
         let granule = match command.tg() {
-            1 => Granule::G4K,
-            2 => Granule::G16K,
-            3 => Granule::G64K,
+            1 if self.config.ril => Granule::G4K,
+            2 if self.config.ril => Granule::G16K,
+            3 if self.config.ril => Granule::G64K,
             _ => return Scope { range: Some((address, address | 0xfff)), ..scope },
         };
-        if !self.config.ril {
-            return Scope { range: Some((address, address | 0xfff)), ..scope };
-        }
         // (NUM + 1) * 2^SCALE granules; NUM and SCALE have 5 bits, so this fits.
         let bytes = u64::from(command.num() + 1) << command.scale() << granule.bits();
         let first = address >> granule.bits() << granule.bits();
-        let level = match (command.ttl(), granule) {
-            // Level 1 has no blocks with 16 KiB: the hint is reserved and ignored.
-            (0, _) | (1, Granule::G16K) => None,
-            (level, _) => Some(level as i8),
-        };
-        Scope {
-            range: Some((first, first.saturating_add(bytes - 1))),
-            granule: Some(granule),
-            level,
-            ..scope
-        }
+        let range = Some((first, first.saturating_add(bytes - 1)));
+        Scope { range, granule: Some(granule), level: level(command), ..scope }
     }
 
-    /// Whether a CMD_SYNC has to wait: all that commands removed must be out of use (section 4.7.3).
+    /// Whether the CMD_SYNC at the head of the queue has to wait.
     fn sync_blocked(&mut self) -> bool {
-        let epoch = *self.sync_waits.get_or_insert(self.epoch);
-        self.txns.any_before(epoch)
+        let now = Sync { epoch: self.epoch, events: self.events_recorded };
+        let sync = *self.sync.get_or_insert(now);
+        self.blocks(&sync)
+    }
+
+    /// What a CMD_SYNC waits for (section 4.7.3): all that commands removed is out of use, records of transactions that
+    /// are over are visible or lost, and the MSI of the last CMD_SYNC is out.
+    fn blocks(&self, sync: &Sync) -> bool {
+        self.txns.any_before(sync.epoch) || self.event_before(sync.events) || self.sync_msi_pending()
     }
 
     fn complete_sync(&mut self, command: &Command) {
-        self.sync_waits = None;
+        self.sync = None;
+        if !self.eventq_writable() {
+            self.drop_events();
+        }
         match command.signal() {
             Some(Signal::Irq) => self.signal_sync(
                 command.msi_address(),

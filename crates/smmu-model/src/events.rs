@@ -14,11 +14,11 @@ pub(crate) type Fifo = VecDeque<Event>;
 
 impl Smmu {
     fn eventq(&self) -> Geometry {
-        self.regs.eventq.geometry(self.config.eventqs, EVENT_SHIFT)
+        self.regs.eventq.geometry(self.config.eventqs, self.config.oas, EVENT_SHIFT)
     }
 
     /// Whether records can go to the queue: it is enabled, and no abort waits to be acknowledged.
-    fn eventq_writable(&self) -> bool {
+    pub(crate) fn eventq_writable(&self) -> bool {
         self.regs.cr0 & cr0::EVENTQEN != 0 && !self.regs.gerror_active(gerror::EVENTQ_ABT_ERR)
     }
 
@@ -35,6 +35,7 @@ impl Smmu {
                 return;
             }
         }
+        self.events_recorded += 1;
         self.events.push_back(event);
     }
 
@@ -94,7 +95,12 @@ impl Smmu {
         }
     }
 
-    /// The event queue was disabled: records that wait are lost, but those of stalled transactions.
+    /// Whether a record that was there when `recorded` had been made still waits, and can go.
+    pub(crate) fn event_before(&self, recorded: u64) -> bool {
+        self.events_recorded - (self.events.len() as u64) < recorded && self.event_pending()
+    }
+
+    /// The event queue is not writable: records that wait are lost, but those of stalled transactions.
     pub(crate) fn drop_events(&mut self) {
         let before = self.events.len();
         self.events.retain(|event| event.stall.is_some());

@@ -7,17 +7,14 @@ use crate::spec::registers::{gerror, irq_ctrl};
 use crate::transaction::{MemAttrs, Shareability};
 use crate::translate::mair_of_memattr;
 
-/// MSIs that may wait to be taken; CMD_SYNC completes no further while there are as many.
-pub(crate) const MSI_FIFO: usize = 32;
-
 /// The attributes of an MSI: MemAttr in bits 3:0 and SH in 5:4.
 fn attrs(memattr: u8, sh: u8) -> MemAttrs {
     MemAttrs { mair: mair_of_memattr(memattr), shareability: Shareability::from_sh(sh) }.normalised()
 }
 
 impl Smmu {
-    /// Raises the interrupt of a source, if IRQ_CTRL enables it. An MSI that has not gone out yet stands for this one,
-    /// too.
+    /// Raises the interrupt of a source, if IRQ_CTRL enables it: its wire, and its MSI unless the address is 0. An MSI
+    /// that has not gone out yet stands for this one, too.
     pub(crate) fn raise(&mut self, source: IrqSource) {
         let (enable, irq) = match source {
             IrqSource::EventQ => (irq_ctrl::EVENTQ, self.regs.eventq_irq),
@@ -28,26 +25,33 @@ impl Smmu {
             return;
         }
         let IrqConfig { address, data, attrs: a } = irq;
-        if self.config.msi && address != 0 {
-            if !self.msis.iter().any(|msi| msi.source == source) {
-                let attrs = attrs(a as u8 & 15, (a >> 4) as u8);
-                self.msis.push_back(Msi { address, data, attrs, source });
-            }
-        } else if source == IrqSource::EventQ {
-            self.wired.eventq = true;
-        } else {
-            self.wired.gerror = true;
+        match source {
+            IrqSource::EventQ => self.wired.eventq = true,
+            _ => self.wired.gerror = true,
+        }
+        if self.config.msi && address != 0 && !self.msis.iter().any(|msi| msi.source == source) {
+            let address = address & self.oas_mask();
+            self.msis.push_back(Msi { address, data, attrs: attrs(a as u8 & 15, (a >> 4) as u8), source });
         }
     }
 
     /// CMD_SYNC with CS=SIG_IRQ completes.
     pub(crate) fn signal_sync(&mut self, address: u64, data: u32, memattr: u8, sh: u8) {
+        self.wired.cmdq_sync = true;
         if self.config.msi && address != 0 {
-            let attrs = attrs(memattr, sh);
-            self.msis.push_back(Msi { address, data, attrs, source: IrqSource::CmdSync });
-        } else {
-            self.wired.cmdq_sync = true;
+            let address = address & self.oas_mask();
+            self.msis.push_back(Msi { address, data, attrs: attrs(memattr, sh), source: IrqSource::CmdSync });
         }
+    }
+
+    /// Addresses of MSIs are truncated to OAS (section 3.4.3).
+    fn oas_mask(&self) -> u64 {
+        (1 << self.config.oas) - 1
+    }
+
+    /// Whether a CMD_SYNC's MSI is still under way.
+    pub(crate) fn sync_msi_pending(&self) -> bool {
+        self.msis.iter().any(|msi| msi.source == IrqSource::CmdSync)
     }
 
     /// A global error becomes active, if it is not already.

@@ -30,10 +30,11 @@ pub(crate) struct Geometry {
 }
 
 impl Queue {
-    /// A LOG2SIZE above `max` behaves as `max`; an address is aligned to the queue's size (section 6.3.26).
-    pub(crate) fn geometry(&self, max: u8, entry_shift: u32) -> Geometry {
+    /// A LOG2SIZE above `max` behaves as `max`; an address is aligned to the queue's size (section 6.3.26) and truncated
+    /// to `oas` bits (section 3.4.3).
+    pub(crate) fn geometry(&self, max: u8, oas: u8, entry_shift: u32) -> Geometry {
         let log2 = (bits(self.base, 4, 0) as u32).min(u32::from(max));
-        let base = align(keep(self.base, 51, 5), (log2 + entry_shift).max(5));
+        let base = align(keep(self.base, u32::from(oas.clamp(6, 56)) - 1, 5), (log2 + entry_shift).max(5));
         Geometry { log2, shift: entry_shift, base }
     }
 
@@ -83,7 +84,7 @@ mod tests {
     fn wraps_at_every_size() {
         for log2 in 0..=19u8 {
             let mut q = Queue { base: 0x8000_0000 | u64::from(log2), ..Queue::default() };
-            let g = q.geometry(19, 4);
+            let g = q.geometry(19, 44, 4);
             assert!(q.is_empty(g) && !q.is_full(g));
             q.cons = 0x4000_0000;
             for _ in 0..1 << log2 {
@@ -105,10 +106,10 @@ mod tests {
     #[test]
     fn size_is_limited_and_base_aligned() {
         let q = Queue { base: 0x8000_ffe0 | 31, ..Queue::default() };
-        assert_eq!(q.geometry(8, 4), Geometry { log2: 8, shift: 4, base: 0x8000_f000 });
+        assert_eq!(q.geometry(8, 44, 4), Geometry { log2: 8, shift: 4, base: 0x8000_f000 });
         let q = Queue { base: u64::MAX, prod: u32::MAX, cons: 0x1234_5678 };
-        let g = q.geometry(19, 5);
-        assert_eq!(g.base, 0x000f_ffff_ff00_0000);
+        let g = q.geometry(19, 44, 5);
+        assert_eq!(g.base, 0x0fff_ff00_0000);
         assert!(g.entry(q.prod) > g.base);
     }
 }

@@ -116,7 +116,8 @@ impl Registers {
             }
             r::CR2 if smmu_off => {
                 let e2h = if config.hyp { cr2::E2H } else { 0 };
-                self.cr2 = value & (e2h | cr2::RECINVSID | cr2::PTM);
+                // PTM is RES0 without BTM.
+                self.cr2 = value & (e2h | cr2::RECINVSID);
             }
             // Without UPDATE a write is ignored; with it, it takes effect at once here, so UPDATE reads as 0.
             r::GBPA if value & gbpa::UPDATE != 0 => self.gbpa = value & gbpa::FIELDS,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{Sets, Tlb};
+use crate::commands::Sync;
 use crate::config::Config;
 use crate::events::Fifo;
 use crate::irq::{Msi, Wired};
@@ -27,9 +28,11 @@ pub struct Smmu {
     pub(crate) txns: Txns,
     /// Counts invalidations: a transaction that began before one may use what it removed.
     pub(crate) epoch: u64,
-    /// The invalidations that the CMD_SYNC at the head of the queue waits for.
-    pub(crate) sync_waits: Option<u64>,
+    /// What the CMD_SYNC at the head of the queue waits for.
+    pub(crate) sync: Option<Sync>,
     pub(crate) events: Fifo,
+    /// Events that ever were in the FIFO.
+    pub(crate) events_recorded: u64,
     pub(crate) msis: VecDeque<Msi>,
     pub(crate) wired: Wired,
     pub(crate) stats: Stats,
@@ -54,8 +57,9 @@ impl Smmu {
             tlb: Tlb::new(config.tlb),
             txns: Txns::default(),
             epoch: 0,
-            sync_waits: None,
+            sync: None,
             events: Fifo::new(),
+            events_recorded: 0,
             msis: VecDeque::new(),
             wired: Wired::default(),
             stats: Stats::default(),
@@ -127,7 +131,7 @@ impl Smmu {
         }
         if ack & !cr0 & cr0::CMDQEN != 0 {
             // A CMD_SYNC that waits has not been consumed: it begins again when the queue is enabled.
-            self.sync_waits = None;
+            self.sync = None;
         }
         if ack & !cr0 & cr0::SMMUEN != 0 {
             // Stalled transactions are terminated (section 3.12.2).

@@ -66,7 +66,7 @@ pub struct Place {
     pub s2: bool,
     /// IPA, page-aligned; meaningful at stage 2.
     pub ipa: u64,
-    /// TTRnW: with CLASS=TT, whether the descriptor was read, not updated.
+    /// TTRnW of F_PERMISSION: with CLASS=TT, whether the descriptor was read, not updated.
     pub tt_read: bool,
 }
 
@@ -140,8 +140,12 @@ impl Event {
     pub fn record(&self) -> [u64; 4] {
         let mut r = [0u64; 4];
         r[0] = self.code() as u64 | u64::from(self.sid) << 32;
-        if let Some(ssid) = self.ssid {
-            r[0] |= 1 << 11 | u64::from(ssid & 0xf_ffff) << 12;
+        match (self.kind, self.ssid) {
+            // This record has no SubstreamID at all; that one always has, so it needs no SSV.
+            (EventKind::StreamDisabled, _) => {}
+            (EventKind::BadSubstreamId, ssid) => r[0] |= u64::from(ssid.unwrap_or(0) & 0xf_ffff) << 12,
+            (_, Some(ssid)) => r[0] |= 1 << 11 | u64::from(ssid & 0xf_ffff) << 12,
+            (_, None) => {}
         }
         if let Some(tag) = self.stall {
             r[1] |= u64::from(tag) | 1 << 31;
@@ -152,9 +156,6 @@ impl Event {
         };
         let place = |r: &mut [u64; 4], p: &Place| {
             r[1] |= u64::from(p.s2) << 39 | (p.class as u64) << 40;
-            if p.class == Class::Ttd {
-                r[1] |= u64::from(p.tt_read) << 44;
-            }
             if p.s2 {
                 r[3] = super::keep(p.ipa, 51, 12);
             }
@@ -172,12 +173,16 @@ impl Event {
                 place(&mut r, p);
                 r[3] = super::keep(*address, 51, 3);
             }
-            EventKind::Translation(a, p)
-            | EventKind::AddressSize(a, p)
-            | EventKind::AccessFlag(a, p)
-            | EventKind::Permission(a, p) => {
+            EventKind::Translation(a, p) | EventKind::AddressSize(a, p) | EventKind::AccessFlag(a, p) => {
                 access(&mut r, a);
                 place(&mut r, p);
+            }
+            EventKind::Permission(a, p) => {
+                access(&mut r, a);
+                place(&mut r, p);
+                if p.class == Class::Ttd {
+                    r[1] |= u64::from(p.tt_read) << 44;
+                }
             }
         }
         r

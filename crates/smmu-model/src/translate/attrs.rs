@@ -69,6 +69,8 @@ pub(crate) fn mair_of_memattr(memattr: u8) -> u8 {
     };
     match memattr & 15 {
         device @ 0..=3 => device << 2,
+        // Reserved: Device-nGnRnE.
+        4 | 8 | 12 => 0,
         outer_inner => normal(outer_inner >> 2) << 4 | normal(outer_inner),
     }
 }
@@ -95,6 +97,7 @@ mod tests {
     #[test]
     fn memattr_encodings() {
         assert_eq!([0, 1, 2, 3].map(mair_of_memattr), [0x00, 0x04, 0x08, 0x0c]);
+        assert_eq!([4, 8, 12].map(mair_of_memattr), [0; 3]);
         assert_eq!((mair_of_memattr(5), mair_of_memattr(15), mair_of_memattr(0xa)), (0x44, 0xff, 0xbb));
     }
 }

@@ -3,7 +3,7 @@
 use pgtable::{Controls, Granule, Ranges, Stage1, output_bits};
 use serde::{Deserialize, Serialize};
 
-use super::stream::{Path, Stream, granule};
+use super::stream::{Stream, granule};
 use crate::cache::World;
 use crate::config::{Config, StallModel};
 use crate::spec::cd::Cd;
@@ -39,7 +39,7 @@ impl Context {
     /// Decodes a CD that `stream` points at.
     pub(crate) fn decode(cd: &Cd, stream: &Stream, config: &Config) -> Result<Self, BadCd> {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadCd) };
-        require(cd.v() && cd.aa64() && !cd.endi() && !cd.ha() && !cd.hd())?;
+        require(cd.v() && cd.aa64() && !cd.ha() && !cd.hd())?;
         require(match config.stall {
             StallModel::Both => !(cd.s() && stream.stall_disabled),
             StallModel::None => !cd.s(),
@@ -48,7 +48,9 @@ impl Context {
         require(cd.a() || config.term_razwi)?;
         // EL2 without E2H has TTB0 only and no ASID.
         let single = stream.world == World::El2;
-        let epd1 = cd.epd1() || single;
+        let (epd0, epd1) = (cd.epd0() && !single, cd.epd1() || single);
+        // Without any walk, their endianness does not matter.
+        require(!cd.endi() || epd0 && epd1)?;
         let asid = if single { 0 } else { cd.asid() as u16 };
         require(config.asid16 || asid <= 0xff)?;
         // In front of stage 2 the output is an IPA of IAS bits; IAS is OAS without AArch32.
@@ -70,12 +72,13 @@ impl Context {
                 ..Stage1::default()
             };
             require(table.start_level().is_some())?;
-            require(stream.path == Path::Nested || ttb >> oas == 0)?;
+            // Without 52-bit descriptors, addresses end at 48 bits.
+            require(ttb >> if table.pa52 { oas } else { oas.min(48) } == 0)?;
             Ok(table)
         };
         let (tg0, tg1) = (Granule::from_tg0(cd.tg0() as u8), Granule::from_tg1(cd.tg1() as u8));
         // A disabled table's fields are ignored.
-        let lower = match cd.epd0() {
+        let lower = match epd0 {
             true => Stage1::default(),
             false => table(false, tg0, cd.t0sz(), cd.ttb0(), cd.had0())?,
         };
@@ -90,7 +93,7 @@ impl Context {
                 t1sz: cd.t1sz() as u8,
                 tbi0: cd.tbi0(),
                 tbi1: cd.tbi1(),
-                epd0: cd.epd0(),
+                epd0,
                 epd1,
                 single,
             },

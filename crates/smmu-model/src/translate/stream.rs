@@ -126,11 +126,12 @@ impl Stream {
 
     fn decode_stage1(&mut self, ste: &Ste, config: &Config, e2h: bool) -> Result<(), BadSte> {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
-        // With stage 2 as well, the StreamWorld is NS-EL1 and STRW is ignored.
-        self.world = match (self.path, ste.strw()) {
-            (Path::Nested, _) | (_, 0) => World::NsEl1,
-            (_, 2) if config.hyp && e2h => World::El2E2h,
-            (_, 2) if config.hyp => World::El2,
+        // With stage 2 as well, or without EL2, the StreamWorld is NS-EL1 and STRW is ignored.
+        self.world = match ste.strw() {
+            _ if self.path == Path::Nested || !config.hyp => World::NsEl1,
+            0 => World::NsEl1,
+            2 if e2h => World::El2E2h,
+            2 => World::El2,
             _ => return Err(BadSte),
         };
         if self.world != World::NsEl1 {
@@ -141,15 +142,17 @@ impl Stream {
         require(max <= config.ssidsize)?;
         let split = match (max, ste.s1fmt()) {
             (0, _) | (_, 0) => None,
-            (_, 1) if config.cd2l => Some(6),
-            (_, 2) if config.cd2l => Some(10),
-            _ => return Err(BadSte),
+            _ if !config.cd2l => return Err(BadSte),
+            (_, 1) => Some(6),
+            (_, 2) => Some(10),
+            // Reserved, behaves as linear.
+            _ => None,
         };
-        require(max == 0 || ste.s1dss() != 3)?;
-        // An address wider than OAS may be a C_BAD_STE or truncated (section 3.4.3). An IPA is checked by stage 2.
+        // Section 3.4.3. An IPA is left to stage 2.
         require(self.path == Path::Nested || ste.s1contextptr() >> config.oas == 0)?;
         self.cds = CdTable { base: ste.s1contextptr(), split, max };
-        self.dss = ste.s1dss() as u8;
+        // The reserved value terminates, too.
+        self.dss = if ste.s1dss() == 3 { 0 } else { ste.s1dss() as u8 };
         Ok(())
     }
 
@@ -171,7 +174,8 @@ impl Stream {
             ..Stage2::default()
         };
         require(tables.fits(config.oas))?;
-        require(ste.s2ttb() >> oas == 0)?;
+        // Without 52-bit descriptors, addresses end at 48 bits.
+        require(ste.s2ttb() >> if wide { oas } else { oas.min(48) } == 0)?;
         require(match config.stall {
             StallModel::Both => true,
             StallModel::None => !ste.s2s(),

@@ -103,7 +103,9 @@ impl Smmu {
 
     /// A level 1 CD table descriptor has come.
     fn l1cd(&mut self, id: TxnId, txn: &mut Txn, l1cd: L1Cd) -> Outcome {
-        if !l1cd.v() {
+        // Section 3.4.3. An IPA is left to stage 2.
+        let out_of_range = txn.stream.path != Path::Nested && l1cd.l2ptr() >> self.config.oas != 0;
+        if !l1cd.v() || out_of_range {
             return self.config_fault(txn, EventKind::BadSubstreamId);
         }
         let split = u32::from(txn.stream.cds.split.unwrap_or(6));

@@ -61,7 +61,9 @@ fn illegal_commands() {
         ("CMD_SYNC with CS reserved", [0x46 | 3 << 12, 0]),
         ("a range of nothing", [0x12, 1 << 10]),
     ];
-    for (what, command) in illegal {
+    for (what, command) in
+        illegal.into_iter().chain([("a 16 KiB range of nothing", [0x13, 2 << 10 | 1 << 8])])
+    {
         let mut lab = Lab::new(Config { s2p: false, ..Config::linux() });
         lab.push(CFGI_ALL);
         lab.push(command);

@@ -49,14 +49,15 @@ fn with_msis() -> Lab {
     lab
 }
 
-/// 3.18.1: MSIs instead of wires, with the attributes of CFG2.
+/// 3.18.1 and 3.18.2: MSIs beside the wires, with the attributes of CFG2.
 #[test]
 fn msis() {
     let mut lab = with_msis();
     event(&mut lab);
     lab.push([0, 0]);
     lab.run_commands();
-    assert!(!lab.smmu.take_wired().any());
+    let both = Wired { eventq: true, gerror: true, ..Wired::default() };
+    assert_eq!(lab.smmu.take_wired(), both, "the wires are not affected");
     let msis = lab.msis();
     assert_eq!(msis.len(), 2);
     assert_eq!((msis[0].address, msis[0].data, msis[0].source), (0x0808_0040, 0x1234, IrqSource::EventQ));
@@ -119,9 +120,12 @@ fn sync_signals() {
     lab.command([0x46 | 1 << 12, 0]);
     assert!(lab.smmu.take_wired().cmdq_sync);
     // As Linux polls: write 0 over the command itself, inner shareable, write-back.
-    lab.command([0x46 | 1 << 12 | 3 << 22 | 0xf << 24, CMDQ + 0x40]);
+    lab.push([0x46 | 1 << 12 | 3 << 22 | 0xf << 24, CMDQ + 0x40]);
+    lab.run_commands();
+    assert!(lab.idle());
     let msis = lab.msis();
     assert_eq!(msis.len(), 1);
+    assert!(lab.smmu.take_wired().cmdq_sync, "the wire, too");
     assert_eq!((msis[0].address, msis[0].data, msis[0].source), (CMDQ + 0x40, 0, IrqSource::CmdSync));
     assert_eq!((msis[0].attrs.mair, msis[0].attrs.shareability), (0xff, Shareability::Inner));
 }
@@ -139,18 +143,60 @@ fn signals_need_their_features() {
     assert_eq!(lab.smmu.mmio_read(r::EVENTQ_IRQ_CFG0, 8), Some(0), "RES0");
 }
 
-/// The queue stops for a while when MSIs are not taken.
+/// 3.18.1: a CMD_SYNC completes after the MSI of the one before is out.
 #[test]
-fn msis_are_bounded() {
+fn sync_waits_for_the_last_msi() {
     let mut lab = Lab::new(Config::linux());
     lab.w32(r::CR0, cr0::CMDQEN);
-    for _ in 0..40 {
+    for _ in 0..3 {
         lab.push([0x46 | 1 << 12, 0x1000]);
     }
-    lab.run_commands();
-    assert!(!lab.idle());
-    let first = lab.msis().len();
-    lab.run_commands();
+    for n in 1..=3 {
+        lab.run_commands();
+        assert_eq!(lab.r32(r::CMDQ_CONS), n);
+        assert_eq!(lab.msis().len(), 1);
+    }
+}
+
+/// 4.7.3: records of transactions that are over are visible before a CMD_SYNC completes, or lost.
+#[test]
+fn sync_waits_for_records() {
+    let mut lab = Lab::new(Config::linux());
+    for _ in 0..2 {
+        lab.dma(Transaction::new(255, 0, AccessKind::Read));
+    }
+    lab.push(SYNC);
+    lab.smmu.step_command(&lab.ram);
+    assert!(!lab.idle() && !lab.smmu.command_pending());
+    lab.smmu.step_event(&lab.ram);
+    lab.dma(Transaction::new(255, 0, AccessKind::Read));
+    assert!(!lab.smmu.command_pending());
+    lab.smmu.step_event(&lab.ram);
+    assert!(lab.smmu.command_pending(), "the third came later");
+    lab.smmu.step_command(&lab.ram);
     assert!(lab.idle());
-    assert_eq!(first + lab.msis().len(), 40);
+    // A queue that can not be written.
+    lab.ram.holes.push(EVENTQ..EVENTQ + 0x1000);
+    lab.dma(Transaction::new(255, 0, AccessKind::Read));
+    lab.smmu.step_event(&lab.ram);
+    lab.command(SYNC);
+    lab.ram.holes.clear();
+    lab.w32(r::GERRORN, gerror::EVENTQ_ABT_ERR);
+    assert_eq!(lab.events().len(), 2, "what was lost does not turn up again");
+}
+
+/// 4.1.2: with SEV, whoever waits for room in the command queue is woken.
+#[test]
+fn room_in_the_queue_wakes() {
+    let mut lab = Lab::new(Config::linux());
+    lab.push(CFGI_ALL);
+    lab.smmu.step_command(&lab.ram);
+    assert!(!lab.smmu.wired_pending());
+    for _ in 0..1 << LOG2_CMDQ {
+        lab.push(CFGI_ALL);
+    }
+    lab.smmu.step_command(&lab.ram);
+    assert!(lab.smmu.take_wired().sev);
+    lab.smmu.step_command(&lab.ram);
+    assert!(!lab.smmu.wired_pending());
 }

@@ -127,7 +127,6 @@ pub struct Lab {
     pub smmu: Smmu,
     pub ram: Ram,
     prod: u32,
-    cons: u32,
     /// The EVENTQ index that the driver has read up to.
     pub events_read: u32,
 }
@@ -143,7 +142,7 @@ impl Lab {
         lab.w64(r::EVENTQ_BASE, EVENTQ | LOG2_EVENTQ);
         lab.w64(r::STRTAB_BASE, STRTAB);
         lab.w32(r::STRTAB_BASE_CFG, 8);
-        lab.w32(r::CR2, r::cr2::RECINVSID | r::cr2::PTM);
+        lab.w32(r::CR2, r::cr2::RECINVSID);
         lab.w32(r::IRQ_CTRL, r::irq_ctrl::EVENTQ | r::irq_ctrl::GERROR);
         lab.w32(r::CR0, r::cr0::SMMUEN | r::cr0::CMDQEN | r::cr0::EVENTQEN);
         lab
@@ -151,7 +150,7 @@ impl Lab {
 
     /// Out of reset, and no more.
     pub fn reset(config: Config) -> Self {
-        Lab { smmu: Smmu::new(config), ram: Ram::default(), prod: 0, cons: 0, events_read: 0 }
+        Lab { smmu: Smmu::new(config), ram: Ram::default(), prod: 0, events_read: 0 }
     }
 
     /// With stream `SID` in stage 1, and its tables.
@@ -227,14 +226,17 @@ impl Lab {
         assert!(self.idle(), "commands were not consumed: CONS {:#x}", self.r32(r::CMDQ_CONS));
     }
 
+    /// Lets the SMMU consume commands, and write event records where a CMD_SYNC waits for them.
     pub fn run_commands(&mut self) {
         for _ in 0..1000 {
-            if !self.smmu.command_pending() {
+            if self.smmu.command_pending() {
+                self.smmu.step_command(&self.ram);
+            } else if !self.idle() && self.smmu.event_pending() {
+                self.smmu.step_event(&self.ram);
+            } else {
                 break;
             }
-            self.smmu.step_command(&self.ram);
         }
-        self.cons = self.r32(r::CMDQ_CONS);
     }
 
     /// Whether all commands are consumed.

@@ -97,7 +97,7 @@ fn writes_are_ignored_while_enabled() {
     let mut lab = Lab::new(Config::linux());
     let guarded = [
         (r::CR1, 0),
-        (r::CR2, r::cr2::RECINVSID | r::cr2::PTM),
+        (r::CR2, r::cr2::RECINVSID),
         (r::STRTAB_BASE, STRTAB as u32),
         (r::STRTAB_BASE_CFG, 8),
         (r::CMDQ_BASE, (CMDQ | LOG2_CMDQ) as u32),

@@ -11,7 +11,7 @@ const S2: u64 = 1 << 39;
 const CLASS_CD: u64 = 0;
 const CLASS_TT: u64 = 1 << 40;
 const CLASS_IN: u64 = 2 << 40;
-/// Only for a CLASS=TT record: the descriptor was read.
+/// Only for an F_PERMISSION with CLASS=TT: the descriptor was read.
 const TT_READ: u64 = 1 << 44;
 /// What stage 2 adds to an IPA in these tests.
 const SHIFT: u64 = 0x1_0000_0000;
@@ -118,7 +118,7 @@ fn classes() {
     lab.unmap(&mut stage2, 2, TABLES);
     lab.unmap(&mut stage2, 2, TABLES + 0x20_0000);
     assert_eq!(lab.read(0x1010), End::Abort);
-    assert_eq!(lab.event(), [0x10 | STREAMID, TT_READ | CLASS_TT | S2 | READ, 0x1010, TABLES]);
+    assert_eq!(lab.event(), [0x10 | STREAMID, CLASS_TT | S2 | READ, 0x1010, TABLES]);
     // Tables that stage 2 does not let read.
     lab.map(&mut stage2, TABLES, TABLES, 0x20_0000, d::AF | d::S2AP_WRITE | 0xf << 2);
     assert_eq!(lab.read(0x1010), End::Abort);
@@ -135,7 +135,7 @@ fn external_abort() {
     lab.ram.holes.push(S2_TABLES..S2_TABLES + 0x2000);
     assert_eq!(lab.read(0), End::Abort);
     let event = lab.event();
-    assert_eq!(event[..3], [0x0b | STREAMID, TT_READ | CLASS_TT | S2 | READ, 0]);
+    assert_eq!(event[..3], [0x0b | STREAMID, CLASS_TT | S2 | READ, 0]);
     assert_eq!(event[3], S2_TABLES);
 }
 

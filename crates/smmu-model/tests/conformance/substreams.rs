@@ -84,11 +84,16 @@ fn default_substream() {
     let mut cd0 = lab(8, 0, DSS_CD0);
     assert_eq!(cd0.dma(read(None)), End::To(0x8000_0000));
     assert_eq!(cd0.dma(read(Some(0))), End::Abort);
-    assert_eq!(cd0.event(), [0x06 | ssid(0), 0, 0, 0], "0 is taken");
+    assert_eq!(cd0.event(), [0x06 | STREAMID, 0, 0, 0], "0 is taken");
     cd0.ste(SID, [1 | 5 << 1 | CDS | 8 << 59, 3, 0, 0]);
     cd0.command(cfgi_ste(SID));
     assert_eq!(cd0.dma(read(None)), End::Abort);
-    assert_eq!(code(cd0.event()), 0x04, "S1DSS reserved");
+    assert_eq!(code(cd0.event()), 0x06, "the reserved S1DSS terminates");
+}
+
+/// A C_BAD_SUBSTREAMID: its SubstreamID needs no SSV.
+fn bad(n: u64) -> [u64; 4] {
+    [0x08 | n << 12 | STREAMID, 0, 0, 0]
 }
 
 /// 7.3.9: SubstreamIDs out of range, and where there is no stage 1.
@@ -96,15 +101,15 @@ fn default_substream() {
 fn bad_substreamid() {
     let mut lab = lab(4, 0, DSS_CD0);
     assert_eq!(lab.dma(read(Some(16))), End::Abort);
-    assert_eq!(lab.event(), [0x08 | ssid(16), 0, 0, 0]);
+    assert_eq!(lab.event(), bad(16));
     lab.ste(SID, STE_BYPASS);
     lab.command(cfgi_ste(SID));
     assert_eq!(lab.dma(read(Some(1))), End::Abort);
-    assert_eq!(lab.event(), [0x08 | ssid(1), 0, 0, 0]);
+    assert_eq!(lab.event(), bad(1));
     lab.ste(SID, ste_stage1(CDS));
     lab.command(cfgi_ste(SID));
     assert_eq!(lab.dma(read(Some(0))), End::Abort, "S1CDMax 0: no SubstreamIDs");
-    assert_eq!(lab.event(), [0x08 | ssid(0), 0, 0, 0]);
+    assert_eq!(lab.event(), bad(0));
 }
 
 /// 5.3: an invalid level 1 descriptor; an invalid CD behind a valid one.
@@ -112,9 +117,13 @@ fn bad_substreamid() {
 fn holes_in_cd_tables() {
     let mut lab = lab(12, 1, DSS_CD0);
     assert_eq!(lab.dma(read(Some(64))), End::Abort);
-    assert_eq!(lab.event(), [0x08 | ssid(64), 0, 0, 0]);
+    assert_eq!(lab.event(), bad(64));
     assert_eq!(lab.dma(read(Some(2))), End::Abort);
     assert_eq!(lab.event(), [0x0a | ssid(2), 0, 0, 0]);
+    // 3.4.3: a level 2 table beyond OAS.
+    lab.ram.set(CDS + 16, 1 << 44 | 1);
+    assert_eq!(lab.dma(read(Some(128))), End::Abort);
+    assert_eq!(lab.event(), bad(128));
     lab.ram.holes.push(CDS..CDS + 8);
     lab.command(CFGI_ALL);
     assert_eq!(lab.dma(read(Some(2))), End::Abort);
@@ -126,7 +135,7 @@ fn holes_in_cd_tables() {
 fn bad_stes() {
     let ste = |fmt: u64, max: u64| [1 | 5 << 1 | fmt << 4 | CDS | max << 59, DSS_CD0 | 1 << 44, 0, 0];
     let smaller = Config { ssidsize: 8, cd2l: false, ..config() };
-    for (config, ste) in [(&smaller, ste(0, 9)), (&smaller, ste(1, 4)), (&config(), ste(3, 4))] {
+    for (config, ste) in [(&smaller, ste(0, 9)), (&smaller, ste(1, 4)), (&smaller, ste(3, 4))] {
         let mut lab = Lab::new(config.clone());
         lab.ste(SID, ste);
         assert_eq!(lab.dma(read(None)), End::Abort);

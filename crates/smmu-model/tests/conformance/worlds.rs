@@ -76,10 +76,30 @@ fn invalidation() {
     }
 }
 
-/// Without HYP, CR2.E2H is RES0.
+/// Without HYP, CR2.E2H is RES0, and STRW is, too; with it odd values of STRW are bad.
 #[test]
-fn e2h_needs_hyp() {
+fn el2_needs_hyp() {
     let mut lab = Lab::reset(Config::linux());
     lab.w32(r::CR2, cr2::E2H);
     assert_eq!(lab.r32(r::CR2), 0);
+    let [w0, w1, ..] = ste_stage1(CDS);
+    for strw in 1..=3 {
+        let (mut lab, mut tables) = Lab::stage1(Config::linux());
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !pgtable::descriptor::AP_USER);
+        lab.ste(SID, [w0, w1 | strw << 30, 0, 0]);
+        assert_eq!(lab.read(0x1000), End::Abort, "as NS-EL1: unprivileged");
+        assert_eq!(code(lab.event()), 0x13);
+    }
+    for strw in [1, 3] {
+        let (mut lab, _) = lab_with(strw);
+        assert_eq!(lab.read(0x1000), End::Abort);
+        assert_eq!(code(lab.event()), 0x04);
+    }
+}
+
+fn lab_with(strw: u64) -> (Lab, pgtable::Builder) {
+    let (mut lab, tables) = Lab::stage1(Config { hyp: true, ..Config::linux() });
+    let [w0, w1, ..] = ste_stage1(CDS);
+    lab.ste(SID, [w0, w1 | strw << 30, 0, 0]);
+    (lab, tables)
 }
