@@ -1,6 +1,6 @@
 //! Random instruction sequences, on both engines and on `qemu-aarch64`: registers, flags and memory compared.
 //!
-//! `QEMU_SEQUENCES` says how many sequences to try, `QEMU_SEED` which.
+//! `QEMU_SEQUENCES` says how many sequences to try (256; ten thousand with `SMMULAB_LONG=1`), `QEMU_SEED` which.
 
 mod bare;
 mod encodings;
@@ -33,13 +33,14 @@ fn random_sequences_agree_with_qemu() {
         return;
     }
     let number = |name, default| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let long = number("SMMULAB_LONG", 0) == 1;
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(number("QEMU_SEED", 1));
     let only = std::env::var("QEMU_ONLY").unwrap_or_default();
     let candidates: Vec<_> =
         ENCODINGS.iter().filter(|e| e.name.contains(&only)).filter_map(|e| Some((e, suitable(e)?))).collect();
     let mut tried = std::collections::BTreeSet::new();
     let mut failed = std::collections::BTreeMap::<&str, String>::new();
-    for _ in 0..number("QEMU_SEQUENCES", 256).div_ceil(SEQUENCES) {
+    for _ in 0..number("QEMU_SEQUENCES", if long { 10_000 } else { 256 }).div_ceil(SEQUENCES) {
         let sequences: Vec<Vec<u32>> = (0..SEQUENCES)
             .map(|_| {
                 let mut instances = Vec::new();
@@ -65,7 +66,16 @@ fn random_sequences_agree_with_qemu() {
                 continue;
             }
             // Which instruction it was: each alone, from the same state.
-            for word in sequences.iter().flatten().copied() {
+            let differs = |i: &usize| {
+                let at = (STATES - DATA) as usize + (2 * i + 1) * STATE as usize;
+                got[at..at + STATE as usize] != expected[at..at + STATE as usize]
+            };
+            let mut wrong: Vec<usize> = (0..sequences.len()).filter(differs).collect();
+            if wrong.is_empty() {
+                // Only memory: it could be any of them.
+                wrong = (0..sequences.len()).collect();
+            }
+            for word in wrong.iter().flat_map(|i| &sequences[*i]).copied() {
                 let Some(name) = decode::name(word, &FEATURES) else { continue };
                 if failed.contains_key(name) || name.starts_with("MOV") {
                     continue;

@@ -21,6 +21,8 @@ const TRANSLATION_READ: u64 = 0x25 << 26 | 1 << 25 | 0b000111;
 const TRANSLATION_WRITE: u64 = TRANSLATION_READ | 1 << 6;
 const ALIGNMENT_READ: u64 = 0x25 << 26 | 1 << 25 | 0b100001;
 
+type Code = fn(&mut Asm);
+
 /// RAM mapped to itself, the page and the Device mapping.
 fn prepare(m: &mut Machine, extra: u64) {
     let (l1, l2, l3) = (TABLES.start, TABLES.start + 0x1000, TABLES.start + 0x2000);
@@ -49,7 +51,7 @@ fn ram(m: &Machine, pa: u64) -> u128 {
 fn cpacr_traps() {
     on_both(1, Features::default(), |m| {
         prepare(m, 0);
-        let code: [fn(&mut Asm); 8] = [
+        let code: [Code; 8] = [
             |ops| dynasm!(ops; .arch aarch64; fadd s0, s1, s2),
             |ops| dynasm!(ops; .arch aarch64; fmov x0, d1),
             |ops| dynasm!(ops; .arch aarch64; add v0.b16, v1.b16, v2.b16),
@@ -100,7 +102,7 @@ fn cpacr_traps() {
 fn a_fault_in_the_middle_leaves_the_base() {
     on_both(1, Features::default(), |m| {
         prepare(m, 0);
-        let code: [(fn(&mut Asm), u64); 7] = [
+        let code: [(Code, u64); 7] = [
             (|ops| dynasm!(ops; .arch aarch64; ldp q2, q3, [x1], 32), TRANSLATION_READ),
             (|ops| dynasm!(ops; .arch aarch64; stp q2, q3, [x1, 0]!), TRANSLATION_WRITE),
             (|ops| dynasm!(ops; .arch aarch64; ld1 {v2.b16, v3.b16}, [x1], 32), TRANSLATION_READ),

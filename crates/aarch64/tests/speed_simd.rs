@@ -6,7 +6,7 @@ mod bare;
 use std::time::Instant;
 
 use aarch64::{EngineKind, Features};
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::dynasm;
 
 macro_rules! each {
     ($($name:literal { $($code:tt)* })*) => {

@@ -81,7 +81,7 @@ fn initial(seed: u64) -> Vec<u8> {
                 29 => rng.next() & 0xf000_0000,
                 30 => 0,
                 31 => rng.next() & 0x07c0_0000,
-                _ if rng.next() % 4 == 0 => rng.integer(),
+                _ if rng.next().is_multiple_of(4) => rng.integer(),
                 _ => rng.float(),
             };
         }

@@ -1,25 +1,27 @@
 //! Every A64 encoding but those of SVE and SME, by Arm's machine-readable specification.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use aarchmrs_instructions::A64;
 
 /// One encoding.
 #[derive(Clone, Copy, Debug)]
-pub struct Encoding {
+pub(crate) struct Encoding {
     /// The group it is listed in.
-    pub group: &'static str,
+    pub(crate) group: &'static str,
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Bits that select it, and their values.
-    pub mask: u32,
-    pub value: u32,
+    pub(crate) mask: u32,
+    pub(crate) value: u32,
     /// Of those, the ones that only should have that value.
-    pub should_be: u32,
+    pub(crate) should_be: u32,
 }
 
 macro_rules! encodings {
     ($($class:ident :: $group:ident { $($name:ident)* })*) => {
         /// All of them.
-        pub static ENCODINGS: &[Encoding] = &[$($(Encoding {
+        pub(crate) static ENCODINGS: &[Encoding] = &[$($(Encoding {
             group: stringify!($group),
             name: A64::$class::$group::$name::NAME,
             mask: A64::$class::$group::$name::OPCODE_MASK,
