@@ -131,7 +131,11 @@ pub(crate) fn assemble(base: u64, code: impl FnOnce(&mut Asm)) -> Vec<u8> {
 
 impl Machine {
     pub(crate) fn new(engine: EngineKind, cpus: usize, features: Features) -> Self {
-        let ram = GuestRam::new(RAM, RAM_SIZE).expect("RAM");
+        Self::with_ram(engine, cpus, features, RAM_SIZE)
+    }
+
+    pub(crate) fn with_ram(engine: EngineKind, cpus: usize, features: Features, size: u64) -> Self {
+        let ram = GuestRam::new(RAM, size).expect("RAM");
         let config = Config { cpus, engine, features };
         let board =
             Board { lines: vec![IrqLines::default(); cpus], timers: vec![false; cpus], ..Board::default() };
@@ -184,6 +188,12 @@ impl Machine {
         assert!(ran.retired <= budget);
         self.now += ran.retired;
         ran
+    }
+
+    /// One turn of a scheduler that lets a waiting vCPU go on at once.
+    pub(crate) fn turn(&mut self, cpu: usize, quantum: u64) -> Ran {
+        let budget = quantum.min(self.before_deadline(cpu).max(1));
+        self.run(cpu, budget)
     }
 
     /// Runs, stopping at timer deadlines as a scheduler does, to the next HVC, with `quantum` instructions a run.
