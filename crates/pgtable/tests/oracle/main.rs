@@ -1,6 +1,8 @@
 //! The walker against a naive oracle: one loop over memory in the manner of the pseudocode in DDI 0487, written from
 //! the manual's tables and sharing no code with the crate. Only the configuration types are common.
 
+mod nested;
+
 use pgtable::{Access, Controls, Fault, FaultKind, Granule, Half, Leaf, Ranges, Stage1, Stage2, Step, Walk};
 use proptest::prelude::*;
 
