@@ -115,7 +115,7 @@ impl Smmu {
             }
             Opcode::Resume => self.resume(command),
             Opcode::StallTerm => {
-                for id in self.txns.stalled(command.sid(), None) {
+                for id in self.txns.stalled(Some(command.sid()), None) {
                     self.terminate(id, true);
                 }
             }
@@ -274,26 +274,32 @@ impl Smmu {
     /// CMD_RESUME: Ac to try again, else Ab to abort or RAZ/WI (section 4.6.1). A tag of nobody's is ignored.
     fn resume(&mut self, command: &Command) {
         let (retry, abort) = (command.0[0] >> 12 & 1 == 1, command.0[0] >> 13 & 1 == 1);
-        for id in self.txns.stalled(command.sid(), Some(command.0[1] as u16)) {
+        for id in self.txns.stalled(Some(command.sid()), Some(command.0[1] as u16)) {
             if !retry {
                 self.terminate(id, abort || !self.config.term_razwi);
                 continue;
             }
             let epoch = self.epoch;
             self.txns.renew(id, epoch);
-            if let Some(state) = self.txns.get(id)
-                && let State::Stalled(txn, _) = std::mem::replace(state, State::Free)
-            {
-                *state = State::Walking(txn.anew(epoch));
+            match self.txns.get(id) {
+                Some(State::Abandoned(_)) => self.txns.remove(id),
+                Some(state) => {
+                    if let State::Stalled(txn) = state {
+                        *state = State::Walking(txn.anew(epoch));
+                    }
+                }
+                None => {}
             }
         }
     }
 
-    /// Ends a stalled transaction; its device finds out when it asks.
+    /// Ends a stalled transaction; its device finds out when it asks, or has given it up already.
     pub(crate) fn terminate(&mut self, id: crate::TxnId, abort: bool) {
-        if let Some(state) = self.txns.get(id) {
-            *state = State::Dead { abort };
-            self.stats.terminated += 1;
+        self.stats.terminated += 1;
+        match self.txns.get(id) {
+            Some(State::Abandoned(_)) => self.txns.remove(id),
+            Some(state) => *state = State::Dead { abort },
+            None => {}
         }
     }
 }

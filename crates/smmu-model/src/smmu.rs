@@ -135,7 +135,7 @@ impl Smmu {
         }
         if ack & !cr0 & cr0::SMMUEN != 0 {
             // Stalled transactions are terminated (section 3.12.2).
-            for id in self.txns.all_stalled() {
+            for id in self.txns.stalled(None, None) {
                 self.terminate(id, true);
             }
         }

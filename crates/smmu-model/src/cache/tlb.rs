@@ -27,6 +27,8 @@ pub(crate) struct Regime {
     pub(crate) world: World,
     pub(crate) vmid: u16,
     pub(crate) asid: u16,
+    /// CD.ASET: global translations are for contexts of the same set only (section 3.17.1).
+    pub(crate) aset: bool,
 }
 
 /// One translation.
@@ -67,7 +69,7 @@ struct TlbKey {
 }
 
 impl TlbKey {
-    /// Global entries are kept under ASID 0 and a bit of their own.
+    /// Global entries are kept under ASID 0, a bit of their own and ASET.
     #[inline]
     fn new(regime: Regime, global: bool, shift: u8, input: u64) -> Self {
         let asid = if global { 0 } else { regime.asid };
@@ -75,7 +77,8 @@ impl TlbKey {
             | u64::from(regime.vmid) << 16
             | u64::from(shift) << 32
             | (regime.world as u64) << 40
-            | u64::from(global) << 48;
+            | u64::from(global) << 48
+            | u64::from(global && regime.aset) << 49;
         TlbKey { page: input >> shift, tag }
     }
 
@@ -262,11 +265,11 @@ impl Tlb {
             return None;
         }
         let mut removed = 0;
-        for global in [false, true] {
+        for (global, aset) in [(false, false), (true, false), (true, true)] {
             for shift in (0..64u32).filter(|n| sizes[usize::from(global)] >> n & 1 == 1) {
                 for page in from >> shift..=to >> shift {
                     let world = scope.worlds.trailing_zeros() as u64;
-                    let regime = Regime { world: World::NsEl1, vmid, asid };
+                    let regime = Regime { world: World::NsEl1, vmid, asid, aset };
                     let mut key = TlbKey::new(regime, global, shift as u8, 0);
                     key.page = page;
                     key.tag |= world << 40;
@@ -302,7 +305,7 @@ impl Tlb {
 mod tests {
     use super::*;
 
-    const R: Regime = Regime { world: World::NsEl1, vmid: 0, asid: 7 };
+    const R: Regime = Regime { world: World::NsEl1, vmid: 0, asid: 7, aset: false };
 
     fn mapping(output: u64, shift: u8, level: i8, global: bool) -> Mapping {
         Mapping {
@@ -335,6 +338,8 @@ mod tests {
         assert_eq!(tlb.get(other, 0x1234), None);
         assert_eq!(tlb.get(other, 0xbfff_ffff).map(|m| m.output), Some(0xa000_0000));
         assert_eq!(tlb.get(Regime { vmid: 1, ..R }, 0x8000_0000), None);
+        assert_eq!(tlb.get(Regime { aset: true, ..R }, 0x8000_0000), None);
+        assert!(tlb.get(Regime { aset: true, ..R }, 0x1234).is_some(), "not global: the set does not matter");
     }
 
     #[test]
@@ -345,6 +350,7 @@ mod tests {
             tlb.insert(R, 0x2000, mapping(2 << 12, 12, 3, true));
             tlb.insert(R, 0x20_0000, mapping(3 << 21, 21, 2, false));
             tlb.insert(Regime { asid: 8, ..R }, 0x1000, mapping(4 << 12, 12, 3, false));
+            tlb.insert(Regime { aset: true, ..R }, 0x2000, mapping(5 << 12, 12, 3, true));
             tlb
         };
         let left = |scope: &Scope| {
@@ -357,15 +363,15 @@ mod tests {
             left.len()
         };
         assert_eq!(left(&Scope::worlds(&[World::NsEl1])), 0);
-        assert_eq!(left(&Scope::worlds(&[World::El2])), 4);
+        assert_eq!(left(&Scope::worlds(&[World::El2])), 5);
         assert_eq!(left(&va(Asid::OrGlobal(7), 0x1000, 0x2fff)), 2);
-        assert_eq!(left(&va(Asid::Only(7), 0, u64::MAX)), 2);
-        assert_eq!(left(&va(Asid::Any, 0x1000, 0x1fff)), 2);
-        assert_eq!(left(&va(Asid::OrGlobal(7), 0x2f_f000, 0x2f_ffff)), 3, "any page of a block removes it");
+        assert_eq!(left(&va(Asid::Only(7), 0, u64::MAX)), 3);
+        assert_eq!(left(&va(Asid::Any, 0x1000, 0x1fff)), 3);
+        assert_eq!(left(&va(Asid::OrGlobal(7), 0x2f_f000, 0x2f_ffff)), 4, "any page of a block removes it");
         let level3 =
             Scope { level: Some(3), granule: Some(Granule::G4K), ..va(Asid::OrGlobal(7), 0, 0x3f_ffff) };
         assert_eq!(left(&level3), 2);
-        assert_eq!(left(&Scope { granule: Some(Granule::G64K), ..level3 }), 4);
+        assert_eq!(left(&Scope { granule: Some(Granule::G64K), ..level3 }), 5);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::spec::cd::Cd;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Context {
     pub(crate) asid: u16,
+    pub(crate) aset: bool,
     pub(crate) ranges: Ranges,
     pub(crate) lower: Stage1,
     pub(crate) upper: Stage1,
@@ -88,6 +89,7 @@ impl Context {
         };
         Ok(Context {
             asid,
+            aset: cd.aset() && !single,
             ranges: Ranges {
                 t0sz: cd.t0sz() as u8,
                 t1sz: cd.t1sz() as u8,

@@ -57,7 +57,7 @@ impl Smmu {
         if stall && id.slot < u32::from(crate::STALL_MAX) {
             let tag = id.slot as u16;
             self.record(txn.event(kind, Some(tag)));
-            return Outcome::Stall(tag);
+            return Outcome::Stall;
         }
         if record {
             self.record(txn.event(kind, None));

@@ -35,8 +35,8 @@ enum Outcome {
     Abort,
     /// It is terminated as RAZ/WI.
     Discard,
-    /// It stalls with this tag.
-    Stall(u16),
+    /// It stalls.
+    Stall,
 }
 
 impl Smmu {
@@ -75,7 +75,7 @@ impl Smmu {
                 self.txns.remove(id);
                 if abort { Progress::Aborted } else { Progress::Discarded }
             }
-            State::Free => Progress::Aborted,
+            State::Free | State::Abandoned(_) => Progress::Aborted,
         }
     }
 
@@ -90,9 +90,9 @@ impl Smmu {
         let (state, progress) = match outcome {
             Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
             Outcome::Latch(translation) => (State::Latched(translation), Progress::Latched(id, translation)),
-            Outcome::Stall(tag) => {
+            Outcome::Stall => {
                 self.stats.stalled += 1;
-                (State::Stalled(txn, tag), Progress::Stalled(id))
+                (State::Stalled(txn), Progress::Stalled(id))
             }
             Outcome::Abort | Outcome::Discard => {
                 self.stats.terminated += 1;
@@ -151,7 +151,7 @@ impl Smmu {
         let (world, vmid) = (stream.world, stream.vmid);
         let context = self.contexts.get(&context_key(t.sid, cd))?;
         context.ranges.select(t.address).ok()?;
-        let regime = Regime { world, vmid, asid: context.asid };
+        let regime = Regime { world, vmid, asid: context.asid, aset: context.aset };
         let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
         allowed(mapping.permissions, &t).then(|| translation(&mapping, t.address))
     }

@@ -2,6 +2,7 @@
 
 use pgtable::{FaultKind, Half, Leaf, Permissions, Step, Walk};
 
+use super::context::Context;
 use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, allowed, translation, without_top_byte};
@@ -195,10 +196,11 @@ impl Smmu {
 
 impl Txn {
     pub(super) fn regime(&self) -> Regime {
-        Regime { world: self.stream.world, vmid: self.stream.vmid, asid: self.context.asid }
+        let Context { asid, aset, .. } = self.context;
+        Regime { world: self.stream.world, vmid: self.stream.vmid, asid, aset }
     }
 
     fn stage2_regime(&self) -> Regime {
-        Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, asid: 0 }
+        Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() }
     }
 }

@@ -73,8 +73,10 @@ pub(crate) enum State {
     Walking(Box<Txn>),
     /// Translated; its data is under way.
     Latched(Translation),
-    /// Stalled, under this tag.
-    Stalled(Box<Txn>, u16),
+    /// Stalled; the tag is the slot's number.
+    Stalled(Box<Txn>),
+    /// Its device gave up a stalled transaction of this StreamID; its tag, the slot's number, is still taken.
+    Abandoned(u32),
     /// Terminated while it stalled, with an abort or not; its owner does not know yet.
     Dead { abort: bool },
 }
@@ -129,8 +131,12 @@ impl Txns {
             && slot.generation == id.generation
         {
             slot.generation = slot.generation.wrapping_add(1);
-            slot.state = State::Free;
-            self.free.push(id.slot);
+            if let State::Stalled(txn) = &slot.state {
+                slot.state = State::Abandoned(txn.t.sid);
+            } else {
+                slot.state = State::Free;
+                self.free.push(id.slot);
+            }
         }
     }
 
@@ -144,23 +150,20 @@ impl Txns {
 
     /// Whether the enabled SMMU's transactions are not all done.
     pub(crate) fn any_enabled(&self) -> bool {
-        self.slots.iter().any(|slot| slot.enabled && !matches!(slot.state, State::Free | State::Dead { .. }))
+        let over = |state: &State| matches!(state, State::Free | State::Abandoned(_) | State::Dead { .. });
+        self.slots.iter().any(|slot| slot.enabled && !over(&slot.state))
     }
 
-    /// Slots of stalled transactions with the StreamID, and the tag if one is given.
-    pub(crate) fn stalled(&self, sid: u32, tag: Option<u16>) -> Vec<TxnId> {
-        let matches = |slot: &Slot| match &slot.state {
-            State::Stalled(txn, stag) => txn.t.sid == sid && tag.is_none_or(|tag| tag == *stag),
+    /// Stalled transactions, also those that their device gave up: of a StreamID if one is given, with a tag if one is.
+    pub(crate) fn stalled(&self, sid: Option<u32>, tag: Option<u16>) -> Vec<TxnId> {
+        let matches = |n: usize, slot: &Slot| match &slot.state {
+            State::Stalled(txn) => {
+                sid.is_none_or(|sid| sid == txn.t.sid) && tag.is_none_or(|tag| n == tag.into())
+            }
+            State::Abandoned(of) => sid.is_none_or(|sid| sid == *of) && tag.is_none_or(|tag| n == tag.into()),
             _ => false,
         };
-        let slots = self.slots.iter().enumerate().filter(|(_, slot)| matches(slot));
+        let slots = self.slots.iter().enumerate().filter(|(n, slot)| matches(*n, slot));
         slots.map(|(n, slot)| TxnId { slot: n as u32, generation: slot.generation }).collect()
-    }
-
-    /// All stalled transactions.
-    pub(crate) fn all_stalled(&self) -> Vec<TxnId> {
-        let slots = self.slots.iter().enumerate();
-        let stalled = slots.filter(|(_, slot)| matches!(slot.state, State::Stalled(..)));
-        stalled.map(|(n, slot)| TxnId { slot: n as u32, generation: slot.generation }).collect()
     }
 }

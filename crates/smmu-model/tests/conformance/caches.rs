@@ -161,6 +161,21 @@ fn global_entries_are_shared() {
     assert_eq!(lab.fetches(|lab| lab.dma(other)).0, 2, "STE and CD only");
 }
 
+/// 3.17.1: global entries are shared within an ASID set only.
+#[test]
+fn global_entries_keep_to_their_set() {
+    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !d::NG);
+    lab.context_at(CDS + 0x1000, CdFields { word0: cd(16, 0, 2) | 1 << 47, ..CdFields::default() });
+    lab.ste(SID + 1, ste_stage1(CDS + 0x1000));
+    lab.read(0x1000);
+    let other = Transaction::new(SID + 1, 0x1000, AccessKind::Read);
+    assert_eq!(lab.fetches(|lab| lab.dma(other)).0, 6);
+    lab.command([0x12 | 7 << 48, 0x1000]);
+    assert_eq!(lab.fetches(|lab| lab.dma(other)).0, 4, "removed whatever the set");
+    assert_eq!(lab.fetches(|lab| lab.read(0x1000)).0, 4);
+}
+
 /// Two streams with one ASID share their translations.
 #[test]
 fn streams_share_an_asid() {

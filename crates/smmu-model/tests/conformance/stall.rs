@@ -110,6 +110,20 @@ fn sync_does_not_wait() {
     assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted, "given up by its device");
 }
 
+/// 3.12.2: a tag is not used again before its CMD_RESUME, even if the device gave its transaction up.
+#[test]
+fn tags_are_kept() {
+    let (mut lab, _) = lab();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.smmu.complete(id);
+    let (other, other_tag) = stalls(&mut lab, 0x2000);
+    assert_ne!(tag, other_tag);
+    lab.command(resume(tag, ABORT));
+    assert_eq!(lab.smmu.step(other, &lab.ram), Progress::Stalled(other));
+    let (_, again) = stalls(&mut lab, 0x3000);
+    assert_eq!(again, tag, "now it may");
+}
+
 /// 7.2: the record of a stalled transaction is never lost.
 #[test]
 fn records_wait_for_room() {
