@@ -162,6 +162,8 @@ pub fn undefined(core: &mut Core, ctx: &mut Ctx<'_>) -> Fault {
 
 /// SVC: returns to the next instruction.
 pub fn svc(core: &mut Core, ctx: &mut Ctx<'_>, imm: u16) -> Fault {
+    // SSAdvance: the instruction counts as executed for Software Step.
+    core.pstate.ss = false;
     let next = core.pc.wrapping_add(4);
     take_at(core, ctx, Syndrome { ec: ec::SVC, iss: u32::from(imm), far: None }, next)
 }

@@ -387,3 +387,38 @@ fn interrupts_by_mask() {
         assert!(vector.is_none() || rig.core.sys.elr[1] == 0x100);
     }
 }
+
+#[test]
+fn software_step() {
+    use crate::config::EngineKind;
+    for engine in [EngineKind::Step, EngineKind::Block] {
+        let mut rig = rig();
+        let base = crate::testing::RAM;
+        // NOP, SVC #7, NOP; the vectors are past them.
+        for (i, word) in [0xd503_201fu32, 0xd400_00e1, 0xd503_201f].into_iter().enumerate() {
+            assert!(rig.shared.ram.write(base + 4 * i as u64, &word.to_le_bytes()));
+        }
+        rig.set("VBAR_EL1", base + 0x1000);
+        rig.set("OSLAR_EL1", 0);
+        rig.set("MDSCR_EL1", 1);
+        let mut step = |pc: u64, budget: u64| {
+            rig.core.sys.elr[1] = pc;
+            rig.core.sys.spsr[1] = 1 << 21;
+            let (core, mut ctx) = rig.parts();
+            crate::exception::eret(core, &mut ctx).unwrap();
+            core.set_pc(core.pc);
+            crate::engine::run(core, &mut ctx, engine, budget);
+            let sys = &rig.core.sys;
+            (rig.core.pc, sys.elr[1], sys.esr[1], sys.spsr[1] >> 21 & 1)
+        };
+        // One instruction, then the exception instead of the next one, with PSTATE.SS clear.
+        let stepped = 0x32 << 26 | 1 << 25 | 1 << 24 | 0x22;
+        assert_eq!(step(base, 2), (base + 0x1400, base + 4, stepped, 0), "{engine:?}");
+        // SVC counts as executed: the exception is its own, and the saved state has no step left.
+        let svc = 0x15 << 26 | 1 << 25 | 7;
+        assert_eq!(step(base + 4, 1), (base + 0x1400, base + 8, svc, 0), "{engine:?}");
+        // An instruction that faults has not been stepped: it will be, after the handler's return.
+        let abort = 0x20 << 26 | 1 << 25 | 0x10;
+        assert_eq!(step(0x1000, 1), (base + 0x1400, 0x1000, abort, 1), "{engine:?}");
+    }
+}
