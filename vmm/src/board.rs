@@ -133,10 +133,11 @@ impl Board {
         std::mem::take(&mut self.event)
     }
 
-    /// Console input.
-    pub fn type_in(&mut self, now: Time, bytes: &[u8]) {
-        self.uart.push_input(now, bytes);
+    /// Console input. Answers how many bytes there was room for.
+    pub fn type_in(&mut self, now: Time, bytes: &[u8]) -> usize {
+        let taken = self.uart.push_input(now, bytes);
         self.uart_line();
+        taken
     }
 
     fn uart_line(&mut self) {

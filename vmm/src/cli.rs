@@ -34,7 +34,8 @@ Exit status:
 
 On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
 With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
-The same options, images and seed give the same run to the bit, unless --net or the keyboard bring input.";
+The same options, images and seed give the same run to the bit; with --net or the keyboard, --record and
+--play do.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -128,6 +129,12 @@ pub struct RunArgs {
     /// With --exec: where the kernel log goes, instead of stderr
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub kernel_log: Option<PathBuf>,
+    /// Record what the keyboard and --net bring, with the virtual time at which the machine was given it
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub record: Option<PathBuf>,
+    /// Give the machine a recording instead of live input: the same run again, to the bit
+    #[arg(long, value_name = "FILE", help_heading = "Run", conflicts_with = "record")]
+    pub play: Option<PathBuf>,
     /// Write counters and hashes of the run as one JSON object
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub stats: Option<PathBuf>,

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod edge;
 pub mod fdt;
 pub mod image;
+pub mod input;
 pub mod layout;
 pub mod load;
 pub mod machine;

@@ -11,6 +11,7 @@ use guest_images::ExitTrailer;
 use crate::assemble::{CONSOLE, NET, assemble};
 use crate::cli::{GuestArgs, MachineArgs, RunArgs, status};
 use crate::edge::{Edge, Passt, RawMode};
+use crate::input::{Input, Player, Recorder};
 use crate::load::Boot;
 use crate::machine::{Machine, Stop};
 use crate::options::MachineOptions;
@@ -41,30 +42,37 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let mut session = Session {
         machine,
         passt: None,
+        typed: Vec::new(),
+        recorder: args.record.as_deref().map(Recorder::create).transpose()?,
+        player: args.play.as_deref().map(Player::open).transpose()?,
         edge: Edge::new().context("cannot make an event loop")?,
         log,
         trailer: args.exec.is_some().then(ExitTrailer::new),
         hashes: [HashWriter::new(), HashWriter::new()],
         bytes: [0; 2],
     };
-    if options.net {
+    let live = session.player.is_none();
+    if options.net && live {
         let passt = Passt::start()?;
         session.edge.watch(&passt);
         session.passt = Some(passt);
     }
-    let raw = if args.exec.is_none() {
+    let raw = if args.exec.is_none() && live {
         session.edge.watch_stdin();
         Some(RawMode::enter())
     } else {
         None
     };
-    session.machine.real_time_idle = session.edge.has_sources();
+    session.machine.real_time_idle = session.edge.has_sources() || session.player.is_some();
     let limit = args.time_limit.map_or(u64::MAX, |span| span.0);
     let start = Instant::now();
     let outcome = session.drive(limit);
     let elapsed = start.elapsed();
     drop(raw);
     let code = session.finish(outcome, args.exec.is_some())?;
+    if let Some(recorder) = session.recorder.take() {
+        recorder.finish()?;
+    }
     if let Some(file) = stats_file {
         session.write_stats(file, elapsed).context("cannot write the statistics")?;
     }
@@ -134,6 +142,17 @@ fn flushed(mut out: impl Write, bytes: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
+fn give(machine: &mut Machine, now: u64, input: &Input) {
+    match input {
+        Input::Keys(bytes) => {
+            machine.board.type_in(now, bytes);
+        }
+        Input::Frame(frame) => {
+            machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| net.receive(now, frame));
+        }
+    }
+}
+
 /// How a run ended.
 enum Outcome {
     PowerOff,
@@ -142,11 +161,16 @@ enum Outcome {
     Hung,
     Quit,
     OutputGone(std::io::Error),
+    Failed(anyhow::Error),
 }
 
 struct Session {
     machine: Machine,
     passt: Option<Passt>,
+    /// Typed and not yet given to the UART, which had no room.
+    typed: Vec<u8>,
+    recorder: Option<Recorder>,
+    player: Option<Player>,
     edge: Edge,
     log: Log,
     trailer: Option<ExitTrailer>,
@@ -158,7 +182,9 @@ struct Session {
 impl Session {
     fn drive(&mut self, limit: u64) -> Outcome {
         loop {
-            let until = self.machine.now().saturating_add(SLICE).min(limit);
+            // Output is taken at fixed points of virtual time, since devices wait when it is not.
+            let now = self.machine.now();
+            let until = (now - now % SLICE).saturating_add(SLICE).min(limit).min(self.next_recorded());
             let stop = self.machine.run(until);
             if let Err(e) = self.output() {
                 return Outcome::OutputGone(e);
@@ -168,19 +194,31 @@ impl Session {
                 Stop::Reset => return Outcome::Reset,
                 Stop::Until if self.machine.now() >= limit => return Outcome::TimeLimit,
                 Stop::Until => self.edge.wait(0),
+                Stop::Idle if self.next_recorded() < u64::MAX => {
+                    self.machine.sleep_until(self.next_recorded())
+                }
                 Stop::Idle if !self.edge.has_sources() => return Outcome::Hung,
-                Stop::Idle => self.sleep(u64::MAX),
+                Stop::Idle => self.sleep(limit),
                 Stop::Sleep(time) => self.sleep(time.min(limit)),
             }
             if self.edge.quit() {
                 return Outcome::Quit;
             }
-            self.input();
+            if let Err(e) = self.input() {
+                return Outcome::Failed(e);
+            }
         }
     }
 
-    /// Waits in real time for input, until virtual time `time` at the latest.
+    fn next_recorded(&self) -> u64 {
+        self.player.as_ref().and_then(Player::next_at).unwrap_or(u64::MAX)
+    }
+
+    /// Waits in real time for input, until virtual time `time` at the latest. Recorded input needs no waiting.
     fn sleep(&mut self, time: u64) {
+        if self.player.is_some() {
+            return self.machine.sleep_until(time.min(self.next_recorded()));
+        }
         let start = Instant::now();
         let span = Duration::from_nanos(time - self.machine.now());
         let milliseconds = span.as_millis().min(100);
@@ -193,24 +231,38 @@ impl Session {
         self.machine.sleep_until(slept.min(time));
     }
 
-    /// Hands the machine what came from the host.
-    fn input(&mut self) {
-        let keys = self.edge.take_keys();
-        if !keys.is_empty() {
-            let now = self.machine.now();
-            self.machine.board.type_in(now, &keys);
+    /// Hands the machine what came from the host, or what the recording says.
+    fn input(&mut self) -> Result<()> {
+        let now = self.machine.now();
+        if let Some(player) = &mut self.player {
+            while let Some(input) = player.take(now) {
+                give(&mut self.machine, now, &input);
+            }
+            return Ok(());
+        }
+        if self.typed.is_empty() {
+            self.typed = self.edge.take_keys();
+        }
+        let room = self.machine.board.uart.input_room().min(self.typed.len());
+        let mut inputs = Vec::new();
+        if room > 0 {
+            inputs.push(Input::Keys(self.typed.drain(..room).collect()));
         }
         if let Some(passt) = &mut self.passt {
-            let now = self.machine.now();
-            self.machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| {
-                while net.can_receive()
-                    && let Some(frame) = passt.receive()
-                {
-                    net.receive(now, &frame);
-                }
-            });
             passt.flush();
+            let room = self.machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| net.room());
+            for _ in 0..room.unwrap_or(0) {
+                let Some(frame) = passt.receive() else { break };
+                inputs.push(Input::Frame(frame));
+            }
         }
+        for input in inputs {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.note(now, &input)?;
+            }
+            give(&mut self.machine, now, &input);
+        }
+        Ok(())
     }
 
     /// Hands the host what the machine gave out.
@@ -267,6 +319,7 @@ impl Session {
                 Ok(status::TIME_LIMIT)
             }
             (Outcome::OutputGone(error), _) => Err(error).context("cannot write the guest's output"),
+            (Outcome::Failed(error), _) => Err(error),
             (Outcome::Quit, _) => Ok(0),
         }
     }

@@ -52,7 +52,7 @@ impl GuestRam {
     /// # Errors
     /// When the host refuses the mapping or the size is not a whole number of pages.
     pub fn new(base: u64, size: u64) -> Result<Self, Error> {
-        if size == 0 || size % PAGE_SIZE as u64 != 0 || base.checked_add(size).is_none() {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE as u64) || base.checked_add(size).is_none() {
             return Err(Error(format!("RAM size {size:#x} is not a positive multiple of {PAGE_SIZE}")));
         }
         // MmapRegion::new maps private, anonymous and MAP_NORESERVE memory.

@@ -69,9 +69,9 @@ impl Net {
         Self { mac, state: NetState::default() }
     }
 
-    /// Whether there is room for another frame.
-    pub fn can_receive(&self) -> bool {
-        self.state.waiting.len() < MAX_WAITING
+    /// How many more frames there is room for.
+    pub fn room(&self) -> usize {
+        MAX_WAITING.saturating_sub(self.state.waiting.len())
     }
 
     /// Takes the frames that the guest has sent, oldest first. The device stops sending while too much waits here.
