@@ -285,8 +285,8 @@ impl Session {
             };
             flushed(std::io::stdout().lock(), &payload)?;
         }
+        let sent = self.machine.board.pci.with_device(Slot::device(NET), Net::take_sent);
         if let Some(passt) = &mut self.passt {
-            let sent = self.machine.board.pci.with_device(Slot::device(NET), Net::take_sent);
             for frame in sent.unwrap_or_default() {
                 passt.send(&frame);
             }
