@@ -1,6 +1,6 @@
 //! Prints what a translation costs: an IOTLB hit and a four-level walk, for one and for many streams.
 //!
-//! `cargo run --profile quick -p smmu-model --example translate`
+//! `cargo run --profile quick -p smmu-model --example translate [TRANSACTIONS [CASE]]`
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -76,7 +76,7 @@ fn measure(streams: u32, pages: u64, tlb: u32) -> (f64, f64) {
     smmu.mmio_write(r::STRTAB_BASE, 8, STRTAB);
     smmu.mmio_write(r::STRTAB_BASE_CFG, 4, 16);
     smmu.mmio_write(r::CR0, 4, 1);
-    let n = 200_000u64;
+    let n: u64 = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(200_000);
     let transactions: Vec<_> = (0..4096u64)
         .map(|n| {
             let sid = (n * 7 % u64::from(streams)) as u32;
@@ -103,12 +103,16 @@ fn measure(streams: u32, pages: u64, tlb: u32) -> (f64, f64) {
 }
 
 fn main() {
-    for (what, streams, pages, tlb) in [
+    let only: Option<usize> = std::env::args().nth(2).and_then(|n| n.parse().ok());
+    let cases = [
         ("hit, 1 stream, 16 pages", 1, 16, 4096),
         ("hit, 64 streams, 64 pages each", 64, 64, 65536),
         ("hit, 4096 streams", 4096, 64, 1 << 18),
         ("walk, 1 stream", 1, 256, 0),
-    ] {
+    ];
+    for (_, (what, streams, pages, tlb)) in
+        cases.into_iter().enumerate().filter(|(n, _)| only.is_none_or(|only| *n == only))
+    {
         let (ns, missed) = measure(streams, pages, tlb);
         println!("{what:32} {ns:6.1} ns, {:.1} % missed", missed * 100.0);
     }

@@ -96,6 +96,12 @@ pub struct MemAttrs {
     pub shareability: Shareability,
 }
 
+impl Default for MemAttrs {
+    fn default() -> Self {
+        MemAttrs::WRITE_BACK
+    }
+}
+
 impl MemAttrs {
     /// Normal, write-back, inner shareable: ordinary coherent DMA.
     pub const WRITE_BACK: MemAttrs = MemAttrs { mair: 0xff, shareability: Shareability::Inner };

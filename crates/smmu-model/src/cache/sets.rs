@@ -23,21 +23,21 @@ struct Tag<K> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sets<K, V> {
     tags: Vec<Tag<K>>,
-    values: Vec<Option<V>>,
+    values: Vec<V>,
     /// log2 of the number of sets.
     bits: u32,
     clock: u64,
     used: usize,
 }
 
-impl<K: Key, V> Sets<K, V> {
+impl<K: Key, V: Copy + Default> Sets<K, V> {
     /// At least `entries` entries, or none for 0.
     pub(crate) fn new(entries: u32) -> Self {
         let bits = (entries as usize).div_ceil(WAYS).max(1).next_power_of_two().trailing_zeros();
         let len = if entries == 0 { 0 } else { WAYS << bits };
         Sets {
             tags: vec![Tag { key: K::default(), stamp: 0 }; len],
-            values: (0..len).map(|_| None).collect(),
+            values: vec![V::default(); len],
             bits,
             clock: 0,
             used: 0,
@@ -52,9 +52,9 @@ impl<K: Key, V> Sets<K, V> {
         (hash >> 1 >> (63 - self.bits)) as usize * WAYS
     }
 
-    /// Index of the key's entry.
+    /// Where the key's entry is.
     #[inline]
-    fn find(&self, key: &K) -> Option<usize> {
+    pub(crate) fn find(&self, key: &K) -> Option<usize> {
         let first = self.set(key);
         let ways = self.tags.get(first..first + WAYS)?;
         ways.iter().position(|tag| tag.key == *key && tag.stamp != 0).map(|way| first + way)
@@ -72,16 +72,22 @@ impl<K: Key, V> Sets<K, V> {
 
     /// Finds an entry and leaves its age alone.
     pub(crate) fn peek(&self, key: &K) -> Option<&V> {
-        self.values[self.find(key)?].as_ref()
+        self.find(key).map(|n| &self.values[n])
     }
 
     /// Finds an entry and marks it as used.
     #[inline]
     pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
         let n = self.find(key)?;
+        Some(self.at(n))
+    }
+
+    /// The entry that [`Sets::find`] found, which counts as a use.
+    #[inline]
+    pub(crate) fn at(&mut self, n: usize) -> &V {
         self.clock += 1;
         self.tags[n].stamp = self.clock;
-        self.values[n].as_ref()
+        &self.values[n]
     }
 
     /// Puts an entry in, and gives what had to go: the older one of the same key, or the least recently used.
@@ -95,13 +101,12 @@ impl<K: Key, V> Sets<K, V> {
         let n = self.find(&key).unwrap_or(oldest);
         self.clock += 1;
         let old = std::mem::replace(&mut self.tags[n], Tag { key, stamp: self.clock });
-        match self.values[n].replace(value) {
-            Some(value) => Some((old.key, value)),
-            None => {
-                self.used += 1;
-                None
-            }
+        let old_value = std::mem::replace(&mut self.values[n], value);
+        if old.stamp == 0 {
+            self.used += 1;
+            return None;
         }
+        Some((old.key, old_value))
     }
 
     /// Removes one entry.
@@ -109,7 +114,7 @@ impl<K: Key, V> Sets<K, V> {
         let n = self.find(key)?;
         self.tags[n].stamp = 0;
         self.used -= 1;
-        self.values[n].take()
+        Some(self.values[n])
     }
 
     /// Removes every entry that `drop` says; `drop` sees each of them once.
@@ -117,9 +122,8 @@ impl<K: Key, V> Sets<K, V> {
         if self.used == 0 {
             return;
         }
-        for (tag, value) in self.tags.iter_mut().zip(&mut self.values) {
-            if value.as_ref().is_some_and(|value| drop(&tag.key, value)) {
-                *value = None;
+        for (tag, value) in self.tags.iter_mut().zip(&self.values) {
+            if tag.stamp != 0 && drop(&tag.key, value) {
                 tag.stamp = 0;
                 self.used -= 1;
             }
@@ -129,7 +133,8 @@ impl<K: Key, V> Sets<K, V> {
     /// Every entry, in the order of the sets.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.tags.iter().zip(&self.values).filter_map(|(tag, value)| Some((&tag.key, value.as_ref()?)))
+        let entries = self.tags.iter().zip(&self.values).filter(|(tag, _)| tag.stamp != 0);
+        entries.map(|(tag, value)| (&tag.key, value))
     }
 }
 

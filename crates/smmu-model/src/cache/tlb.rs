@@ -32,7 +32,7 @@ pub(crate) struct Regime {
 }
 
 /// One translation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mapping {
     /// Output address of the first byte.
     pub(crate) output: u64,
@@ -206,16 +206,21 @@ impl Tlb {
 
     /// The translation of `input`, if it is here.
     #[inline]
-    pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<Mapping> {
-        for global in [false, true] {
-            let mut sizes = self.sizes[usize::from(global)].mask;
-            while sizes != 0 {
-                let shift = sizes.trailing_zeros() as u8;
-                sizes &= sizes - 1;
-                if let Some(mapping) = self.sets.get(&TlbKey::new(regime, global, shift, input)) {
-                    return Some(*mapping);
-                }
+    pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<&Mapping> {
+        let at = self.find(regime, false, input).or_else(|| self.find(regime, true, input))?;
+        Some(self.sets.at(at))
+    }
+
+    #[inline]
+    fn find(&self, regime: Regime, global: bool, input: u64) -> Option<usize> {
+        let mut sizes = self.sizes[usize::from(global)].mask;
+        while sizes != 0 {
+            let shift = sizes.trailing_zeros() as u8;
+            let found = self.sets.find(&TlbKey::new(regime, global, shift, input));
+            if found.is_some() {
+                return found;
             }
+            sizes &= sizes - 1;
         }
         None
     }

@@ -15,6 +15,8 @@ pub(crate) use context::Context;
 pub(crate) use stream::{Overrides, Stream};
 pub(crate) use txn::{State, Txns};
 
+use pgtable::Permissions;
+
 use self::stream::Path;
 use self::txn::{Fetch, Txn};
 use crate::cache::Regime;
@@ -147,13 +149,12 @@ impl Smmu {
         if !with_stage1 {
             return None;
         }
-        let t = stream.overrides.access(t);
-        let (world, vmid) = (stream.world, stream.vmid);
+        let (world, vmid, wants) = (stream.world, stream.vmid, wanted(&stream.overrides.access(t)));
         let context = self.contexts.get(&context_key(t.sid, cd))?;
         context.ranges.select(t.address).ok()?;
         let regime = Regime { world, vmid, asid: context.asid, aset: context.aset };
         let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
-        allowed(mapping.permissions, &t).then(|| translation(&mapping, t.address))
+        mapping.permissions.contains(wants).then(|| translation(mapping, t.address))
     }
 
     /// Begins, or begins anew: the stream comes first.
@@ -260,15 +261,18 @@ fn without_top_byte(address: u64) -> u64 {
     ((address << 8) as i64 >> 8) as u64
 }
 
-/// Whether a transaction may do what it wants.
+/// The permissions that a transaction needs.
 #[inline]
-fn allowed(permissions: pgtable::Permissions, t: &Transaction) -> bool {
-    let access = pgtable::Access { write: false, instruction: t.instruction, privileged: t.privileged };
-    let write = pgtable::Access { write: true, ..access };
+fn wanted(t: &Transaction) -> Permissions {
+    let (read, write, execute) = match t.privileged {
+        true => (Permissions::PRIV_READ, Permissions::PRIV_WRITE, Permissions::PRIV_EXEC),
+        false => (Permissions::USER_READ, Permissions::USER_WRITE, Permissions::USER_EXEC),
+    };
     match t.kind {
-        AccessKind::Read => permissions.allow(&access),
-        AccessKind::Write => permissions.allow(&write),
-        AccessKind::Atomic => permissions.allow(&access) && permissions.allow(&write),
+        AccessKind::Read if t.instruction => execute,
+        AccessKind::Read => read,
+        AccessKind::Write => write,
+        AccessKind::Atomic => read | write,
     }
 }
 

@@ -5,7 +5,7 @@ use pgtable::{FaultKind, Half, Leaf, Permissions, Step, Walk};
 use super::context::Context;
 use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
-use super::{Outcome, allowed, translation, without_top_byte};
+use super::{Outcome, translation, wanted, without_top_byte};
 use crate::cache::{Mapping, Regime, World};
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
@@ -19,13 +19,13 @@ impl Smmu {
             Err(fault) => return self.stage1_fault(id, txn, fault.kind),
         };
         let input = without_top_byte(txn.t.address);
-        if let Some(mapping) = self.tlb.get(txn.regime(), input) {
-            if allowed(mapping.permissions, &txn.t) {
+        if let Some(&mapping) = self.tlb.get(txn.regime(), input) {
+            if mapping.permissions.contains(wanted(&txn.t)) {
                 self.stats.tlb_hits += 1;
                 self.stats.translated += 1;
                 return Outcome::Latch(translation(&mapping, txn.t.address));
             }
-            if !allowed(mapping.stage1, &txn.t) {
+            if !mapping.stage1.contains(wanted(&txn.t)) {
                 self.stats.tlb_hits += 1;
                 return self.stage1_fault(id, txn, FaultKind::Permission);
             }
@@ -48,7 +48,7 @@ impl Smmu {
             Step::Fetch(walk) => txn.wait(Fetch::Stage1(walk), walk.address()),
             Step::Fault(fault) => self.stage1_fault(id, txn, fault.kind),
             Step::Done(leaf) => {
-                if !allowed(leaf.permissions(&txn.context.controls), &txn.t) {
+                if !leaf.permissions(&txn.context.controls).contains(wanted(&txn.t)) {
                     self.stage1_fault(id, txn, FaultKind::Permission)
                 } else if nested {
                     self.stage2(id, txn, leaf.pa, Purpose::Output(leaf))
@@ -103,7 +103,7 @@ impl Smmu {
     /// Translates `ipa` by stage 2.
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
-        if let Some(mapping) = self.tlb.get(txn.stage2_regime(), ipa) {
+        if let Some(&mapping) = self.tlb.get(txn.stage2_regime(), ipa) {
             if purpose == Purpose::Input {
                 self.stats.tlb_hits += 1;
             }
@@ -147,7 +147,7 @@ impl Smmu {
         let output = translation(&mapping, txn.ipa);
         let for_itself = matches!(purpose, Purpose::Output(_) | Purpose::Input);
         let permitted = if for_itself {
-            allowed(mapping.permissions, &txn.t)
+            mapping.permissions.contains(wanted(&txn.t))
         } else {
             let device = txn.stream.stage2.ptw && mapping.attrs.is_device();
             mapping.permissions.contains(Permissions::PRIV_READ) && !device

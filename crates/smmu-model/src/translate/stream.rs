@@ -197,6 +197,7 @@ pub(crate) fn granule(granule: Option<Granule>, config: &Config) -> Option<Granu
 
 impl Overrides {
     /// The transaction with the privilege and the instruction flag that the stream gives it. Writes are always data.
+    #[inline]
     pub(crate) fn access(&self, t: &Transaction) -> Transaction {
         let privileged = match self.privcfg {
             2 => false,
