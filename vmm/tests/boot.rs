@@ -157,7 +157,7 @@ fn a_disk_reads_and_writes_back_what_the_host_has() {
 }
 
 #[test]
-fn a_download_over_virtio_net_arrives_intact() {
+fn a_download_over_virtio_net_arrives_intact_and_can_be_played_again() {
     if skipped() {
         return;
     }
@@ -182,11 +182,23 @@ fn a_download_over_virtio_net_arrives_intact() {
         "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); \
          wget -q -O /tmp/file http://$gateway:{port}/ && sha256sum /tmp/file"
     );
-    let output =
-        smmulab().args(["run", "--net", "--time-limit", "300s", "--exec", &script]).output().unwrap();
-    let text = ok(&output);
+    let run = |way: &str| {
+        let stats = dir.path().join(way);
+        let output = smmulab()
+            .args(["run", "--net", "--time-limit", "300s", "--exec", &script, way])
+            .arg(dir.path().join("recording"))
+            .arg("--stats")
+            .arg(&stats)
+            .output()
+            .unwrap();
+        (ok(&output), stderr(&output), figures(&stats))
+    };
+    let live = run("--record");
     server.join().unwrap();
-    assert!(text.starts_with(&sha256(&file)), "{text}");
+    assert!(live.0.starts_with(&sha256(&file)), "{}", live.0);
+    // Without the server: what came over the network is in the recording.
+    let played = run("--play");
+    assert_eq!(live, played);
 }
 
 /// What of `--stats` must not depend on the host.
