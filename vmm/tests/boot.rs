@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use common::{long, random_file, skip, smmulab, stderr, stdout};
 use sha2::{Digest, Sha256};
@@ -34,8 +34,8 @@ cat /sys/kernel/iommu_groups/*/type | sort | uniq -c
 "#;
 
 fn skipped() -> bool {
-    if !long() {
-        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them");
+    if !long() || cfg!(debug_assertions) {
+        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
         return true;
     }
     for image in KERNELS {
@@ -161,7 +161,7 @@ fn a_download_over_virtio_net_arrives_intact_and_can_be_played_again() {
     if skipped() {
         return;
     }
-    if std::process::Command::new("passt").arg("--version").output().is_err() {
+    if Command::new("passt").arg("--version").output().is_err() {
         return skip("no passt (Debian package passt)");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -216,9 +216,9 @@ fn a_run_is_the_same_to_the_bit_on_a_busy_host_and_by_either_engine() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     random_file(&disk, 4 << 20, 9).unwrap();
-    let run = |name: &str, engine: &str| {
+    let run = |mut program: Command, name: &str, engine: &str| {
         let stats = dir.path().join(name);
-        let output = smmulab()
+        let output = program
             .args(["run", "--cpus", "2", "--engine", engine, "--exec", "md5sum /dev/vda; dmesg"])
             .args(["--stats", stats.to_str().unwrap(), "--disk"])
             .arg(format!("{},ro", disk.display()))
@@ -226,7 +226,7 @@ fn a_run_is_the_same_to_the_bit_on_a_busy_host_and_by_either_engine() {
             .unwrap();
         (ok(&output), stderr(&output), figures(&stats))
     };
-    let first = run("first", "block");
+    let first = run(smmulab(), "first", "block");
     let busy = std::sync::atomic::AtomicBool::new(true);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -234,14 +234,31 @@ fn a_run_is_the_same_to_the_bit_on_a_busy_host_and_by_either_engine() {
                 std::hint::spin_loop();
             }
         });
-        let again = run("again", "block");
-        let reference = run("reference", "step");
+        let again = run(smmulab(), "again", "block");
+        let reference = run(smmulab(), "reference", "step");
+        let debug = debug_build().map(|program| run(program, "debug", "block"));
         busy.store(false, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(first.2, again.2, "the same run twice");
         assert_eq!((&first.0, &first.1), (&again.0, &again.1));
         assert_eq!(first.2, reference.2, "the reference engine");
         assert_eq!((&first.0, &first.1), (&reference.0, &reference.1));
+        match debug {
+            Some(debug) => {
+                assert_eq!(first.2, debug.2, "a debug build");
+                assert_eq!((&first.0, &first.1), (&debug.0, &debug.1));
+            }
+            None => skip("no debug build beside the release build (cargo build makes it)"),
+        }
     });
+}
+
+/// The debug build of the program, if there is one beside the release build.
+fn debug_build() -> Option<Command> {
+    let release = Path::new(env!("CARGO_BIN_EXE_smmulab"));
+    let path = release.parent()?.parent()?.join("debug").join("smmulab");
+    let mut command = path.exists().then(|| Command::new(path))?;
+    command.stdin(Stdio::null());
+    Some(command)
 }
 
 #[test]
