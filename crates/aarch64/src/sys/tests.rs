@@ -422,3 +422,54 @@ fn software_step() {
         assert_eq!(step(0x1000, 1), (base + 0x1400, 0x1000, abort, 1), "{engine:?}");
     }
 }
+
+#[test]
+fn nothing_that_a_guest_writes_panics() {
+    use crate::mmu::{self, AccessKind};
+    use rand_xoshiro::Xoshiro256PlusPlus;
+    use rand_xoshiro::rand_core::{RngCore, SeedableRng};
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+    let mut rig = Rig::with_mmu_and(Features { crc32: true, lse: true, pan: true });
+    for i in 0..100_000 {
+        // Values with few bits set, few bits clear, addresses, and anything.
+        let value = match rng.next_u32() % 5 {
+            0 => rng.next_u64() & rng.next_u64() & rng.next_u64(),
+            1 => rng.next_u64() | rng.next_u64() | rng.next_u64(),
+            2 => crate::testing::RAM + (rng.next_u64() & 0x7f_ffff),
+            3 => rng.next_u64() << 48,
+            _ => rng.next_u64(),
+        };
+        let row = &TABLE[rng.next_u32() as usize % TABLE.len()];
+        match rng.next_u32() % 8 {
+            0 | 1 => {
+                let _ = rig.set(row.name, value);
+            }
+            2 => {
+                let _ = rig.get(row.name);
+            }
+            3 => {
+                let _ = rig.system(0, 8, [3, 7][i % 2], (value % 8) as u16, value);
+            }
+            4 => {
+                let _ = rig.system([0, 3][i % 2], 7, (value % 16) as u16, (value >> 4) as u16 % 8, value);
+            }
+            5 => {
+                let now = rig.core.now().saturating_add(value >> 32);
+                pass(&mut rig, now);
+                let _ = timer::timer_deadline(&rig.core, i % 2 == 0);
+            }
+            kind => {
+                let (core, mut ctx) = rig.parts();
+                let kind = if kind == 6 { AccessKind::Normal } else { AccessKind::Unpriv };
+                let _ = mmu::load::<u128>(core, &mut ctx, value, kind);
+                let _ = mmu::store(core, &mut ctx, value, value, kind);
+                core.pc = value;
+                let _ = mmu::fetch(core, &mut ctx);
+                let _ = crate::exception::eret(core, &mut ctx);
+            }
+        }
+        if rng.next_u32() % 4 == 0 {
+            set_level(&mut rig.core, 1, true);
+        }
+    }
+}
