@@ -8,9 +8,7 @@ mod watch;
 use std::sync::Arc;
 
 use vm_memory::bitmap::WithBitmapSlice;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
 pub use watch::{CODE, Hit, MONITOR, PAGE_SIZE, Watch, WatchBitmap};
 
