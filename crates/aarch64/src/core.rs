@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::exec::chain::{self, Runs};
 use crate::mmu::Mmu;
 use crate::platform::{At, Platform};
 use crate::shared::{Exit, Shared};
@@ -146,8 +147,10 @@ impl Reservation {
 /// A predecoded instruction: a handler and its operands. What the operands mean is the handler's business.
 #[derive(Clone, Copy)]
 pub struct Op {
-    /// Executes the instruction.
-    pub run: Handler,
+    /// Executes the instruction and the ones after it.
+    pub(crate) chain: Chain,
+    /// Executes the instruction alone.
+    pub(crate) run: Handler,
     /// Immediate, or whatever the decoder prepared.
     pub imm: u64,
     /// Register indices (into [`Core::r`] or [`Core::v`]).
@@ -165,21 +168,35 @@ pub struct Op {
 /// Executes one predecoded instruction.
 pub type Handler = fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow;
 
+/// Executes one predecoded instruction and the straight run behind it, up to one that does not answer
+/// [`Flow::Next`] or to [`Ctx::end_block`]. How many are left is in [`Ctx::left`].
+pub(crate) type Chain = fn(&mut Core, &Op, &[Op], &mut Ctx<'_>) -> Flow;
+
 /// What a handler can reach outside its vCPU.
 pub struct Ctx<'a> {
     /// Devices, interrupt controller, power control.
     pub platform: &'a mut dyn Platform,
     /// RAM, decoded pages, broadcasts: what all vCPUs share.
     pub shared: &'a mut Shared,
-    /// How many instructions of the present straight run may execute: see [`Ctx::end_block`].
-    pub end: usize,
+    /// The straight run is to end: see [`Ctx::end_block`].
+    pub ended: bool,
+    /// Address behind the present straight run.
+    pub end_pc: u64,
+    /// Instructions of a straight run behind the one that ended it.
+    pub left: usize,
 }
 
 impl Op {
     /// An op without operands.
     #[inline]
     pub const fn new(run: Handler, word: u32) -> Self {
-        Self { run, imm: 0, d: 0, n: 0, m: 0, a: 0, word }
+        Self::with(Runs { run, chain: chain::any }, word)
+    }
+
+    /// An op without operands, of a handler whose kind is known.
+    #[inline]
+    pub(crate) const fn with(runs: Runs, word: u32) -> Self {
+        Self { chain: runs.chain, run: runs.run, imm: 0, d: 0, n: 0, m: 0, a: 0, word }
     }
 }
 
@@ -188,7 +205,7 @@ impl Ctx<'_> {
     /// handler's answer: the slow path of an access that reached a device or wrote to the code being executed.
     #[inline]
     pub fn end_block(&mut self) {
-        self.end = 0;
+        self.ended = true;
     }
 
     /// To be called after each call of the platform that may have changed an interrupt or asks to yield.

@@ -105,7 +105,7 @@ impl Rig {
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Core, Ctx<'_>) {
-        (&mut self.core, Ctx { platform: &mut self.board, shared: &mut self.shared, end: 100 })
+        (&mut self.core, Ctx { platform: &mut self.board, shared: &mut self.shared, ended: false, end_pc: 0, left: 0 })
     }
 
     pub(crate) fn table(&mut self) -> u64 {

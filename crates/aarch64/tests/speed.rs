@@ -5,7 +5,7 @@ mod bare;
 use std::time::Instant;
 
 use aarch64::{EngineKind, Features};
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmLabelApi, dynasm};
 
 /// A loop like compiled code: loads, stores, arithmetic, compares, a call and conditional branches.
 fn mixed(machine: &mut bare::Machine) {

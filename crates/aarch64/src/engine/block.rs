@@ -29,25 +29,17 @@ fn run_page(core: &mut Core, ctx: &mut Ctx<'_>, page: &mut Page, index: usize, l
             n => n as usize,
         };
         let n = straight.min(usize::try_from(*left).unwrap_or(usize::MAX));
-        let ops = &page.ops[at..at + n];
-        ctx.end = n;
-        let (mut k, mut pc) = (0, start);
-        let flow = loop {
-            let Some(op) = ops.get(k) else { break Flow::Next };
-            core.pc = pc;
-            let flow = (op.run)(core, op, ctx);
-            k += 1;
-            pc = pc.wrapping_add(4);
-            if flow != Flow::Next || k >= ctx.end {
-                break flow;
-            }
-        };
+        let Some((first, rest)) = page.ops[at..at + n].split_first() else { return false };
+        ctx.ended = false;
+        ctx.end_pc = start.wrapping_add(4 * n as u64);
+        let flow = (first.chain)(core, first, rest, ctx);
+        let done = (n - ctx.left) as u64;
         if matches!(flow, Flow::Next | Flow::Sync) {
-            core.pc = pc;
+            core.pc = start.wrapping_add(4 * done);
         }
-        count(core, start, k as u64);
-        *left -= k as u64;
-        if ctx.end == 0 || matches!(flow, Flow::Sync | Flow::Fault) {
+        count(core, start, done);
+        *left -= done;
+        if ctx.ended || matches!(flow, Flow::Sync | Flow::Fault) {
             return true;
         }
         if core.pc >> 12 != here || core.pc & 3 != 0 || *left == 0 {

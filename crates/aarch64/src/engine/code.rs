@@ -10,41 +10,38 @@ use crate::exec;
 /// Instructions in a page.
 pub(crate) const WORDS: usize = PAGE_SIZE / 4;
 
-/// How many decoded pages are kept: about 26 KiB each.
-const PAGES: usize = 2048;
+/// How many decoded pages are kept: about 34 KiB each.
+const PAGES: usize = 1536;
 
 /// The instructions of one physical page, decoded when they are first reached.
 pub(crate) struct Page {
     /// How many ops from here on are decoded and follow each other, 0 when this one is not decoded.
     pub(crate) straight: [u16; WORDS],
     /// The ops.
-    pub(crate) ops: [Op; WORDS],
+    pub(crate) ops: Box<[Op; WORDS]>,
 }
 
 impl Page {
     fn new() -> Box<Self> {
-        Box::new(Self { straight: [0; WORDS], ops: [Op::new(exec::undefined, 0); WORDS] })
+        // By way of the heap: a page is large for the stack.
+        let ops = vec![Op::new(exec::undefined, 0); WORDS].into_boxed_slice();
+        let ops = ops.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+        Box::new(Self { straight: [0; WORDS], ops })
     }
 
     /// Decodes from word `at` up to the next unconditional branch, to what is decoded already, or to the end of the
     /// page. Answers how many ops follow each other from `at`.
     #[cold]
     pub(crate) fn decode(&mut self, at: usize, ram: &GuestRam, page: usize, features: &Features) -> usize {
-        let mut words = [0; PAGE_SIZE];
-        ram.read(ram.base() + (page * PAGE_SIZE) as u64, &mut words);
-        let mut end = at;
-        let mut after = 0;
+        let mut line = Line { number: 0, bytes: [0; LINE] };
+        let base = ram.base() + (page * PAGE_SIZE) as u64;
+        let (mut end, mut after) = (at, 0);
         while end < WORDS {
             if self.straight[end] != 0 {
                 after = self.straight[end] as usize;
                 break;
             }
-            let word = u32::from_le_bytes([
-                words[end * 4],
-                words[end * 4 + 1],
-                words[end * 4 + 2],
-                words[end * 4 + 3],
-            ]);
+            let word = line.word(ram, base, end);
             self.ops[end] = decode(word, features);
             end += 1;
             if exec::ends_straight(word) {
@@ -55,6 +52,28 @@ impl Page {
             *straight = (n + 1 + after) as u16;
         }
         self.straight[at] as usize
+    }
+}
+
+/// Words of code read a few at a time: straight runs are short.
+struct Line {
+    /// Which words of the page these are, in lines, plus one.
+    number: usize,
+    bytes: [u8; LINE],
+}
+
+/// Bytes of a [`Line`].
+const LINE: usize = 64;
+
+impl Line {
+    fn word(&mut self, ram: &GuestRam, base: u64, at: usize) -> u32 {
+        let (number, offset) = (at * 4 / LINE + 1, at * 4 % LINE);
+        if self.number != number {
+            self.number = number;
+            ram.read(base + ((number - 1) * LINE) as u64, &mut self.bytes);
+        }
+        let b = &self.bytes[offset..offset + 4];
+        u32::from_le_bytes([b[0], b[1], b[2], b[3]])
     }
 }
 

@@ -14,13 +14,13 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, left: u64) {
         let pa = ctx.shared.ram.base() + ((page as u64) << 12 | (start & 0xffc));
         ctx.shared.ram.read(pa, &mut word);
         let op = decode(u32::from_le_bytes(word), &ctx.shared.features);
-        ctx.end = 1;
+        ctx.ended = false;
         let flow = (op.run)(core, &op, ctx);
         if matches!(flow, Flow::Next | Flow::Sync) {
             core.pc = start.wrapping_add(4);
         }
         count(core, start, 1);
-        if ctx.end == 0 || matches!(flow, Flow::Sync | Flow::Fault) {
+        if ctx.ended || matches!(flow, Flow::Sync | Flow::Fault) {
             return;
         }
     }

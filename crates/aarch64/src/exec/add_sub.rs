@@ -1,11 +1,12 @@
 //! Addition and subtraction, and the conditional compares.
 
+use super::chain::{Runs, simple};
 use super::{
     by_bool, by_two_bits, cond_field, extended, holds, nz, or_sp, rd, rm, rn, rn_sp, sf, shifted, three,
     trunc,
 };
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::{bit, bits};
 
 /// AddWithCarry: the result and NZCV.
@@ -15,7 +16,7 @@ const fn add_with_carry<const SF: bool>(x: u64, y: u64, carry: bool) -> (u64, u3
         let (sum, c1) = x.overflowing_add(y);
         let (sum, c2) = sum.overflowing_add(carry as u64);
         let overflow = (x ^ sum) & (y ^ sum);
-        (sum, nz::<true>(sum) | ((c1 | c2) as u32) << 29 | (overflow >> 63) as u32 * (1 << 28))
+        (sum, nz::<true>(sum) | ((c1 | c2) as u32) << 29 | ((overflow >> 63) as u32) << 28)
     } else {
         let wide = (x as u32 as u64) + (y as u32 as u64) + carry as u64;
         let sum = wide as u32;
@@ -65,10 +66,10 @@ fn immediate<const SF: bool, const SUB: bool, const S: bool>(
 /// ADD, ADDS, SUB, SUBS (immediate).
 pub(crate) fn imm(word: u32, _: &Features) -> Option<Op> {
     let (sub, s) = (bit(word, 30), bit(word, 29));
-    let run: Handler =
-        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => immediate::<SF, SUB, S>)));
+    let run: Runs =
+        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => simple(immediate::<SF, SUB, S>))));
     let imm = u64::from(bits(word, 21, 10)) << if bit(word, 22) { 12 } else { 0 };
-    Some(Op { imm, d: if s { rd(word) } else { or_sp(word) }, n: rn_sp(word), ..Op::new(run, word) })
+    Some(Op { imm, d: if s { rd(word) } else { or_sp(word) }, n: rn_sp(word), ..Op::with(run, word) })
 }
 
 fn plain<const SF: bool, const SUB: bool, const S: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -93,11 +94,11 @@ pub(crate) fn shift(word: u32, _: &Features) -> Option<Op> {
         return None;
     }
     let (sub, s) = (bit(word, 30), bit(word, 29));
-    let run: Handler = if amount == 0 {
-        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => plain::<SF, SUB, S>)))
+    let run: Runs = if amount == 0 {
+        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => simple(plain::<SF, SUB, S>))))
     } else {
         by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S =>
-            by_two_bits!(kind, KIND => with_shift::<SF, SUB, S, KIND>))))
+            by_two_bits!(kind, KIND => simple(with_shift::<SF, SUB, S, KIND>)))))
     };
     Some(Op { a: amount as u8, ..three(run, word) })
 }
@@ -119,15 +120,15 @@ pub(crate) fn extend(word: u32, _: &Features) -> Option<Op> {
         return None;
     }
     let (sub, s) = (bit(word, 30), bit(word, 29));
-    let run: Handler =
-        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => with_extend::<SF, SUB, S>)));
+    let run: Runs =
+        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => simple(with_extend::<SF, SUB, S>))));
     Some(Op {
         imm: u64::from(bits(word, 15, 13)),
         d: if s { rd(word) } else { or_sp(word) },
         n: rn_sp(word),
         m: rm(word),
         a: amount as u8,
-        ..Op::new(run, word)
+        ..Op::with(run, word)
     })
 }
 
@@ -149,8 +150,8 @@ fn with_carry<const SF: bool, const SUB: bool, const S: bool>(
 /// ADC, ADCS, SBC, SBCS.
 pub(crate) fn carry(word: u32, _: &Features) -> Option<Op> {
     let (sub, s) = (bit(word, 30), bit(word, 29));
-    let run: Handler =
-        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => with_carry::<SF, SUB, S>)));
+    let run: Runs =
+        by_bool!(sf(word), SF => by_bool!(sub, SUB => by_bool!(s, S => simple(with_carry::<SF, SUB, S>))));
     Some(three(run, word))
 }
 
@@ -167,13 +168,13 @@ fn compare<const SF: bool, const SUB: bool>(core: &mut Core, op: &Op, _: &mut Ct
 
 /// CCMN, CCMP (register and immediate).
 pub(crate) fn conditional_compare(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = by_bool!(sf(word), SF => by_bool!(bit(word, 30), SUB => compare::<SF, SUB>));
+    let run: Runs = by_bool!(sf(word), SF => by_bool!(bit(word, 30), SUB => simple(compare::<SF, SUB>)));
     let immediate = bit(word, 11);
     Some(Op {
         imm: if immediate { u64::from(bits(word, 20, 16)) } else { 0 },
         n: rn(word),
         m: if immediate { crate::core::ZERO } else { rm(word) },
         a: (cond_field(word) << 4 | bits(word, 3, 0)) as u8,
-        ..Op::new(run, word)
+        ..Op::with(run, word)
     })
 }

@@ -1,8 +1,9 @@
 //! Bitfield moves, extract, and the one-source operations.
 
+use super::chain::{Runs, simple};
 use super::{bit_masks, by_bool, by_two_bits, rd, rn, sf, shifted, three, trunc};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::bits;
 
 /// A shift by the constant in `a`: what most bitfield moves are.
@@ -65,24 +66,29 @@ pub(crate) fn bitfield(word: u32, _: &Features) -> Option<Op> {
     if immr >= width || imms >= width {
         return None;
     }
-    let op = Op { d: rd(word), n: rn(word), ..Op::new(super::nop, word) };
     let ones = |count: u32| if count >= 64 { u64::MAX } else { (1u64 << count) - 1 };
-    let with = |run: Handler, a: u32, m: u32, imm: u64| Some(Op { run, a: a as u8, m: m as u8, imm, ..op });
+    let with = |run: Runs, a: u32, m: u32, imm: u64| {
+        Some(Op { a: a as u8, m: m as u8, imm, d: rd(word), n: rn(word), ..Op::with(run, word) })
+    };
     match (opc, imms) {
         // LSR and ASR.
-        (2, _) if imms == width - 1 => with(by_bool!(sf(word), SF => shift::<SF, 1>), immr, 0, 0),
-        (0, _) if imms == width - 1 => with(by_bool!(sf(word), SF => shift::<SF, 2>), immr, 0, 0),
+        (2, _) if imms == width - 1 => with(by_bool!(sf(word), SF => simple(shift::<SF, 1>)), immr, 0, 0),
+        (0, _) if imms == width - 1 => with(by_bool!(sf(word), SF => simple(shift::<SF, 2>)), immr, 0, 0),
         // LSL.
-        (2, _) if imms + 1 == immr => with(by_bool!(sf(word), SF => shift::<SF, 0>), width - immr, 0, 0),
-        (2, _) if imms >= immr => {
-            with(by_bool!(sf(word), SF => extract_unsigned::<SF>), immr, 0, ones(imms - immr + 1))
+        (2, _) if imms + 1 == immr => {
+            with(by_bool!(sf(word), SF => simple(shift::<SF, 0>)), width - immr, 0, 0)
         }
-        (2, _) => with(by_bool!(sf(word), SF => insert_in_zero::<SF>), width - immr, 0, ones(imms + 1)),
+        (2, _) if imms >= immr => {
+            with(by_bool!(sf(word), SF => simple(extract_unsigned::<SF>)), immr, 0, ones(imms - immr + 1))
+        }
+        (2, _) => {
+            with(by_bool!(sf(word), SF => simple(insert_in_zero::<SF>)), width - immr, 0, ones(imms + 1))
+        }
         (0, _) if imms >= immr => {
             let left = width - 1 - imms;
-            with(by_bool!(sf(word), SF => extract_signed::<SF>), left + immr, left, 0)
+            with(by_bool!(sf(word), SF => simple(extract_signed::<SF>)), left + immr, left, 0)
         }
-        _ => with(by_bool!(sf(word), SF => by_two_bits!(opc, OPC => general::<SF, OPC>)), 0, 0, 0),
+        _ => with(by_bool!(sf(word), SF => by_two_bits!(opc, OPC => simple(general::<SF, OPC>))), 0, 0, 0),
     }
 }
 
@@ -102,7 +108,7 @@ pub(crate) fn extract(word: u32, _: &Features) -> Option<Op> {
     if !sf(word) && lsb >= 32 {
         return None;
     }
-    let run: Handler = by_bool!(sf(word), SF => run_extract::<SF>);
+    let run: Runs = by_bool!(sf(word), SF => simple(run_extract::<SF>));
     Some(Op { a: lsb as u8, ..three(run, word) })
 }
 
@@ -134,13 +140,13 @@ fn run_one_source<const SF: bool, const OPC: u32>(core: &mut Core, op: &Op, _: &
 
 /// RBIT, REV16, REV32, REV, CLZ, CLS.
 pub(crate) fn one_source(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = by_bool!(sf(word), SF => match bits(word, 12, 10) {
-        0 => run_one_source::<SF, 0>,
-        1 => run_one_source::<SF, 1>,
-        2 => run_one_source::<SF, 2>,
-        3 => run_one_source::<SF, 3>,
-        4 => run_one_source::<SF, 4>,
-        _ => run_one_source::<SF, 5>,
+    let run: Runs = by_bool!(sf(word), SF => match bits(word, 12, 10) {
+        0 => simple(run_one_source::<SF, 0>),
+        1 => simple(run_one_source::<SF, 1>),
+        2 => simple(run_one_source::<SF, 2>),
+        3 => simple(run_one_source::<SF, 3>),
+        4 => simple(run_one_source::<SF, 4>),
+        _ => simple(run_one_source::<SF, 5>),
     });
-    Some(Op { d: rd(word), n: rn(word), ..Op::new(run, word) })
+    Some(Op { d: rd(word), n: rn(word), ..Op::with(run, word) })
 }

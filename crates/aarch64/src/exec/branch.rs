@@ -1,8 +1,9 @@
 //! Branches.
 
+use super::chain::{Runs, branch as kind};
 use super::{by_bool, holds, rn, rt, sf};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::{bit, bits, signed};
 
 /// The link register.
@@ -21,8 +22,8 @@ fn run_call(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
 
 /// B, BL.
 pub(crate) fn direct(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = if bit(word, 31) { run_call } else { run_direct };
-    Some(Op { imm: (signed(word, 25, 0) << 2) as u64, ..Op::new(run, word) })
+    let run: Runs = if bit(word, 31) { kind(run_call) } else { kind(run_direct) };
+    Some(Op { imm: (signed(word, 25, 0) << 2) as u64, ..Op::with(run, word) })
 }
 
 #[inline(always)]
@@ -57,26 +58,26 @@ fn run_conditional<const COND: u32>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -
 
 /// B.cond.
 pub(crate) fn conditional(word: u32, _: &Features) -> Option<Op> {
-    const HANDLERS: [Handler; 16] = [
-        run_conditional::<0>,
-        run_conditional::<1>,
-        run_conditional::<2>,
-        run_conditional::<3>,
-        run_conditional::<4>,
-        run_conditional::<5>,
-        run_conditional::<6>,
-        run_conditional::<7>,
-        run_conditional::<8>,
-        run_conditional::<9>,
-        run_conditional::<10>,
-        run_conditional::<11>,
-        run_conditional::<12>,
-        run_conditional::<13>,
-        run_direct,
-        run_direct,
+    let handlers: [Runs; 16] = [
+        kind(run_conditional::<0>),
+        kind(run_conditional::<1>),
+        kind(run_conditional::<2>),
+        kind(run_conditional::<3>),
+        kind(run_conditional::<4>),
+        kind(run_conditional::<5>),
+        kind(run_conditional::<6>),
+        kind(run_conditional::<7>),
+        kind(run_conditional::<8>),
+        kind(run_conditional::<9>),
+        kind(run_conditional::<10>),
+        kind(run_conditional::<11>),
+        kind(run_conditional::<12>),
+        kind(run_conditional::<13>),
+        kind(run_direct),
+        kind(run_direct),
     ];
-    let run = HANDLERS[bits(word, 3, 0) as usize];
-    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, ..Op::new(run, word) })
+    let run = handlers[bits(word, 3, 0) as usize];
+    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, ..Op::with(run, word) })
 }
 
 fn run_compare<const SF: bool, const NONZERO: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -87,8 +88,8 @@ fn run_compare<const SF: bool, const NONZERO: bool>(core: &mut Core, op: &Op, _:
 
 /// CBZ, CBNZ.
 pub(crate) fn compare(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = by_bool!(sf(word), SF => by_bool!(bit(word, 24), NZ => run_compare::<SF, NZ>));
-    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, n: rt(word), ..Op::new(run, word) })
+    let run: Runs = by_bool!(sf(word), SF => by_bool!(bit(word, 24), NZ => kind(run_compare::<SF, NZ>)));
+    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, n: rt(word), ..Op::with(run, word) })
 }
 
 fn run_test<const NONZERO: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -98,9 +99,9 @@ fn run_test<const NONZERO: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> F
 
 /// TBZ, TBNZ.
 pub(crate) fn test(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = by_bool!(bit(word, 24), NZ => run_test::<NZ>);
+    let run: Runs = by_bool!(bit(word, 24), NZ => kind(run_test::<NZ>));
     let at = bits(word, 31, 31) << 5 | bits(word, 23, 19);
-    Some(Op { imm: (signed(word, 18, 5) << 2) as u64, n: rt(word), a: at as u8, ..Op::new(run, word) })
+    Some(Op { imm: (signed(word, 18, 5) << 2) as u64, n: rt(word), a: at as u8, ..Op::with(run, word) })
 }
 
 fn run_register<const LINK: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -114,6 +115,7 @@ fn run_register<const LINK: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> 
 
 /// BR, BLR, RET.
 pub(crate) fn register(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = if bits(word, 22, 21) == 1 { run_register::<true> } else { run_register::<false> };
-    Some(Op { n: rn(word), ..Op::new(run, word) })
+    let run: Runs =
+        if bits(word, 22, 21) == 1 { kind(run_register::<true>) } else { kind(run_register::<false>) };
+    Some(Op { n: rn(word), ..Op::with(run, word) })
 }

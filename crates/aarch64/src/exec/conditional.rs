@@ -1,8 +1,9 @@
 //! Conditional select.
 
+use super::chain::{Runs, simple};
 use super::{by_bool, cond_field, holds, sf, three, trunc};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::bit;
 
 fn run_select<const SF: bool, const INVERT: bool, const INCREMENT: bool>(
@@ -21,7 +22,7 @@ fn run_select<const SF: bool, const INVERT: bool, const INCREMENT: bool>(
 /// CSEL, CSINC, CSINV, CSNEG.
 pub(crate) fn select(word: u32, _: &Features) -> Option<Op> {
     let (invert, increment) = (bit(word, 30), bit(word, 10));
-    let run: Handler = by_bool!(sf(word), SF => by_bool!(invert, INVERT =>
-        by_bool!(increment, INCREMENT => run_select::<SF, INVERT, INCREMENT>)));
+    let run: Runs = by_bool!(sf(word), SF => by_bool!(invert, INVERT =>
+        by_bool!(increment, INCREMENT => simple(run_select::<SF, INVERT, INCREMENT>))));
     Some(Op { a: cond_field(word) as u8, ..three(run, word) })
 }

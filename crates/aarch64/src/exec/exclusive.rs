@@ -6,10 +6,11 @@
 //! CONSTRAINED UNPREDICTABLE choices (DDI 0487 K1.2): a store-exclusive whose address or size differs from the
 //! load's fails; Rs equal to Rt or Rn stores the old value to the old address and then has the status.
 
+use super::chain::{Runs, whole};
 use super::load_store::{Datum, attempt, base};
 use super::{by_bool, dst, rm, rn_sp, rt, src};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op, Reservation, SP};
+use crate::core::{Core, Ctx, Flow, Op, Reservation, SP};
 use crate::decode::{bit, bits};
 use crate::mmu::{self, AccessKind};
 
@@ -87,28 +88,28 @@ fn run_store_pair<const SF: bool, const ON_SP: bool>(core: &mut Core, op: &Op, c
 pub(crate) fn single(word: u32, _: &Features) -> Option<Op> {
     let load = bit(word, 22);
     let n = rn_sp(word);
-    let run: Handler = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
-        (0, false) => run_store::<u8, ON_SP>,
-        (1, false) => run_store::<u16, ON_SP>,
-        (2, false) => run_store::<u32, ON_SP>,
-        (_, false) => run_store::<u64, ON_SP>,
-        (0, true) => run_load::<u8, ON_SP>,
-        (1, true) => run_load::<u16, ON_SP>,
-        (2, true) => run_load::<u32, ON_SP>,
-        (_, true) => run_load::<u64, ON_SP>,
+    let run: Runs = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
+        (0, false) => whole(run_store::<u8, ON_SP>),
+        (1, false) => whole(run_store::<u16, ON_SP>),
+        (2, false) => whole(run_store::<u32, ON_SP>),
+        (_, false) => whole(run_store::<u64, ON_SP>),
+        (0, true) => whole(run_load::<u8, ON_SP>),
+        (1, true) => whole(run_load::<u16, ON_SP>),
+        (2, true) => whole(run_load::<u32, ON_SP>),
+        (_, true) => whole(run_load::<u64, ON_SP>),
     });
     let (d, m) = if load { (dst(word), rm(word)) } else { (rt(word), dst(bits(word, 20, 16))) };
-    Some(Op { d, n, m, ..Op::new(run, word) })
+    Some(Op { d, n, m, ..Op::with(run, word) })
 }
 
 /// LDXP, LDAXP, STXP, STLXP.
 pub(crate) fn pair(word: u32, _: &Features) -> Option<Op> {
     let (load, n, second) = (bit(word, 22), rn_sp(word), bits(word, 14, 10));
-    let run: Handler = by_bool!(n == SP, ON_SP => by_bool!(bit(word, 30), SF => if load {
-        run_load_pair::<SF, ON_SP>
+    let run: Runs = by_bool!(n == SP, ON_SP => by_bool!(bit(word, 30), SF => if load {
+        whole(run_load_pair::<SF, ON_SP>)
     } else {
-        run_store_pair::<SF, ON_SP>
+        whole(run_store_pair::<SF, ON_SP>)
     }));
     let (d, a) = if load { (dst(word), dst(second)) } else { (rt(word), src(second)) };
-    Some(Op { d, n, a, m: dst(bits(word, 20, 16)), ..Op::new(run, word) })
+    Some(Op { d, n, a, m: dst(bits(word, 20, 16)), ..Op::with(run, word) })
 }

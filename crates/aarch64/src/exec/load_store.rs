@@ -3,9 +3,10 @@
 //! CONSTRAINED UNPREDICTABLE choices (DDI 0487 K1.2): with writeback and Rt == Rn, a load leaves the loaded value in
 //! the register and a store stores the value from before.
 
+use super::chain::{Runs, access, simple, whole};
 use super::{by_bool, dst, extended, or_sp, rm, rn_sp, rt};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op, SP};
+use crate::core::{Core, Ctx, Flow, Op, SP};
 use crate::decode::{bit, bits, signed};
 use crate::exception::{self, Fault};
 use crate::mmu::{self, AccessKind, Prim};
@@ -31,6 +32,38 @@ pub(crate) trait Datum: Prim {
     fn sign_extended(self) -> u64;
     /// The low bits of a register.
     fn from_register(value: u64) -> Self;
+}
+
+/// What is loaded and stored in pairs.
+pub(crate) trait Pair: Datum {
+    /// Two elements, when the fast path serves both.
+    fn try_load_pair(core: &Core, va: u64) -> Option<(Self, Self)>;
+    /// Stores the low bits of two registers, when the fast path serves both.
+    fn try_store_pair(core: &mut Core, va: u64, first: u64, second: u64) -> bool;
+}
+
+impl Pair for u32 {
+    #[inline(always)]
+    fn try_load_pair(core: &Core, va: u64) -> Option<(u32, u32)> {
+        let both: u64 = mmu::try_load(core, va, AccessKind::Normal)?;
+        Some((both as u32, (both >> 32) as u32))
+    }
+    #[inline(always)]
+    fn try_store_pair(core: &mut Core, va: u64, first: u64, second: u64) -> bool {
+        mmu::try_store(core, va, second << 32 | first & 0xffff_ffff, AccessKind::Normal)
+    }
+}
+
+impl Pair for u64 {
+    #[inline(always)]
+    fn try_load_pair(core: &Core, va: u64) -> Option<(u64, u64)> {
+        let both: u128 = mmu::try_load(core, va, AccessKind::Normal)?;
+        Some((both as u64, (both >> 64) as u64))
+    }
+    #[inline(always)]
+    fn try_store_pair(core: &mut Core, va: u64, first: u64, second: u64) -> bool {
+        mmu::try_store(core, va, u128::from(second) << 64 | u128::from(first), AccessKind::Normal)
+    }
 }
 
 macro_rules! datum {
@@ -146,22 +179,74 @@ fn run_store<T: Datum, const FORM: u32, const ON_SP: bool>(
     Flow::Next
 }
 
+/// [`address`], where nothing can be wrong with the base.
+#[inline(always)]
+fn fast_address<const FORM: u32, const ON_SP: bool>(core: &Core, op: &Op) -> Option<(u64, u64)> {
+    if FORM == LITERAL || (ON_SP && core.r[op.n as usize] & 15 != 0) {
+        return None;
+    }
+    let base = core.r[op.n as usize];
+    let moved = match FORM {
+        INDEX => base.wrapping_add(core.r[op.m as usize] << (op.a & 7)),
+        INDEX_EXTENDED => base.wrapping_add(extended(core.r[op.m as usize], op.imm as u32) << (op.a & 7)),
+        _ => base.wrapping_add(op.imm),
+    };
+    Some((if FORM == POST { base } else { moved }, moved))
+}
+
+/// The fast path of [`run_load`].
+fn try_load<T: Datum, const EXTEND: u32, const FORM: u32, const ON_SP: bool>(
+    core: &mut Core,
+    op: &Op,
+) -> bool {
+    let Some((va, moved)) = fast_address::<FORM, ON_SP>(core, op) else { return false };
+    let Some(value) = mmu::try_load::<T>(core, va, kind::<FORM>()) else { return false };
+    if FORM == PRE || FORM == POST {
+        core.r[op.n as usize] = moved;
+    }
+    core.r[op.d as usize] = match EXTEND {
+        ZERO_EXTEND => value.zero_extended(),
+        SIGN_64 => value.sign_extended(),
+        _ => u64::from(value.sign_extended() as u32),
+    };
+    true
+}
+
+/// The fast path of [`run_store`].
+fn try_store<T: Datum, const FORM: u32, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let Some((va, moved)) = fast_address::<FORM, ON_SP>(core, op) else { return false };
+    let value = T::from_register(core.r[op.d as usize]);
+    if !mmu::try_store(core, va, value, kind::<FORM>()) {
+        return false;
+    }
+    if FORM == PRE || FORM == POST {
+        core.r[op.n as usize] = moved;
+    }
+    true
+}
+
 /// The handler for a size (base-2 logarithm of the bytes) and `opc`: 0 store, 1 load, 2 and 3 sign-extending loads.
-fn pick<const FORM: u32, const ON_SP: bool>(size: u32, opc: u32) -> Option<Handler> {
+fn pick<const FORM: u32, const ON_SP: bool>(size: u32, opc: u32) -> Option<Runs> {
     Some(match (size, opc) {
-        (0, 0) => run_store::<u8, FORM, ON_SP>,
-        (1, 0) => run_store::<u16, FORM, ON_SP>,
-        (2, 0) => run_store::<u32, FORM, ON_SP>,
-        (3, 0) => run_store::<u64, FORM, ON_SP>,
-        (0, 1) => run_load::<u8, ZERO_EXTEND, FORM, ON_SP>,
-        (1, 1) => run_load::<u16, ZERO_EXTEND, FORM, ON_SP>,
-        (2, 1) => run_load::<u32, ZERO_EXTEND, FORM, ON_SP>,
-        (3, 1) => run_load::<u64, ZERO_EXTEND, FORM, ON_SP>,
-        (0, 2) => run_load::<u8, SIGN_64, FORM, ON_SP>,
-        (1, 2) => run_load::<u16, SIGN_64, FORM, ON_SP>,
-        (2, 2) => run_load::<u32, SIGN_64, FORM, ON_SP>,
-        (0, 3) => run_load::<u8, SIGN_32, FORM, ON_SP>,
-        (1, 3) => run_load::<u16, SIGN_32, FORM, ON_SP>,
+        (0, 0) => access(try_store::<u8, FORM, ON_SP>, run_store::<u8, FORM, ON_SP>),
+        (1, 0) => access(try_store::<u16, FORM, ON_SP>, run_store::<u16, FORM, ON_SP>),
+        (2, 0) => access(try_store::<u32, FORM, ON_SP>, run_store::<u32, FORM, ON_SP>),
+        (3, 0) => access(try_store::<u64, FORM, ON_SP>, run_store::<u64, FORM, ON_SP>),
+        (0, 1) => access(try_load::<u8, ZERO_EXTEND, FORM, ON_SP>, run_load::<u8, ZERO_EXTEND, FORM, ON_SP>),
+        (1, 1) => {
+            access(try_load::<u16, ZERO_EXTEND, FORM, ON_SP>, run_load::<u16, ZERO_EXTEND, FORM, ON_SP>)
+        }
+        (2, 1) => {
+            access(try_load::<u32, ZERO_EXTEND, FORM, ON_SP>, run_load::<u32, ZERO_EXTEND, FORM, ON_SP>)
+        }
+        (3, 1) => {
+            access(try_load::<u64, ZERO_EXTEND, FORM, ON_SP>, run_load::<u64, ZERO_EXTEND, FORM, ON_SP>)
+        }
+        (0, 2) => access(try_load::<u8, SIGN_64, FORM, ON_SP>, run_load::<u8, SIGN_64, FORM, ON_SP>),
+        (1, 2) => access(try_load::<u16, SIGN_64, FORM, ON_SP>, run_load::<u16, SIGN_64, FORM, ON_SP>),
+        (2, 2) => access(try_load::<u32, SIGN_64, FORM, ON_SP>, run_load::<u32, SIGN_64, FORM, ON_SP>),
+        (0, 3) => access(try_load::<u8, SIGN_32, FORM, ON_SP>, run_load::<u8, SIGN_32, FORM, ON_SP>),
+        (1, 3) => access(try_load::<u16, SIGN_32, FORM, ON_SP>, run_load::<u16, SIGN_32, FORM, ON_SP>),
         _ => return None,
     })
 }
@@ -171,7 +256,7 @@ fn build<const FORM: u32>(word: u32) -> Option<Op> {
     let n = rn_sp(word);
     let run = by_bool!(n == SP, ON_SP => pick::<FORM, ON_SP>(size, opc))?;
     let d = if opc == 0 { rt(word) } else { dst(word) };
-    Some(Op { d, n, ..Op::new(run, word) })
+    Some(Op { d, n, ..Op::with(run, word) })
 }
 
 /// Unsigned scaled offset.
@@ -218,24 +303,24 @@ pub(crate) fn register(word: u32, _: &Features) -> Option<Op> {
 
 /// LDR, LDRSW (literal).
 pub(crate) fn literal(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = match bits(word, 31, 30) {
-        0 => run_load::<u32, ZERO_EXTEND, LITERAL, false>,
-        1 => run_load::<u64, ZERO_EXTEND, LITERAL, false>,
-        2 => run_load::<u32, SIGN_64, LITERAL, false>,
+    let run: Runs = match bits(word, 31, 30) {
+        0 => whole(run_load::<u32, ZERO_EXTEND, LITERAL, false>),
+        1 => whole(run_load::<u64, ZERO_EXTEND, LITERAL, false>),
+        2 => whole(run_load::<u32, SIGN_64, LITERAL, false>),
         _ => return None,
     };
-    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, d: dst(word), ..Op::new(run, word) })
+    Some(Op { imm: (signed(word, 23, 5) << 2) as u64, d: dst(word), ..Op::with(run, word) })
 }
 
 /// Prefetches: there are no caches to prefetch into.
 pub(crate) fn prefetch(word: u32, _: &Features) -> Option<Op> {
     // With a misaligned SP as the base, whether the fault is taken is a choice; it is not.
-    Some(Op::new(super::nop, word))
+    Some(Op::with(simple(super::nop), word))
 }
 
 /// PRFM (register): its extension has to be allocated.
 pub(crate) fn prefetch_register(word: u32, _: &Features) -> Option<Op> {
-    bit(word, 14).then(|| Op::new(super::nop, word))
+    bit(word, 14).then(|| Op::with(simple(super::nop), word))
 }
 
 fn run_acquire<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
@@ -256,15 +341,15 @@ fn run_release<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut 
 pub(crate) fn ordered(word: u32, _: &Features) -> Option<Op> {
     let load = bit(word, 22);
     let n = or_sp(bits(word, 9, 5));
-    let run: Handler = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
-        (0, false) => run_release::<u8, ON_SP>,
-        (1, false) => run_release::<u16, ON_SP>,
-        (2, false) => run_release::<u32, ON_SP>,
-        (_, false) => run_release::<u64, ON_SP>,
-        (0, true) => run_acquire::<u8, ON_SP>,
-        (1, true) => run_acquire::<u16, ON_SP>,
-        (2, true) => run_acquire::<u32, ON_SP>,
-        (_, true) => run_acquire::<u64, ON_SP>,
+    let run: Runs = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
+        (0, false) => whole(run_release::<u8, ON_SP>),
+        (1, false) => whole(run_release::<u16, ON_SP>),
+        (2, false) => whole(run_release::<u32, ON_SP>),
+        (_, false) => whole(run_release::<u64, ON_SP>),
+        (0, true) => whole(run_acquire::<u8, ON_SP>),
+        (1, true) => whole(run_acquire::<u16, ON_SP>),
+        (2, true) => whole(run_acquire::<u32, ON_SP>),
+        (_, true) => whole(run_acquire::<u64, ON_SP>),
     });
-    Some(Op { d: if load { dst(word) } else { rt(word) }, n, ..Op::new(run, word) })
+    Some(Op { d: if load { dst(word) } else { rt(word) }, n, ..Op::with(run, word) })
 }

@@ -1,8 +1,9 @@
 //! AND, ORR, EOR and ANDS.
 
+use super::chain::{Runs, simple};
 use super::{bit_masks, by_bool, by_two_bits, nz, or_sp, rd, rn, sf, shifted, three, trunc};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::{bit, bits};
 
 /// `OPC` as encoded: AND, ORR, EOR, ANDS.
@@ -32,9 +33,9 @@ pub(crate) fn imm(word: u32, _: &Features) -> Option<Op> {
         return None;
     }
     let (mask, _) = bit_masks(n, bits(word, 15, 10), bits(word, 21, 16), true)?;
-    let run: Handler = by_bool!(sf(word), SF => by_two_bits!(opc, OPC => immediate::<SF, OPC>));
+    let run: Runs = by_bool!(sf(word), SF => by_two_bits!(opc, OPC => simple(immediate::<SF, OPC>)));
     let d = if opc == 3 { rd(word) } else { or_sp(word) };
-    Some(Op { imm: mask, d, n: rn(word), ..Op::new(run, word) })
+    Some(Op { imm: mask, d, n: rn(word), ..Op::with(run, word) })
 }
 
 fn plain<const SF: bool, const OPC: u32, const NOT: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -65,13 +66,13 @@ pub(crate) fn shift(word: u32, _: &Features) -> Option<Op> {
     if !sf(word) && amount >= 32 {
         return None;
     }
-    let run: Handler = if amount == 0 && opc == 1 && !not && rn(word) == crate::core::ZERO {
-        by_bool!(sf(word), SF => mov::<SF>)
+    let run: Runs = if amount == 0 && opc == 1 && !not && rn(word) == crate::core::ZERO {
+        by_bool!(sf(word), SF => simple(mov::<SF>))
     } else if amount == 0 {
-        by_bool!(sf(word), SF => by_bool!(not, NOT => by_two_bits!(opc, OPC => plain::<SF, OPC, NOT>)))
+        by_bool!(sf(word), SF => by_bool!(not, NOT => by_two_bits!(opc, OPC => simple(plain::<SF, OPC, NOT>))))
     } else {
         by_bool!(sf(word), SF => by_bool!(not, NOT => by_two_bits!(opc, OPC =>
-            by_two_bits!(kind, KIND => with_shift::<SF, OPC, NOT, KIND>))))
+            by_two_bits!(kind, KIND => simple(with_shift::<SF, OPC, NOT, KIND>)))))
     };
     Some(Op { a: amount as u8, ..three(run, word) })
 }

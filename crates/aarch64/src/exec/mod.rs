@@ -7,6 +7,7 @@ pub(crate) mod add_sub;
 pub(crate) mod atomic;
 pub(crate) mod bitfield;
 pub(crate) mod branch;
+pub(crate) mod chain;
 pub(crate) mod conditional;
 pub(crate) mod exclusive;
 pub(crate) mod load_store;
@@ -235,8 +236,8 @@ fn bit_masks(n: u32, imms: u32, immr: u32, immediate: bool) -> Option<(u64, u64)
 }
 
 /// An op with Rd, Rn and Rm filled in: the shape of most register forms.
-const fn three(run: crate::core::Handler, word: u32) -> Op {
-    let mut op = Op::new(run, word);
+const fn three(runs: chain::Runs, word: u32) -> Op {
+    let mut op = Op::with(runs, word);
     op.d = rd(word);
     op.n = rn(word);
     op.m = rm(word);

@@ -1,8 +1,9 @@
 //! Move wide, and PC-relative addresses.
 
+use super::chain::{Runs, branch, simple};
 use super::{by_bool, rd, sf, trunc};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::{bit, bits, signed};
 
 fn constant(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -24,12 +25,12 @@ pub(crate) fn wide(word: u32, _: &Features) -> Option<Op> {
         return None;
     }
     let imm = u64::from(bits(word, 20, 5)) << shift;
-    let (run, imm): (Handler, u64) = match bits(word, 30, 29) {
-        0 => (constant, if sf(word) { !imm } else { u64::from(!imm as u32) }),
-        2 => (constant, imm),
-        _ => (by_bool!(sf(word), SF => keep::<SF>), imm),
+    let (run, imm): (Runs, u64) = match bits(word, 30, 29) {
+        0 => (simple(constant), if sf(word) { !imm } else { u64::from(!imm as u32) }),
+        2 => (simple(constant), imm),
+        _ => (by_bool!(sf(word), SF => simple(keep::<SF>)), imm),
     };
-    Some(Op { imm, d: rd(word), a: shift as u8, ..Op::new(run, word) })
+    Some(Op { imm, d: rd(word), a: shift as u8, ..Op::with(run, word) })
 }
 
 fn address(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -45,7 +46,7 @@ fn page_address(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
 /// ADR, ADRP.
 pub(crate) fn pc_relative(word: u32, _: &Features) -> Option<Op> {
     let offset = signed(word, 23, 5) << 2 | i64::from(bits(word, 30, 29));
-    let (run, imm): (Handler, i64) =
-        if bit(word, 31) { (page_address, offset << 12) } else { (address, offset) };
-    Some(Op { imm: imm as u64, d: rd(word), ..Op::new(run, word) })
+    let (run, imm): (Runs, i64) =
+        if bit(word, 31) { (branch(page_address), offset << 12) } else { (branch(address), offset) };
+    Some(Op { imm: imm as u64, d: rd(word), ..Op::with(run, word) })
 }

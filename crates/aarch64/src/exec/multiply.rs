@@ -1,8 +1,9 @@
 //! Multiplication, division, variable shifts and CRC32.
 
+use super::chain::{Runs, simple};
 use super::{by_bool, by_two_bits, rm, sf, shifted, src, three, trunc};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op};
+use crate::core::{Core, Ctx, Flow, Op};
 use crate::decode::{bit, bits};
 
 fn multiply_add<const SF: bool, const SUB: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> Flow {
@@ -39,10 +40,10 @@ fn multiply_high<const SIGNED: bool>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) 
 pub(crate) fn three_source(word: u32, _: &Features) -> Option<Op> {
     let sub = bit(word, 15);
     let unsigned = bit(word, 23);
-    let run: Handler = match bits(word, 22, 21) {
-        0 => by_bool!(sf(word), SF => by_bool!(sub, SUB => multiply_add::<SF, SUB>)),
-        1 => by_bool!(!unsigned, SIGNED => by_bool!(sub, SUB => multiply_long::<SIGNED, SUB>)),
-        _ => by_bool!(!unsigned, SIGNED => multiply_high::<SIGNED>),
+    let run: Runs = match bits(word, 22, 21) {
+        0 => by_bool!(sf(word), SF => by_bool!(sub, SUB => simple(multiply_add::<SF, SUB>))),
+        1 => by_bool!(!unsigned, SIGNED => by_bool!(sub, SUB => simple(multiply_long::<SIGNED, SUB>))),
+        _ => by_bool!(!unsigned, SIGNED => simple(multiply_high::<SIGNED>)),
     };
     Some(Op { a: src(bits(word, 14, 10)), ..three(run, word) })
 }
@@ -68,14 +69,14 @@ fn variable_shift<const SF: bool, const KIND: u32>(core: &mut Core, op: &Op, _: 
 
 /// UDIV, SDIV.
 pub(crate) fn division(word: u32, _: &Features) -> Option<Op> {
-    let run: Handler = by_bool!(sf(word), SF => by_bool!(bit(word, 10), SIGNED => divide::<SF, SIGNED>));
+    let run: Runs = by_bool!(sf(word), SF => by_bool!(bit(word, 10), SIGNED => simple(divide::<SF, SIGNED>)));
     Some(three(run, word))
 }
 
 /// LSLV, LSRV, ASRV, RORV.
 pub(crate) fn variable(word: u32, _: &Features) -> Option<Op> {
     let kind = bits(word, 11, 10);
-    let run: Handler = by_bool!(sf(word), SF => by_two_bits!(kind, KIND => variable_shift::<SF, KIND>));
+    let run: Runs = by_bool!(sf(word), SF => by_two_bits!(kind, KIND => simple(variable_shift::<SF, KIND>)));
     Some(three(run, word))
 }
 
@@ -114,7 +115,7 @@ pub(crate) fn crc(word: u32, features: &Features) -> Option<Op> {
     if !features.crc32 {
         return None;
     }
-    let run: Handler =
-        by_bool!(bit(word, 12), C => by_two_bits!(bits(word, 11, 10), SIZE => run_crc::<C, SIZE>));
+    let run: Runs =
+        by_bool!(bit(word, 12), C => by_two_bits!(bits(word, 11, 10), SIZE => simple(run_crc::<C, SIZE>)));
     Some(Op { m: rm(word), ..three(run, word) })
 }

@@ -3,10 +3,11 @@
 //! CONSTRAINED UNPREDICTABLE choices (DDI 0487 K1.2): LDP with Rt == Rt2 leaves the second value; with writeback, a
 //! base that is also a target has the loaded value, and one that is stored is stored as it was before.
 
-use super::load_store::{Datum, attempt, base};
+use super::chain::{Runs, access};
+use super::load_store::{Datum, Pair, attempt, base};
 use super::{by_bool, dst, rn_sp, rt, src};
 use crate::config::Features;
-use crate::core::{Core, Ctx, Flow, Handler, Op, SP};
+use crate::core::{Core, Ctx, Flow, Op, SP};
 use crate::decode::{bits, signed};
 use crate::exception::Fault;
 use crate::mmu::{self, AccessKind};
@@ -64,21 +65,59 @@ fn run_store<T: Datum, const FORM: u32, const ON_SP: bool>(
     Flow::Next
 }
 
+/// The fast path of [`run_load`]: both elements by one access of twice the size, in a page as they are.
+fn try_load<T: Pair, const SIGNED: bool, const FORM: u32, const ON_SP: bool>(
+    core: &mut Core,
+    op: &Op,
+) -> bool {
+    let base = core.r[op.n as usize];
+    let moved = base.wrapping_add(op.imm);
+    let va = if FORM == POST { base } else { moved };
+    if ON_SP && base & 15 != 0 {
+        return false;
+    }
+    let Some((first, second)) = T::try_load_pair(core, va) else { return false };
+    if FORM != OFFSET {
+        core.r[op.n as usize] = moved;
+    }
+    let extend = |value: T| if SIGNED { value.sign_extended() } else { value.zero_extended() };
+    core.r[op.d as usize] = extend(first);
+    core.r[op.a as usize] = extend(second);
+    true
+}
+
+/// The fast path of [`run_store`].
+fn try_store<T: Pair, const FORM: u32, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let base = core.r[op.n as usize];
+    let moved = base.wrapping_add(op.imm);
+    let va = if FORM == POST { base } else { moved };
+    if ON_SP && base & 15 != 0 {
+        return false;
+    }
+    if !T::try_store_pair(core, va, core.r[op.d as usize], core.r[op.a as usize]) {
+        return false;
+    }
+    if FORM != OFFSET {
+        core.r[op.n as usize] = moved;
+    }
+    true
+}
+
 fn build<const FORM: u32>(word: u32) -> Option<Op> {
     let (opc, load) = (bits(word, 31, 30), bits(word, 22, 22));
     let n = rn_sp(word);
-    let run: Handler = by_bool!(n == SP, ON_SP => match (opc, load) {
-        (0, 0) => run_store::<u32, FORM, ON_SP>,
-        (2, 0) => run_store::<u64, FORM, ON_SP>,
-        (0, _) => run_load::<u32, false, FORM, ON_SP>,
-        (1, 1) => run_load::<u32, true, FORM, ON_SP>,
-        (2, _) => run_load::<u64, false, FORM, ON_SP>,
+    let run: Runs = by_bool!(n == SP, ON_SP => match (opc, load) {
+        (0, 0) => access(try_store::<u32, FORM, ON_SP>, run_store::<u32, FORM, ON_SP>),
+        (2, 0) => access(try_store::<u64, FORM, ON_SP>, run_store::<u64, FORM, ON_SP>),
+        (0, _) => access(try_load::<u32, false, FORM, ON_SP>, run_load::<u32, false, FORM, ON_SP>),
+        (1, 1) => access(try_load::<u32, true, FORM, ON_SP>, run_load::<u32, true, FORM, ON_SP>),
+        (2, _) => access(try_load::<u64, false, FORM, ON_SP>, run_load::<u64, false, FORM, ON_SP>),
         _ => return None,
     });
     let scale = if opc == 2 { 3 } else { 2 };
     let second = bits(word, 14, 10);
     let (d, a) = if load != 0 { (dst(word), dst(second)) } else { (rt(word), src(second)) };
-    Some(Op { imm: (signed(word, 21, 15) << scale) as u64, d, n, a, ..Op::new(run, word) })
+    Some(Op { imm: (signed(word, 21, 15) << scale) as u64, d, n, a, ..Op::with(run, word) })
 }
 
 /// LDP, LDPSW, STP with an offset; LDNP, STNP.

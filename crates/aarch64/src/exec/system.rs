@@ -1,5 +1,6 @@
 //! Exception generation, hints, barriers and system-register moves.
 
+use super::chain::simple;
 use super::{nop, undefined};
 use crate::config::Features;
 use crate::core::{Core, Ctx, Flow, Handler, Op};
@@ -52,7 +53,7 @@ pub(crate) fn not_here(word: u32, _: &Features) -> Option<Op> {
 
 /// Hints that do nothing: NOP, YIELD, and all that later architectures allocated there.
 pub(crate) fn hint(word: u32, _: &Features) -> Option<Op> {
-    Some(Op::new(nop, word))
+    Some(Op::with(simple(nop), word))
 }
 
 fn run_wfi(core: &mut Core, _: &Op, ctx: &mut Ctx<'_>) -> Flow {
@@ -108,7 +109,7 @@ pub(crate) fn sevl(word: u32, _: &Features) -> Option<Op> {
 
 /// DMB, DSB: memory is sequentially consistent.
 pub(crate) fn barrier(word: u32, _: &Features) -> Option<Op> {
-    Some(Op::new(nop, word))
+    Some(Op::with(simple(nop), word))
 }
 
 fn run_isb(_: &mut Core, _: &Op, _: &mut Ctx<'_>) -> Flow {

@@ -162,6 +162,22 @@ fn code_view(p: &Pstate) -> View {
     if p.el == 0 { View::UserCode } else { View::KernelCode }
 }
 
+/// Loads from a virtual address if the fast path serves it.
+#[inline(always)]
+pub(crate) fn try_load<T: Prim>(core: &Core, va: u64, kind: AccessKind) -> Option<T> {
+    let fast = &core.mmu.fast;
+    let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
+    if kind.aligned() && va & (T::SIZE - 1) != 0 { None } else { fast.load(view, va) }
+}
+
+/// Stores to a virtual address if the fast path serves it.
+#[inline(always)]
+pub(crate) fn try_store<T: Prim>(core: &Core, va: u64, value: T, kind: AccessKind) -> bool {
+    let fast = &core.mmu.fast;
+    let view = if matches!(kind, AccessKind::Unpriv) { fast.unprivileged } else { fast.data };
+    !(kind.aligned() && va & (T::SIZE - 1) != 0) && fast.store(view, va, value)
+}
+
 /// Loads from a virtual address.
 ///
 /// # Errors

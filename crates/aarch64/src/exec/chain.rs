@@ -1,0 +1,122 @@
+//! How the ops of a straight run go from one to the next without coming back to the engine.
+//!
+//! Each op holds, beside its handler, a function that runs the handler and ends in a call of the next op's: a jump,
+//! once optimised, and otherwise no deeper than a page is long. What a kind of handler cannot do, such a function
+//! does not check.
+#![allow(unsafe_code)]
+
+use crate::core::{Core, Ctx, Flow, Handler, Op};
+
+/// A handler as both engines call it.
+#[derive(Clone, Copy)]
+pub(crate) struct Runs {
+    /// Alone.
+    pub(crate) run: Handler,
+    /// Within a straight run.
+    pub(crate) chain: crate::core::Chain,
+}
+
+/// A handler by its own type, so that code can be generated around it.
+pub(crate) trait Exec: Fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow + Copy + 'static {}
+impl<F: Fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow + Copy + 'static> Exec for F {}
+
+/// The fast path of an access: `false` when there is more to it, with nothing done.
+pub(crate) trait Try: Fn(&mut Core, &Op) -> bool + Copy + 'static {}
+impl<F: Fn(&mut Core, &Op) -> bool + Copy + 'static> Try for F {}
+
+/// The one value of a function's type, of which a caller has shown one.
+#[inline(always)]
+fn the<F: Copy + 'static>() -> F {
+    const { assert!(size_of::<F>() == 0, "a plain function, which captures nothing") };
+    // SAFETY: F has no bytes, so that nothing is read, and is inhabited: each of the functions below takes an F before
+    // it names a function that comes here. F is Copy, so that there being one more means nothing.
+    unsafe { std::ptr::NonNull::<F>::dangling().read() }
+}
+
+#[inline(always)]
+fn stop(flow: Flow, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    ctx.left = rest.len();
+    flow
+}
+
+#[inline(always)]
+fn go_on(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    match rest.split_first() {
+        Some((next, rest)) => (next.chain)(core, next, rest, ctx),
+        None => stop(Flow::Next, rest, ctx),
+    }
+}
+
+/// Makes `pc` that of the op before `rest`.
+#[inline(always)]
+fn locate(core: &mut Core, rest: &[Op], ctx: &Ctx<'_>) {
+    core.pc = ctx.end_pc.wrapping_sub(4 * (rest.len() as u64 + 1));
+}
+
+/// A handler that may do anything.
+pub(crate) fn any(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    locate(core, rest, ctx);
+    let flow = (op.run)(core, op, ctx);
+    if flow != Flow::Next || ctx.ended {
+        return stop(flow, rest, ctx);
+    }
+    go_on(core, rest, ctx)
+}
+
+fn run<F: Exec>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
+    the::<F>()(core, op, ctx)
+}
+
+fn simple_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    the::<F>()(core, op, ctx);
+    go_on(core, rest, ctx)
+}
+
+/// A handler that always answers [`Flow::Next`], and neither looks at `pc` or the time nor reaches memory or the
+/// platform.
+pub(crate) fn simple<F: Exec>(_: F) -> Runs {
+    Runs { run: run::<F>, chain: simple_chain::<F> }
+}
+
+fn branch_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    locate(core, rest, ctx);
+    let flow = the::<F>()(core, op, ctx);
+    if flow != Flow::Next {
+        return stop(flow, rest, ctx);
+    }
+    go_on(core, rest, ctx)
+}
+
+/// A handler that looks at `pc` or changes it, but does not reach memory or the platform.
+pub(crate) fn branch<F: Exec>(_: F) -> Runs {
+    Runs { run: run::<F>, chain: branch_chain::<F> }
+}
+
+fn whole_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    locate(core, rest, ctx);
+    let flow = the::<F>()(core, op, ctx);
+    if flow != Flow::Next || ctx.ended {
+        return stop(flow, rest, ctx);
+    }
+    go_on(core, rest, ctx)
+}
+
+/// A handler that may do anything, which is frequent enough to have code of its own.
+pub(crate) fn whole<F: Exec>(_: F) -> Runs {
+    Runs { run: run::<F>, chain: whole_chain::<F> }
+}
+
+fn access_chain<T: Try>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    if the::<T>()(core, op) { go_on(core, rest, ctx) } else { slow_access(core, op, rest, ctx) }
+}
+
+#[cold]
+#[inline(never)]
+fn slow_access(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    any(core, op, rest, ctx)
+}
+
+/// A load or store: a fast path, which does not look at `pc`, and the whole.
+pub(crate) fn access<T: Try, F: Exec>(_: T, _: F) -> Runs {
+    Runs { run: run::<F>, chain: access_chain::<T> }
+}
