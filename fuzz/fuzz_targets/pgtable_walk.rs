@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: smmulab_fuzz::pgtable_walk::Input| smmulab_fuzz::pgtable_walk::run(
+    input
+));
