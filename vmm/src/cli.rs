@@ -30,12 +30,13 @@ Exit status:
   the status of CMD with --exec; otherwise 0 when the guest powers off
   2    bad options, or a file that cannot be used: one line on stderr says which
   124  the --time-limit passed
-  125  the guest powered off, reset or hung before CMD had ended
+  125  the guest asked for a reset (reboot, or a panic) or hung; with --exec also: it powered off before
+       CMD had ended
 
 On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
 With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
-The same options, images and seed give the same run to the bit; with --net or the keyboard, --record and
---play do.";
+The same options, images and seed give the same run to the bit. Input from a keyboard, a pipe or
+--net is part of a run: --record keeps it, --play gives it again.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -126,7 +127,7 @@ pub struct RunArgs {
     /// Stop after this much virtual time (ns, us, ms, s, m, h), with status 124
     #[arg(long, value_name = "TIME", help_heading = "Run")]
     pub time_limit: Option<Span>,
-    /// With --exec: where the kernel log goes, instead of stderr
+    /// Where the kernel log (the UART) goes, instead of stderr with --exec and stdout without
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub kernel_log: Option<PathBuf>,
     /// Record what the keyboard and --net bring, with the virtual time at which the machine was given it

@@ -14,5 +14,6 @@ pub mod machine;
 pub mod options;
 pub mod psci;
 pub mod run;
+pub mod say;
 pub mod smmu_agents;
 pub mod stats;

@@ -1,6 +1,8 @@
 //! Puts a kernel, an initramfs and the device tree into RAM by the arm64 boot protocol
 //! (Documentation/arch/arm64/booting.rst).
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use guest_ram::GuestRam;
@@ -104,13 +106,20 @@ fn header(path: &Path, image: &[u8]) -> Result<Header, LoadError> {
     Ok(Header { text_offset, image_size: image_size.max(image.len() as u64) })
 }
 
+/// The content of a file, or its beginning when that is more than `most` bytes: too much to boot, whatever follows.
+fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// Loads `boot` into `ram` and returns where to start. The tree's `initrd` and `bootargs` come from `boot`.
 ///
 /// # Errors
 /// See [`LoadError`]; RAM may then be half written.
 pub fn load(ram: &GuestRam, boot: &Boot, tree: Tree<'_>) -> Result<Entry, LoadError> {
-    let image =
-        std::fs::read(&boot.kernel).map_err(|error| LoadError::Read { path: boot.kernel.clone(), error })?;
+    let image = read(&boot.kernel, ram.size())
+        .map_err(|error| LoadError::Read { path: boot.kernel.clone(), error })?;
     let Header { text_offset, image_size } = header(&boot.kernel, &image)?;
     let too_small =
         |what, need: u64| LoadError::TooSmall { what, need: need.div_ceil(MIB), have: ram.size() / MIB };

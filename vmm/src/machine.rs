@@ -175,6 +175,7 @@ impl Machine {
             Call::SmcccVersion => code::SMCCC_1_1,
             Call::MigrateInfoType => code::NO_TRUSTED_OS,
             Call::Features(function) => Call::features(function),
+            Call::ArchFeatures(function) => Call::arch_features(function),
             Call::SystemOff => return Some(Stop::PowerOff),
             Call::SystemReset => return Some(Stop::Reset),
             Call::Off => {

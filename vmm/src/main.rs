@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vmm::cli::{BenchCommand, Cli, Command, status};
+use vmm::say::say;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::new().filter("SMMULAB_LOG")).format_timestamp(None).init();
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // One line: the message and its causes, if they say more.
-            eprintln!("smmulab: {error:#}");
+            say(format_args!("{error:#}"));
             ExitCode::from(status::USAGE)
         }
     }

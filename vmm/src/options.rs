@@ -156,7 +156,7 @@ impl MachineOptions {
         if self.cpus == 0 || self.cpus > layout::MAX_CPUS {
             return Err(format!("--cpus takes 1 to {}, not {}", layout::MAX_CPUS, self.cpus));
         }
-        if self.ram < 64 << 20 || self.ram > layout::RAM_MAX || self.ram % (2 << 20) != 0 {
+        if self.ram < 64 << 20 || self.ram > layout::RAM_MAX || !self.ram.is_multiple_of(2 << 20) {
             return Err(format!(
                 "--mem takes 64M to {}G in steps of 2M, not {} bytes",
                 layout::RAM_MAX >> 30,

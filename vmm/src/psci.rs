@@ -42,6 +42,8 @@ pub enum Call {
     Features(u32),
     /// SMCCC_VERSION.
     SmcccVersion,
+    /// SMCCC_ARCH_FEATURES for this function (DEN 0028 §7.3), which SMCCC 1.1 requires.
+    ArchFeatures(u32),
     /// Anything else.
     Unknown,
 }
@@ -95,18 +97,26 @@ impl Call {
             0x8400_0012 | 0xc400_0012 if a == 0 => Self::SystemReset,
             0x8400_000a => Self::Features(a as u32),
             0x8000_0000 => Self::SmcccVersion,
+            0x8000_0001 => Self::ArchFeatures(a as u32),
             _ => Self::Unknown,
         }
     }
 
     /// PSCI_FEATURES' answer for a function: zero where it is implemented.
     pub fn features(function: u32) -> u64 {
-        let implemented = match Self::decode([u64::from(function), 0, 0, 0]) {
-            Self::Unknown => false,
+        match Self::decode([u64::from(function), 0, 0, 0]) {
             // SMCCC_VERSION is discoverable this way; the rest is PSCI's own.
-            _ => true,
-        };
-        if implemented { code::SUCCESS } else { code::NOT_SUPPORTED }
+            Self::Unknown | Self::ArchFeatures(_) => code::NOT_SUPPORTED,
+            _ => code::SUCCESS,
+        }
+    }
+
+    /// SMCCC_ARCH_FEATURES' answer for a function: there are no workarounds to offer.
+    pub fn arch_features(function: u32) -> u64 {
+        match Self::decode([u64::from(function), 0, 0, 0]) {
+            Self::SmcccVersion | Self::ArchFeatures(_) => code::SUCCESS,
+            _ => code::NOT_SUPPORTED,
+        }
     }
 }
 
@@ -133,6 +143,9 @@ mod tests {
     fn features_tell_what_there_is() {
         assert_eq!(Call::features(0xc400_0001), code::SUCCESS);
         assert_eq!(Call::features(0x8400_0005), code::NOT_SUPPORTED);
+        assert_eq!(Call::features(0x8000_0000), code::SUCCESS);
+        assert_eq!(Call::arch_features(0x8000_0001), code::SUCCESS);
+        assert_eq!(Call::arch_features(0x8000_8000), code::NOT_SUPPORTED);
     }
 
     #[test]

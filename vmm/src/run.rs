@@ -15,6 +15,7 @@ use crate::input::{Input, Player, Recorder};
 use crate::load::Boot;
 use crate::machine::{Machine, Stop};
 use crate::options::MachineOptions;
+use crate::say::say;
 use crate::stats::{self, HashWriter, Host, Stats};
 use devices::pci::Slot;
 use devices::virtio::{Console, Net};
@@ -63,7 +64,6 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     } else {
         None
     };
-    session.machine.real_time_idle = session.edge.has_sources() || session.player.is_some();
     let limit = args.time_limit.map_or(u64::MAX, |span| span.0);
     let start = Instant::now();
     let outcome = session.drive(limit);
@@ -184,6 +184,7 @@ impl Session {
         loop {
             // Output is taken at fixed points of virtual time, since devices wait when it is not.
             let now = self.machine.now();
+            self.machine.real_time_idle = self.edge.has_sources() || self.player.is_some();
             let until = (now - now % SLICE).saturating_add(SLICE).min(limit).min(self.next_recorded());
             let stop = self.machine.run(until);
             if let Err(e) = self.output() {
@@ -299,13 +300,13 @@ impl Session {
         if let Some(trailer) = self.trailer.take() {
             let (held, status) = trailer.finish();
             exit = status;
-            flushed(std::io::stdout().lock(), &held)?;
+            flushed(std::io::stdout().lock(), &held).context("cannot write the guest's output")?;
         }
         if std::io::stderr().is_terminal() && !exec {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
         let died = |what: &str| {
-            eprintln!("smmulab: {what}");
+            say(what);
             Ok(status::GUEST_DIED)
         };
         match (outcome, exit) {
@@ -315,7 +316,7 @@ impl Session {
             (Outcome::Reset, _) => died("the guest asked for a reset (a panic, or reboot)"),
             (Outcome::Hung, _) => died("the guest hangs: every vCPU waits and nothing will wake one"),
             (Outcome::TimeLimit, _) => {
-                eprintln!("smmulab: the time limit passed");
+                say("the time limit passed");
                 Ok(status::TIME_LIMIT)
             }
             (Outcome::OutputGone(error), _) => Err(error).context("cannot write the guest's output"),

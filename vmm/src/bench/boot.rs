@@ -35,7 +35,7 @@ impl Jobs {
     }
 
     fn reads(reads: u32) -> u32 {
-        let count = reads.min(DISK_MIB << 8).max(1);
+        let count = reads.clamp(1, DISK_MIB << 8);
         count * reads.div_ceil(count).max(1)
     }
 }

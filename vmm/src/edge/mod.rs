@@ -52,7 +52,6 @@ impl Edge {
         let keyboard = Arc::new(Mutex::new(Keyboard::new()));
         self.manager.add_subscriber(keyboard.clone());
         self.keyboard = Some(keyboard);
-        self.sources += 1;
     }
 
     /// Lets `source` becoming readable end a [`Edge::wait`].
@@ -61,14 +60,14 @@ impl Edge {
         self.sources += 1;
     }
 
-    /// Whether input can come at all. If not, the run is a function of its options alone.
+    /// Whether input may come at a time of its own. If not, the run is a function of its options and files alone.
     pub fn has_sources(&self) -> bool {
-        self.sources > 0
+        self.sources > 0 || self.keyboard.as_ref().is_some_and(|k| stdin::locked(k).live())
     }
 
     /// Handles what the host has for us, waiting up to `milliseconds` for it.
     pub fn wait(&mut self, milliseconds: i32) {
-        if self.sources == 0 {
+        if !self.has_sources() {
             return;
         }
         if let Err(e) = self.manager.run_with_timeout(milliseconds) {

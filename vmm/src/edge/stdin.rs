@@ -22,6 +22,20 @@ pub struct Keyboard {
     pending: Vec<u8>,
     escape: Escape,
     quit: bool,
+    source: Source,
+}
+
+/// What standard input is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Source {
+    /// Something whose input comes when it comes: a terminal or a pipe.
+    #[default]
+    Live,
+    /// A file, all of which is there: it is read when the guest has taken what was read before, so that the run does
+    /// not depend on the host.
+    File,
+    /// Nothing more will come.
+    Ended,
 }
 
 impl Keyboard {
@@ -32,7 +46,15 @@ impl Keyboard {
 
     /// What was typed since the last call.
     pub fn take(&mut self) -> Vec<u8> {
+        if self.source == Source::File && self.pending.is_empty() && !self.read() {
+            self.source = Source::Ended;
+        }
         std::mem::take(&mut self.pending)
+    }
+
+    /// Whether input may come at a time of its own.
+    pub fn live(&self) -> bool {
+        self.source == Source::Live
     }
 
     /// Whether Ctrl-A x was typed.
@@ -63,13 +85,14 @@ impl MutEventSubscriber for Keyboard {
         if self.pending.len() < BUFFER && !self.read() {
             // End of input: stop watching, or the loop would spin.
             let _ = ops.remove(Events::new(&std::io::stdin(), EventSet::IN));
+            self.source = Source::Ended;
         }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        // A regular file cannot be polled (EPERM); it is all there already.
+        // A regular file or /dev/null cannot be polled (EPERM).
         if ops.add(Events::new_raw(std::io::stdin().as_raw_fd(), EventSet::IN)).is_err() {
-            while self.pending.len() < 1 << 20 && self.read() {}
+            self.source = Source::File;
         }
     }
 }

@@ -5,35 +5,35 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// The program, ready for arguments.
-pub fn smmulab() -> Command {
+pub(crate) fn smmulab() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_smmulab"));
     command.stdin(Stdio::null());
     command
 }
 
 /// Whether tests that take minutes are asked for, as CI does.
-pub fn long() -> bool {
+pub(crate) fn long() -> bool {
     std::env::var_os("SMMULAB_LONG").is_some()
 }
 
 /// Says that a test was skipped; under CI that is a failure.
-pub fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     println!("SKIPPED: {why}");
     assert!(std::env::var("CI").as_deref() != Ok("true"), "under CI nothing may be skipped: {why}");
 }
 
 /// Standard output as text.
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// A file of pseudo-random bytes that depend on `seed` alone.
-pub fn random_file(path: &Path, len: usize, seed: u64) -> std::io::Result<()> {
+pub(crate) fn random_file(path: &Path, len: usize, seed: u64) -> std::io::Result<()> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
