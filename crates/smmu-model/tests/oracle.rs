@@ -92,20 +92,36 @@ enum Op {
     NewAsid(usize, u8),
     Access(u32, Unit, u64, Wish),
     Begin(u32, Unit, u8),
+    /// An access that is `steps` under way while the driver takes away what it uses; then another one.
+    Race {
+        stream: u32,
+        unit: Unit,
+        offset: u64,
+        steps: u8,
+        what: u8,
+        how: u8,
+    },
 }
 
+/// Few of them, so that things meet.
 fn unit() -> impl Strategy<Value = Unit> {
-    prop_oneof![4 => (0..12u64).prop_map(Unit::Page), 1 => (0..2u64).prop_map(Unit::Run), 1 => (0..2u64).prop_map(Unit::Block)]
+    prop_oneof![
+        4 => (0..4u64).prop_map(Unit::Page),
+        1 => Just(Unit::Run(0)),
+        2 => (0..2u64).prop_map(Unit::Block),
+    ]
 }
 
 fn leaf() -> impl Strategy<Value = Leaf> {
-    // Outputs are what stage 2 knows; all of it is below 64 MiB.
-    (0..8u64, any::<[bool; 4]>()).prop_map(|(n, [read, write, user, execute])| Leaf {
-        output: n << 21,
-        read,
-        write,
-        user,
-        execute,
+    // Outputs of stage 1 are where stage 2 has, or may have, something: pages, a run, blocks.
+    let output =
+        proptest::sample::select(vec![0, Unit::Run(0).base(), Unit::Block(0).base(), Unit::Block(1).base()]);
+    (output, any::<[bool; 4]>(), 0..4u8).prop_map(|(output, [read, write, user, execute], most)| Leaf {
+        output,
+        read: read || most > 0,
+        write: write || most > 0,
+        user: user || most > 0,
+        execute: execute || most > 0,
     })
 }
 
@@ -123,12 +139,15 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..CONTEXTS, unit(), leaf()).prop_map(|(c, u, l)| Op::Map1(c, u, l)),
         3 => (0..CONTEXTS, unit(), any::<u8>()).prop_map(|(c, u, how)| Op::Unmap1(c, u, how)),
-        4 => (0..VMS, unit(), leaf()).prop_map(|(v, u, l)| Op::Map2(v, u, l)),
-        2 => (0..VMS, unit(), any::<u8>()).prop_map(|(v, u, how)| Op::Unmap2(v, u, how)),
+        3 => (0..VMS, unit(), leaf()).prop_map(|(v, u, l)| Op::Map2(v, u, l)),
+        1 => (0..VMS, unit(), any::<u8>()).prop_map(|(v, u, how)| Op::Unmap2(v, u, how)),
         1 => (0..STREAMS, path(), any::<u8>()).prop_map(|(s, p, how)| Op::Retarget(s, p, how)),
         1 => (0..CONTEXTS, any::<u8>()).prop_map(|(c, how)| Op::NewAsid(c, how)),
-        16 => (0..STREAMS, unit(), any::<u64>(), wish).prop_map(|(s, u, o, w)| Op::Access(s, u, o, w)),
-        2 => (0..STREAMS, unit(), 0..12u8).prop_map(|(s, u, steps)| Op::Begin(s, u, steps)),
+        16 => (0..STREAMS, unit(), prop_oneof![0..0x4000u64, any::<u64>()], wish).prop_map(|(s, u, o, w)| Op::Access(s, u, o, w)),
+        8 => (0..STREAMS, unit(), 0..0x4000u64, 0..20u8, 0..5u8, any::<u8>()).prop_map(
+            |(stream, unit, offset, steps, what, how)| Op::Race { stream, unit, offset, steps, what, how }
+        ),
+        2 => (0..STREAMS, unit(), 0..20u8).prop_map(|(s, u, steps)| Op::Begin(s, u, steps)),
     ]
 }
 
@@ -181,6 +200,16 @@ impl World {
             };
             world.paths.push(path);
             world.write_ste(n as u32);
+        }
+        for vm in 0..VMS {
+            for (n, unit) in (0..4).map(Unit::Page).chain([Unit::Run(0), Unit::Block(0)]).enumerate() {
+                let output = (n as u64) << 22;
+                world.run(&Op::Map2(
+                    vm,
+                    unit,
+                    Leaf { output, read: true, write: true, user: true, execute: true },
+                ));
+            }
         }
         world
     }
@@ -240,7 +269,8 @@ impl World {
         let base = unit.base();
         let ttl = if matches!(unit, Unit::Block(_)) { 2 << 8 } else { 3 << 8 };
         match how % 9 {
-            0 if matches!(unit, Unit::Run(_)) => {
+            // Each page of a contiguous run has to be named: nothing says that it is cached as one.
+            0 | 1 | 7 if matches!(unit, Unit::Run(_)) => {
                 (0..pages).map(|n| [0x12 | vmid | asid, base + (n << 12) | 1]).collect()
             }
             0 => vec![[0x12 | vmid | asid, base + (u64::from(how) << 12 & ((pages << 12) - 1)) | 1]],
@@ -260,7 +290,6 @@ impl World {
     fn tlbi2(&self, vm: usize, unit: Unit, how: u8) -> Vec<[u64; 2]> {
         let vmid = vmid(Some(vm)) << 32;
         let base = IPA + unit.base();
-        // Each page of a contiguous run has to be named: nothing says that it is cached as one.
         let pages = if matches!(unit, Unit::Run(_)) { 16 } else { 1 };
         match how % 4 {
             0 => (0..pages).map(|n| [0x2a | vmid, base + (n << 12) | 1]).chain([[0x10 | vmid, 0]]).collect(),
@@ -355,20 +384,42 @@ impl World {
                 self.commands(&[[0x11 | vmid(vm(context)) << 32 | old << 48, 0]]);
             }
             Op::Access(stream, unit, offset, wish) => self.access(stream, unit, offset, wish),
-            Op::Begin(stream, unit, steps) => {
-                let mut progress = self.lab.smmu.begin(&self.transaction(stream, unit, 0));
-                for _ in 0..steps {
-                    if let Progress::Walking(id) = progress {
-                        progress = self.lab.smmu.step(id, &self.lab.ram);
+            Op::Begin(stream, unit, steps) => self.begin(stream, unit, 0, steps),
+            Op::Race { stream, unit, offset, steps, what, how } => {
+                let wish = Wish { kind: AccessKind::Read, privileged: true, instruction: false };
+                self.begin(stream, unit, offset, steps);
+                match (self.paths[stream as usize], what) {
+                    (Path::Stage1(context), 0 | 1) => self.unmap1(context, unit, how),
+                    (Path::Stage1(context), 2) => {
+                        let page = Unit::Page(offset >> 12);
+                        if let (Some(vm), Some(leaf)) = (vm(context), self.spaces[context].get(&unit)) {
+                            let to = leaf.output - IPA;
+                            let units = [page, Unit::Run(0), Unit::Block(0), Unit::Block(1)];
+                            let unit = units.into_iter().find(|unit| unit.base() == to).unwrap_or(page);
+                            self.unmap2(vm, unit, how);
+                        }
                     }
+                    (Path::Stage2(vm), 0..3) => self.unmap2(vm, unit, how),
+                    (Path::Stage1(context), 3) => self.run(&Op::NewAsid(context, how)),
+                    _ => self.run(&Op::Retarget(stream, Path::Stage1(how as usize % CONTEXTS), how)),
                 }
-                match progress {
-                    Progress::Walking(id) | Progress::Latched(id, _) => self.pending.push(id),
-                    _ => {}
-                }
-                self.lab.events();
+                self.access(stream, unit, offset, wish);
             }
         }
+    }
+
+    /// A transaction that is not followed to its end yet.
+    fn begin(&mut self, stream: u32, unit: Unit, offset: u64, steps: u8) {
+        let mut progress = self.lab.smmu.begin(&self.transaction(stream, unit, offset));
+        for _ in 0..steps {
+            if let Progress::Walking(id) = progress {
+                progress = self.lab.smmu.step(id, &self.lab.ram);
+            }
+        }
+        if let Progress::Walking(id) | Progress::Latched(id, _) = progress {
+            self.pending.push(id);
+        }
+        self.lab.events();
     }
 
     fn transaction(&self, stream: u32, unit: Unit, offset: u64) -> Transaction {
