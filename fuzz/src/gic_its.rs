@@ -163,7 +163,7 @@ impl Bench {
     }
 
     fn command(&mut self, words: [u64; 4]) {
-        let at = self.gic.gits_read(0x88, 8) % QUEUE_SIZE & !31;
+        let at = self.gic.gits_read(0x88, 8) & (QUEUE_SIZE - 1) & !31;
         for (n, word) in words.iter().enumerate() {
             self.ram.write(QUEUE + at + 8 * n as u64, &word.to_le_bytes());
         }

@@ -211,7 +211,7 @@ fn nested(mut step: NestedStep, input: &Input, descriptor: &dyn Fn() -> u64) {
 
 fn check(leaf: &Leaf, input: &Input) {
     let flag = |n: u32| input.access >> n & 1 == 1;
-    assert!(leaf.size.is_power_of_two() && leaf.span() % leaf.size == 0 && leaf.at & 7 == 0);
+    assert!(leaf.size.is_power_of_two() && leaf.span().is_multiple_of(leaf.size) && leaf.at & 7 == 0);
     let access = Access { write: flag(0), instruction: flag(1), privileged: flag(2) };
     let controls = Controls { wxn: flag(3), pan: flag(4), epan: flag(5), xnx: flag(6) };
     assert_eq!(leaf.check(&access, &controls).is_ok(), leaf.permissions(&controls).allow(&access));

@@ -166,7 +166,7 @@ pub fn prepare(
         cds.extend([word0, ttb, ttb, 0x0044_04ff, 0, 0, 0, 0]);
     }
     put(ram, CDS, &cds);
-    put(ram, CDS_L1, &[CDS | 1, CDS + 0x1000 | 1, 0]);
+    put(ram, CDS_L1, &[CDS | 1, (CDS + 0x1000) | 1, 0]);
     let mut stes = Vec::new();
     for sid in 0..STREAMS {
         let s2s = u64::from(stall == StallModel::Forced || stall == StallModel::Both && sid & 8 != 0);
@@ -339,7 +339,7 @@ impl Command {
     /// The words in the queue.
     pub fn words(self) -> [u64; 2] {
         let opcode = |n: u8| Opcode::ALL[usize::from(n) % Opcode::ALL.len()] as u64;
-        let sid = |n: u8| u64::from(n) % u64::from(STREAMS) << 32;
+        let sid = |n: u8| (u64::from(n) % u64::from(STREAMS)) << 32;
         match self {
             Command::Cfgi(op, s, ssid, range) => {
                 let op = [3, 4, 5, 6][usize::from(op & 3)];
