@@ -1,0 +1,140 @@
+//! The two memories that bytes move between: the pool's own, and the original's.
+
+use vm_memory::bitmap::{BS, Bitmap, BitmapSlice};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
+
+/// Memory that a pool lives in. Dropping it gives the memory back; a pool's is dropped when nobody can be using it.
+pub trait Memory: Send + Sync + 'static {
+    /// Tracks which bytes have been written.
+    type B: Bitmap;
+
+    /// The address of the first byte, as the device sees it. A multiple of [`crate::IO_TLB_SIZE`].
+    fn start(&self) -> u64;
+
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `len` bytes from `offset`, which the caller has checked to be inside.
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_, BS<'_, Self::B>>;
+}
+
+/// Where further pools get their memory from.
+pub trait Provider<M>: Send + Sync {
+    /// `bytes` of memory that nothing else uses, and no other pool; aligned to `align`, a power of two of at least
+    /// [`crate::PAGE_SIZE`]; none of it above the address `limit`. `None` when there is none. Called while mappings go on,
+    /// by whatever thread maps or grows.
+    fn allocate(&self, bytes: usize, align: u64, limit: u64) -> Option<M>;
+}
+
+/// The original buffer cannot be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the original buffer at {address:#x} cannot be accessed")]
+pub struct Fault {
+    /// Start of the access.
+    pub address: u64,
+}
+
+/// Memory that holds the originals: what the device would have accessed without a bounce pool. Implemented for all of
+/// vm-memory's `GuestMemory`.
+pub trait Original {
+    /// Copies from `address` on into the whole of `to`.
+    ///
+    /// # Errors
+    /// Some of it cannot be read; `to` is then partly written.
+    fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault>;
+
+    /// Copies the whole of `from` to `address`.
+    ///
+    /// # Errors
+    /// Some of it cannot be written; what comes before has been.
+    fn write<B: BitmapSlice>(&self, address: u64, from: &VolatileSlice<'_, B>) -> Result<(), Fault>;
+}
+
+impl<T: GuestMemory + ?Sized> Original for T {
+    #[inline]
+    fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+        let fault = Fault { address };
+        let mut done = 0;
+        for part in self.get_slices(GuestAddress(address), to.len(), Permissions::Read).map_err(|_| fault)? {
+            let part = part.map_err(|_| fault)?;
+            let target = to.subslice(done, part.len()).map_err(|_| fault)?;
+            part.copy_to_volatile_slice(target);
+            done += part.len();
+        }
+        if done == to.len() { Ok(()) } else { Err(fault) }
+    }
+
+    #[inline]
+    fn write<B: BitmapSlice>(&self, address: u64, from: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+        let fault = Fault { address };
+        let mut done = 0;
+        for part in
+            self.get_slices(GuestAddress(address), from.len(), Permissions::Write).map_err(|_| fault)?
+        {
+            let part = part.map_err(|_| fault)?;
+            let len = part.len();
+            from.subslice(done, len).map_err(|_| fault)?.copy_to_volatile_slice(part);
+            done += len;
+        }
+        if done == from.len() { Ok(()) } else { Err(fault) }
+    }
+}
+
+/// Pool memory that is a mapping of this process: anonymous, or anything else vm-memory can map (a memfd to share with
+/// a backend in another process).
+#[derive(Debug)]
+pub struct PoolMemory {
+    start: u64,
+    region: MmapRegion,
+}
+
+impl PoolMemory {
+    /// `bytes` of fresh zeroed memory that the device sees at `start`.
+    ///
+    /// # Errors
+    /// The host has no memory.
+    pub fn anonymous(start: u64, bytes: usize) -> Result<Self, MmapRegionError> {
+        Ok(PoolMemory { start, region: MmapRegion::new(bytes)? })
+    }
+
+    /// The memory of `region`, which the device sees at `start`.
+    pub fn new(start: u64, region: MmapRegion) -> Self {
+        PoolMemory { start, region }
+    }
+}
+
+impl Memory for PoolMemory {
+    type B = ();
+
+    #[inline]
+    fn start(&self) -> u64 {
+        self.start
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.region.size()
+    }
+
+    #[inline]
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_, ()> {
+        self.region.get_slice(offset, len).expect("a range inside the pool")
+    }
+}
+
+/// Overwrites `range` of `slice` with zeroes.
+pub(crate) fn zero<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) {
+    const ZEROES: [u8; crate::IO_TLB_SIZE] = [0; crate::IO_TLB_SIZE];
+    let mut done = 0;
+    while done < slice.len() {
+        let n = ZEROES.len().min(slice.len() - done);
+        slice.write_slice(&ZEROES[..n], done).expect("a range inside the slice");
+        done += n;
+    }
+}

@@ -1,0 +1,261 @@
+//! A pool: one range of memory, cut into areas, segments and slots.
+
+use std::sync::Arc;
+
+use crate::area::Area;
+use crate::memory::{Memory, Original, zero};
+use crate::segment::Need;
+use crate::slot::{Record, Slot};
+use crate::swiotlb::Counts;
+use crate::{Error, IO_TLB_SEGSIZE, IO_TLB_SHIFT, IO_TLB_SIZE, ordering};
+
+/// What a pool is for; it is counted accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The one there has always been.
+    Default,
+    /// Added because the others were full.
+    Grown,
+    /// Made for one mapping.
+    Transient,
+}
+
+/// One contiguous range of slots (`io_tlb_pool`).
+#[derive(Debug)]
+pub struct Pool<M> {
+    start: u64,
+    /// One past the last byte of the last slot.
+    end: u64,
+    memory: M,
+    kind: Kind,
+    /// Slots in each area but perhaps the last; a multiple of a segment.
+    area_slots: usize,
+    areas: Box<[Area]>,
+    slots: Box<[Slot]>,
+    counts: Arc<Counts>,
+}
+
+/// A mapping as its pool knows it: where it is, and its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    /// The slot that the address is in.
+    pub slot: usize,
+    /// The mapping's address.
+    pub address: u64,
+    pub record: Record,
+}
+
+impl<M: Memory> Pool<M> {
+    /// Cuts `memory` into slots and these into at most `areas` areas. The slots have been counted; dropping the pool
+    /// uncounts them.
+    pub(crate) fn new(memory: M, areas: usize, kind: Kind, counts: Arc<Counts>) -> Result<Self, Error> {
+        let (start, bytes) = (memory.start(), memory.len());
+        let count = bytes >> IO_TLB_SHIFT;
+        let end = start.checked_add(bytes as u64);
+        let (Some(_), true) = (end, count > 0 && start.is_multiple_of(IO_TLB_SIZE as u64)) else {
+            return Err(Error::Memory { start, bytes });
+        };
+        // A power of two, so that choosing one is cheap, and no more than there are segments.
+        let segments = count.div_ceil(IO_TLB_SEGSIZE);
+        let areas = areas.clamp(1, segments);
+        let areas = if areas.is_power_of_two() { areas } else { areas.next_power_of_two() / 2 };
+        let area_slots = segments.div_ceil(areas) * IO_TLB_SEGSIZE;
+        Ok(Pool {
+            start,
+            end: start + (count << IO_TLB_SHIFT) as u64,
+            memory,
+            kind,
+            area_slots,
+            areas: (0..areas)
+                .map(|n| Area::new(area_slots.min(count.saturating_sub(n * area_slots))))
+                .collect(),
+            slots: (0..count).map(|_| Slot::new()).collect(),
+            counts,
+        })
+    }
+
+    /// The address of the first byte.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The address after the last byte.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The number of slots.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the pool was made for one mapping, and goes with it.
+    pub fn is_transient(&self) -> bool {
+        self.kind == Kind::Transient
+    }
+
+    /// The memory that the slots are in.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Whether `address` is in this pool.
+    #[inline]
+    pub fn contains(&self, address: u64) -> bool {
+        address >= self.start && address < self.end
+    }
+
+    pub(crate) fn areas(&self) -> &[Area] {
+        &self.areas
+    }
+
+    /// Whether every slot is either free or counted as used; for tests.
+    pub(crate) fn free(&self) -> usize {
+        self.areas.iter().map(|area| area.lock().free()).sum()
+    }
+
+    /// Takes the slots that `need` asks for; the first one's number, the area they are in, and whether the area now
+    /// uses more than its allowance.
+    #[inline]
+    pub(crate) fn take(&self, need: &Need) -> Option<(usize, &Area, bool)> {
+        if self.end - 1 > need.limit || need.slots > self.slots.len() {
+            return None;
+        }
+        let mask = self.areas.len() - 1;
+        (0..self.areas.len()).find_map(|n| {
+            let index = need.cpu.wrapping_add(n) & mask;
+            let (area, first) = (&self.areas[index], index * self.area_slots);
+            let mut state = area.lock();
+            let slot = state.take(self.start + (first << IO_TLB_SHIFT) as u64, need)?;
+            Some((first + slot, area, state.used > state.allowance))
+        })
+    }
+
+    /// Gives back slots that [`Self::take`] took and that never had a record.
+    pub(crate) fn give(&self, first: usize, slots: usize) {
+        self.area_of(first).lock().give(first % self.area_slots, slots);
+        self.counts.transient_used(self.kind, slots, false);
+    }
+
+    #[inline]
+    fn area_of(&self, slot: usize) -> &Area {
+        &self.areas[slot / self.area_slots]
+    }
+
+    /// The record, and the address, of a mapping that has the slots from `first` on.
+    #[inline]
+    pub(crate) fn place(&self, first: usize, need: &Need, original: Option<u64>, size: usize) -> Found {
+        let pad_slots = need.offset >> IO_TLB_SHIFT;
+        let offset = need.offset & (IO_TLB_SIZE - 1);
+        let slot = first + pad_slots;
+        let address = self.start + (slot << IO_TLB_SHIFT) as u64 + offset as u64;
+        Found { slot, address, record: Record { original, size, slots: need.slots, pad_slots, offset } }
+    }
+
+    /// Makes the record findable.
+    #[inline]
+    pub(crate) fn record(&self, found: &Found) {
+        self.slots[found.slot].store(&found.record);
+    }
+
+    /// The mapping that `address` is in, which must be one of its bytes.
+    #[inline]
+    pub(crate) fn find(&self, address: u64) -> Result<Found, Error> {
+        let none = Error::NotMapped { address };
+        let within = ((address - self.start) >> IO_TLB_SHIFT) as usize;
+        // Only the slot with the mapping's first byte has a record; no mapping crosses a segment.
+        let segment = within & !(IO_TLB_SEGSIZE - 1);
+        let (slot, record) =
+            (segment..=within).rev().find_map(|slot| Some((slot, self.slots[slot].load()?))).ok_or(none)?;
+        let start = self.start + (slot << IO_TLB_SHIFT) as u64 + record.offset as u64;
+        if address < start || address - start >= record.size as u64 {
+            return Err(none);
+        }
+        Ok(Found { slot, address: start, record })
+    }
+
+    /// Takes the record away and gives the slots back. If two callers do this for one mapping, one of them gets an error
+    /// and changes nothing.
+    #[inline]
+    pub(crate) fn release(&self, found: &Found) -> Result<(), Error> {
+        let first = found.slot - found.record.pad_slots;
+        let mut state = self.area_of(first).lock();
+        if self.slots[found.slot].load() != Some(found.record) {
+            return Err(Error::NotMapped { address: found.address });
+        }
+        if !ordering::RECORD_STALE {
+            self.slots[found.slot].clear();
+        }
+        state.give(first % self.area_slots, found.record.slots);
+        drop(state);
+        if ordering::RECORD_STALE {
+            self.slots[found.slot].clear();
+        }
+        self.counts.transient_used(self.kind, found.record.slots, false);
+        Ok(())
+    }
+
+    /// Copies the original in, and zeroes what else is in the slots: the last user's bytes.
+    #[inline]
+    pub(crate) fn fill<O: Original + ?Sized>(&self, found: &Found, original: &O) -> Result<(), Error> {
+        let Record { size, slots, pad_slots, .. } = found.record;
+        let first = (found.slot - pad_slots) << IO_TLB_SHIFT;
+        let slice = self.memory.slice(first, slots << IO_TLB_SHIFT);
+        let (before, after) = (found.record.before(), found.record.before() + size);
+        let part =
+            |from: usize, to: usize| slice.subslice(from, to - from).expect("inside the mapping's slots");
+        zero(&part(0, before));
+        zero(&part(after, slots << IO_TLB_SHIFT));
+        match found.record.original {
+            Some(address) => Ok(original.read(address, &part(before, after))?),
+            None => {
+                zero(&part(before, after));
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `size` bytes from `address` on, which are within the mapping `found`, from or to the original (`swiotlb_bounce`).
+    #[inline]
+    pub(crate) fn bounce<O: Original + ?Sized>(
+        &self,
+        found: &Found,
+        address: u64,
+        size: usize,
+        way: Way,
+        original: &O,
+    ) -> Result<(), Error> {
+        let Some(start) = found.record.original else { return Ok(()) };
+        let start = start.wrapping_add(address - found.address);
+        let slice = self.memory.slice((address - self.start) as usize, size);
+        match way {
+            Way::In => original.read(start, &slice)?,
+            Way::Out => original.write(start, &slice)?,
+        }
+        Ok(())
+    }
+}
+
+impl Found {
+    /// Whether `size` bytes from `address`, one of the mapping's, are all within the mapping.
+    #[inline]
+    pub(crate) fn check(&self, address: u64, size: usize) -> Result<(), Error> {
+        let left = self.record.size as u64 - (address - self.address);
+        if size as u64 <= left { Ok(()) } else { Err(Error::Range { address, size }) }
+    }
+}
+
+/// Which way [`Pool::bounce`] copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Original to pool.
+    In,
+    /// Pool to original.
+    Out,
+}
+
+impl<M> Drop for Pool<M> {
+    fn drop(&mut self) {
+        self.counts.remove(self.kind, self.slots.len());
+    }
+}
