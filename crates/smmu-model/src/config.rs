@@ -274,7 +274,7 @@ impl Config {
             term_razwi: true,
             cd2l: true,
             hyp: true,
-            sidsize: 32,
+            sidsize: 24,
             ssidsize: 20,
             cmdqs: 19,
             eventqs: 19,

@@ -24,7 +24,9 @@ struct StreamTable {
 impl Smmu {
     fn stream_table(&self) -> StreamTable {
         let cfg = self.regs.strtab_base_cfg;
-        let log2 = (cfg & 0x3f).min(u32::from(self.config.sidsize));
+        // The table is aligned to the size that is written, of which SIDSIZE may leave a part unused (section 6.3.24).
+        let written = cfg & 0x3f;
+        let log2 = written.min(u32::from(self.config.sidsize));
         // Reserved values of SPLIT behave as 6, of FMT as a linear table.
         let split = (self.config.st2l && cfg >> 16 & 3 == 1).then_some(match cfg >> 6 & 0x1f {
             8 => 8,
@@ -32,8 +34,8 @@ impl Smmu {
             _ => 6,
         });
         let size = match split {
-            Some(split) => (log2.saturating_sub(split) + L1STD_SHIFT).max(6),
-            None => log2 + STE_SHIFT,
+            Some(split) => (written.saturating_sub(split) + L1STD_SHIFT).max(6),
+            None => written + STE_SHIFT,
         };
         StreamTable { base: align(keep(self.regs.strtab_base, 51, 6), size), log2, split }
     }

@@ -121,6 +121,22 @@ fn table_sizes() {
     assert_eq!(lab.event(), [0x02 | 1 << 32, 0, 0, 0]);
 }
 
+/// 6.3.24: the table is aligned to its size as written, whatever SIDSIZE is.
+#[test]
+fn table_alignment() {
+    for (log2, at) in [(8, 0x110), (9, 0x10)] {
+        let mut lab = Lab::new(Config { sidsize: 8, ..Config::linux() });
+        lab.w32(r::CR0, 0);
+        // 64 bytes times 0x100 entries beyond the alignment of 2^9 entries.
+        lab.w64(r::STRTAB_BASE, STRTAB + 0x4000);
+        lab.w32(r::STRTAB_BASE_CFG, log2);
+        lab.w32(r::CR0, r::cr0::SMMUEN | r::cr0::EVENTQEN);
+        lab.ste(at, STE_BYPASS);
+        let read = lab.dma(Transaction::new(0x10, 0x7000, AccessKind::Read));
+        assert_eq!(read, End::To(0x7000), "LOG2SIZE {log2}");
+    }
+}
+
 /// 13.1.2 and 5.2: SHCFG, MTCFG and MemAttr override what comes in, where stage 1 does not.
 #[test]
 fn attribute_overrides() {
