@@ -1,8 +1,8 @@
 //! What is behind a block device.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -66,13 +66,28 @@ pub struct FileBackend {
 }
 
 impl FileBackend {
-    /// Opens `path`. The last sector of a file that is not a whole number of sectors reads as if zeroes followed.
+    /// Opens `path`, and locks it: a disk has one writer, or any number of readers. The last sector of a file that is
+    /// not a whole number of sectors reads as if zeroes followed.
     ///
     /// # Errors
-    /// When the file cannot be opened or has no size.
+    /// When the file cannot be opened, is in use by another disk, is no file or block device, or is empty.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
+        // Before it is opened: opening a FIFO would wait.
+        let kind = std::fs::metadata(path)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a block device"));
+        }
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
-        Self::new(file, read_only)
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        // Where a file system has no locks there are none.
+        if let Err(TryLockError::WouldBlock) = locked {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is in use (`,ro` disks can be shared)"));
+        }
+        let disk = Self::new(file, read_only)?;
+        if disk.size == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is empty"));
+        }
+        Ok(disk)
     }
 
     /// Uses an open file.
@@ -180,6 +195,22 @@ impl BlockBackend for MemoryBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_a_disk_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let error = |path: &Path, read_only| FileBackend::open(path, read_only).unwrap_err().to_string();
+        std::fs::write(&path, []).unwrap();
+        assert_eq!(error(&path, true), "it is empty");
+        assert!(error(dir.path(), true).contains("neither"));
+        std::fs::write(&path, [0; 512]).unwrap();
+        let readers = [FileBackend::open(&path, true).unwrap(), FileBackend::open(&path, true).unwrap()];
+        assert!(error(&path, false).contains("in use"));
+        drop(readers);
+        let _writer = FileBackend::open(&path, false).unwrap();
+        assert!(error(&path, true).contains("in use") && error(&path, false).contains("in use"));
+    }
 
     #[test]
     fn files_are_padded_to_sectors_and_punched() {
