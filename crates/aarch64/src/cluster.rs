@@ -96,7 +96,7 @@ impl Cluster {
         let core = &mut slot.core;
         let before = core.retired();
         core.time_base = (before, now);
-        let mut ctx = Ctx { platform, shared: &mut self.shared, ended: false, end_pc: 0, left: 0 };
+        let mut ctx = Ctx::new(platform, &mut self.shared);
         let exit = engine::run(core, &mut ctx, self.config.engine, budget);
         core.set_pc(core.pc);
         slot.in_wfe = exit == Exit::Wfe;
@@ -187,7 +187,7 @@ impl Cluster {
     pub fn update_timers(&mut self, cpu: usize, platform: &mut dyn Platform, now: u64) {
         let core = &mut self.state.0[cpu].core;
         core.time_base = (core.retired(), now);
-        let mut ctx = Ctx { platform, shared: &mut self.shared, ended: false, end_pc: 0, left: 0 };
+        let mut ctx = Ctx::new(platform, &mut self.shared);
         timer::update_timers(core, &mut ctx);
         self.shared.exit = None;
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::engine::Page;
 use crate::exec::chain::{self, Runs};
 use crate::mmu::Mmu;
 use crate::platform::{At, Platform};
@@ -45,10 +46,10 @@ pub struct Core {
     pub event: bool,
     /// Index of this vCPU.
     pub index: usize,
-    /// Instructions begun since power-on, as of the instruction at [`Core::straight`]: use [`Core::retired`].
+    /// Instructions begun since power-on, as of some moment in the past: use [`Core::retired`].
     pub retired_base: u64,
-    /// Where the present straight run of instructions began: the distance of `pc` from it is what `retired_base`
-    /// does not count yet.
+    /// Where `pc` would have been at that moment for the way to here to be straight: the distance of `pc` from it is
+    /// what `retired_base` does not count yet.
     pub straight: u64,
     /// Virtual time at which the instruction `retired == time_base.0` began, so that time is exact mid-run.
     pub time_base: (u64, u64),
@@ -88,6 +89,12 @@ impl Core {
     #[inline]
     pub fn now(&self) -> u64 {
         self.time_base.1.wrapping_add(self.retired().wrapping_sub(self.time_base.0))
+    }
+
+    /// `pc` is now what it is instead of `behind`, without any time passing.
+    #[inline(always)]
+    pub(crate) fn moved(&mut self, behind: u64) {
+        self.straight = self.straight.wrapping_add(self.pc.wrapping_sub(behind));
     }
 
     /// Moves `pc` without any time passing. Handlers just set `pc`: the engine that runs them keeps count.
@@ -169,7 +176,7 @@ pub struct Op {
 pub type Handler = fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow;
 
 /// Executes one predecoded instruction and the straight run behind it, up to one that does not answer
-/// [`Flow::Next`] or to [`Ctx::end_block`]. How many are left is in [`Ctx::left`].
+/// [`Flow::Next`] or to [`Ctx::end_block`]. How many are left is in [`Place::left`].
 pub(crate) type Chain = fn(&mut Core, &Op, &[Op], &mut Ctx<'_>) -> Flow;
 
 /// What a handler can reach outside its vCPU.
@@ -180,10 +187,28 @@ pub struct Ctx<'a> {
     pub shared: &'a mut Shared,
     /// The straight run is to end: see [`Ctx::end_block`].
     pub ended: bool,
+    /// Where the block engine is.
+    pub(crate) at: Place<'a>,
+}
+
+/// Where the block engine is, of which only it and the chain of ops know.
+#[derive(Default)]
+pub(crate) struct Place<'a> {
+    /// The page that executes.
+    pub(crate) page: Option<&'a Page>,
     /// Address behind the present straight run.
-    pub end_pc: u64,
-    /// Instructions of a straight run behind the one that ended it.
-    pub left: usize,
+    pub(crate) end_pc: u64,
+    /// Instructions that may execute after the present straight run.
+    pub(crate) after: usize,
+    /// Instructions of the straight run behind the one that ended it.
+    pub(crate) left: usize,
+}
+
+impl<'a> Ctx<'a> {
+    /// What handlers need outside of a run of the block engine.
+    pub fn new(platform: &'a mut dyn Platform, shared: &'a mut Shared) -> Self {
+        Self { platform, shared, ended: false, at: Place::default() }
+    }
 }
 
 impl Op {

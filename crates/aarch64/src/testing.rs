@@ -105,7 +105,7 @@ impl Rig {
     }
 
     pub(crate) fn parts(&mut self) -> (&mut Core, Ctx<'_>) {
-        (&mut self.core, Ctx { platform: &mut self.board, shared: &mut self.shared, ended: false, end_pc: 0, left: 0 })
+        (&mut self.core, Ctx::new(&mut self.board, &mut self.shared))
     }
 
     pub(crate) fn table(&mut self) -> u64 {

@@ -1,8 +1,8 @@
 //! The fast engine: decoded pages, and straight runs of ops within them.
 
 use super::code::Page;
-use super::{count, fetch};
-use crate::core::{Core, Ctx, Flow};
+use super::fetch;
+use crate::core::{Core, Ctx, Flow, Place};
 
 /// Runs until something happened that interrupts or the run's end depend on, or `left` instructions.
 pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
@@ -18,27 +18,32 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
     }
 }
 
+/// Instructions after which a chain of ops comes back here, whatever it does, so that it is never deeper than this even
+/// where calls at a function's end are not made jumps.
+const CHUNK: u64 = 4096;
+
 /// Runs in one page until control leaves it (`false`) or there is something to check (`true`).
 fn run_page(core: &mut Core, ctx: &mut Ctx<'_>, page: &mut Page, index: usize, left: &mut u64) -> bool {
     let here = core.pc >> 12;
     loop {
-        let start = core.pc;
-        let at = (start >> 2) as usize % page.ops.len();
-        let straight = match page.straight[at] {
-            0 => page.decode(at, &ctx.shared.ram, index, &ctx.shared.features),
-            n => n as usize,
-        };
-        let n = straight.min(usize::try_from(*left).unwrap_or(usize::MAX));
-        let Some((first, rest)) = page.ops[at..at + n].split_first() else { return false };
-        ctx.ended = false;
-        ctx.end_pc = start.wrapping_add(4 * n as u64);
-        let flow = (first.chain)(core, first, rest, ctx);
-        let done = (n - ctx.left) as u64;
-        if matches!(flow, Flow::Next | Flow::Sync) {
-            core.pc = start.wrapping_add(4 * done);
+        let at = (core.pc >> 2) as usize % page.ops.len();
+        if page.straight[at] == 0 {
+            page.decode(at, &ctx.shared.ram, index, &ctx.shared.features);
         }
-        count(core, start, done);
-        *left -= done;
+        let chunk = (*left).min(CHUNK) as usize;
+        let n = usize::from(page.straight[at]).min(chunk);
+        let Some((first, rest)) = page.ops[at..at + n].split_first() else { return false };
+        let end_pc = core.pc.wrapping_add(4 * n as u64);
+        let place = Place { page: Some(page), end_pc, after: chunk - n, left: 0 };
+        let mut ctx = Ctx { platform: &mut *ctx.platform, shared: &mut *ctx.shared, ended: false, at: place };
+        let flow = (first.chain)(core, first, rest, &mut ctx);
+        // Where control would be without the jump, which took no time.
+        let behind = ctx.at.end_pc.wrapping_sub(4 * ctx.at.left as u64);
+        if matches!(flow, Flow::Next | Flow::Sync) {
+            core.pc = behind;
+        }
+        core.moved(behind);
+        *left -= (chunk - ctx.at.after - ctx.at.left) as u64;
         if ctx.ended || matches!(flow, Flow::Sync | Flow::Fault) {
             return true;
         }

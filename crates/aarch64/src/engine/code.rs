@@ -18,15 +18,12 @@ pub(crate) struct Page {
     /// How many ops from here on are decoded and follow each other, 0 when this one is not decoded.
     pub(crate) straight: [u16; WORDS],
     /// The ops.
-    pub(crate) ops: Box<[Op; WORDS]>,
+    pub(crate) ops: [Op; WORDS],
 }
 
 impl Page {
     fn new() -> Box<Self> {
-        // By way of the heap: a page is large for the stack.
-        let ops = vec![Op::new(exec::undefined, 0); WORDS].into_boxed_slice();
-        let ops = ops.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        Box::new(Self { straight: [0; WORDS], ops })
+        Box::new(Self { straight: [0; WORDS], ops: [Op::new(exec::undefined, 0); WORDS] })
     }
 
     /// Decodes from word `at` up to the next unconditional branch, to what is decoded already, or to the end of the

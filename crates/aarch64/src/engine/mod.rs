@@ -4,7 +4,7 @@ mod block;
 mod code;
 mod step;
 
-pub(crate) use code::CodeCache;
+pub(crate) use code::{CodeCache, Page};
 
 use crate::config::EngineKind;
 use crate::core::{Core, Ctx};
@@ -48,10 +48,8 @@ fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Option<usize> {
     None
 }
 
-/// Accounts for `n` instructions that began at `start` and left `pc` where it is.
+/// Accounts for `n` instructions from `start` on, after which control is at `pc`.
 #[inline]
 fn count(core: &mut Core, start: u64, n: u64) {
-    debug_assert_eq!(core.straight, start);
-    core.retired_base = core.retired_base.wrapping_add(n);
-    core.straight = core.pc;
+    core.moved(start.wrapping_add(4 * n));
 }

@@ -35,7 +35,7 @@ fn the<F: Copy + 'static>() -> F {
 
 #[inline(always)]
 fn stop(flow: Flow, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
-    ctx.left = rest.len();
+    ctx.at.left = rest.len();
     flow
 }
 
@@ -50,7 +50,7 @@ fn go_on(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
 /// Makes `pc` that of the op before `rest`.
 #[inline(always)]
 fn locate(core: &mut Core, rest: &[Op], ctx: &Ctx<'_>) {
-    core.pc = ctx.end_pc.wrapping_sub(4 * (rest.len() as u64 + 1));
+    core.pc = ctx.at.end_pc.wrapping_sub(4 * (rest.len() as u64 + 1));
 }
 
 /// A handler that may do anything.
@@ -80,14 +80,34 @@ pub(crate) fn simple<F: Exec>(_: F) -> Runs {
 
 fn branch_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
     locate(core, rest, ctx);
-    let flow = the::<F>()(core, op, ctx);
-    if flow != Flow::Next {
-        return stop(flow, rest, ctx);
+    match the::<F>()(core, op, ctx) {
+        Flow::Jump => jump(core, rest, ctx),
+        _ => go_on(core, rest, ctx),
     }
-    go_on(core, rest, ctx)
 }
 
-/// A handler that looks at `pc` or changes it, but does not reach memory or the platform.
+/// Goes on at `pc`, which the op before `rest` has set: directly if that is in this page and decoded.
+#[inline(always)]
+fn jump(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let (target, behind) = (core.pc, ctx.at.end_pc.wrapping_sub(4 * rest.len() as u64));
+    // `behind - 1` is in the page, `behind` may be past it.
+    if let Some(page) = ctx.at.page
+        && (target ^ behind.wrapping_sub(1)) >> 12 == 0
+        && target & 3 == 0
+    {
+        let (at, chunk) = ((target >> 2) as usize % page.ops.len(), ctx.at.after + rest.len());
+        let n = usize::from(page.straight[at]).min(chunk);
+        if let Some((first, rest)) = page.ops.get(at..at + n).and_then(<[Op]>::split_first) {
+            core.moved(behind);
+            ctx.at.after = chunk - n;
+            ctx.at.end_pc = target.wrapping_add(4 * n as u64);
+            return (first.chain)(core, first, rest, ctx);
+        }
+    }
+    stop(Flow::Jump, rest, ctx)
+}
+
+/// A handler that looks at `pc` or jumps, but does nothing else than [`simple`] ones do.
 pub(crate) fn branch<F: Exec>(_: F) -> Runs {
     Runs { run: run::<F>, chain: branch_chain::<F> }
 }
