@@ -22,6 +22,10 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// Nothing decoded. Not for inlining: the page is on the stack for a moment, which whoever calls this should not pay
+    /// for when it does not.
+    #[cold]
+    #[inline(never)]
     fn new() -> Box<Self> {
         Box::new(Self { straight: [0; WORDS], ops: [Op::new(exec::undefined, 0); WORDS] })
     }
