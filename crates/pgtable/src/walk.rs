@@ -174,6 +174,16 @@ impl Walk {
         Self { address: self.address + index * 8, input: self.input + (index << shift), ..*self }
     }
 
+    /// The walk of another input through the same table, for walk caches. Right only below the first level, and for an
+    /// input that the tables above lead to this one: equal in all bits above those that this level resolves.
+    #[inline]
+    pub const fn through(&self, input: u64) -> Self {
+        let granule = self.rules.granule;
+        let input = input & (u64::MAX >> (64 - self.input_bits));
+        let index = input >> granule.shift(self.level) & ((1 << granule.stride()) - 1);
+        Self { address: self.address & !(granule.bytes() - 1) | index << 3, input, ..*self }
+    }
+
     /// Goes on with the descriptor that [`Walk::address`] asked for.
     #[inline]
     pub fn next(&self, descriptor: u64) -> Step {
@@ -237,5 +247,28 @@ impl Walk {
             table: self.table,
             rules: self.rules,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_input_through_the_same_table() {
+        let cfg = Stage1 { tsz: 16, oas: 48, ttb: 0x1000, ..Stage1::default() };
+        let begin = |va| match Walk::stage1(&cfg, va) {
+            Step::Fetch(walk) => walk,
+            other => panic!("{other:?}"),
+        };
+        let table = |at: u64| at | d::VALID | d::TABLE;
+        let down = |walk: Walk, at| match walk.next(table(at)) {
+            Step::Fetch(walk) => walk,
+            other => panic!("{other:?}"),
+        };
+        let (a, b) = (0xffff_1234_5678_9abc, 0xffff_1234_4aaa_a000);
+        let walk = |va| down(down(begin(va), 0x8000_2000), 0x8000_3000);
+        assert_eq!(walk(a).through(b), walk(b));
+        assert_eq!(walk(a).through(a), walk(a));
     }
 }

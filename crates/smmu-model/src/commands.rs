@@ -126,6 +126,11 @@ impl Smmu {
                 if let Some(scope) = self.scope(opcode, command) {
                     self.epoch += 1;
                     self.stats.tlb_invalidated += self.tlb.invalidate(&scope);
+                    // By address with Leaf=1, tables need not go.
+                    if scope.range.is_none() || !command.leaf() {
+                        let tables = Scope { level: None, ..scope };
+                        self.stats.walks_invalidated += self.walks.invalidate(&tables);
+                    }
                 }
             }
         }

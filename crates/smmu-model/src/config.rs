@@ -78,6 +78,8 @@ pub struct Config {
 
     /// Entries of the IOTLB, rounded up to a power of two; 0 for none.
     pub tlb: u32,
+    /// Entries of the walk cache, rounded up to a power of two; 0 for none.
+    pub walk_cache: u32,
     /// Cached STEs, rounded up to a power of two; 0 for none.
     pub ste_cache: u32,
     /// Cached CDs, rounded up to a power of two; 0 for none.
@@ -197,7 +199,7 @@ macro_rules! keys {
 
 keys! {
     s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
-    had, xnx, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, ste_cache, cd_cache, event_fifo,
+    had, xnx, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -240,6 +242,7 @@ impl Config {
             iidr: 0,
             aidr: 2,
             tlb: 4096,
+            walk_cache: 256,
             ste_cache: 256,
             cd_cache: 256,
             event_fifo: 64,
@@ -260,6 +263,7 @@ impl Config {
             cmdqs: 19,
             eventqs: 19,
             bbml: 2,
+            walk_cache: 0,
             aidr: 1,
             page0_alias: true,
             ..Config::linux()
@@ -330,7 +334,7 @@ impl Config {
             (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
             (self.s2p || !self.xnx, "xnx needs s2p"),
             (self.aidr <= 3, "aidr is at most 3"),
-            (self.tlb <= 1 << 24, "tlb is at most 16777216"),
+            (self.tlb <= 1 << 24 && self.walk_cache <= 1 << 24, "tlb and walk_cache are at most 16777216"),
             (
                 self.ste_cache <= 1 << 20 && self.cd_cache <= 1 << 20,
                 "ste_cache and cd_cache are at most 1048576",

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Sets, Tlb};
+use crate::cache::{Sets, Tlb, Walks};
 use crate::commands::Sync;
 use crate::config::Config;
 use crate::events::Fifo;
@@ -25,6 +25,8 @@ pub struct Smmu {
     /// CDs by StreamID and index.
     pub(crate) contexts: Sets<u64, Context>,
     pub(crate) tlb: Tlb,
+    /// Tables that walks went through.
+    pub(crate) walks: Walks,
     pub(crate) txns: Txns,
     /// Counts invalidations: a transaction that began before one may use what it removed.
     pub(crate) epoch: u64,
@@ -55,6 +57,7 @@ impl Smmu {
             streams: Sets::new(config.ste_cache),
             contexts: Sets::new(config.cd_cache),
             tlb: Tlb::new(config.tlb),
+            walks: Walks::new(config.walk_cache),
             txns: Txns::default(),
             epoch: 0,
             sync: None,

@@ -28,6 +28,10 @@ pub struct Stats {
     pub tlb_evictions: u64,
     /// IOTLB entries that a command removed.
     pub tlb_invalidated: u64,
+    /// Walks that began at a table of the walk cache.
+    pub walk_hits: u64,
+    /// Entries of the walk cache that a command removed.
+    pub walks_invalidated: u64,
     /// Level 1 stream table descriptors fetched.
     pub l1std_fetches: u64,
     /// STEs fetched.

@@ -44,12 +44,14 @@ enum Unit {
     Page(u64),
     Run(u64),
     Block(u64),
+    /// A page where block 0 could be: a table takes its place.
+    Small(u64),
 }
 
 impl Unit {
     fn shift(self) -> u32 {
         match self {
-            Unit::Page(_) => 12,
+            Unit::Page(_) | Unit::Small(_) => 12,
             Unit::Run(_) => 16,
             Unit::Block(_) => 21,
         }
@@ -60,6 +62,7 @@ impl Unit {
             Unit::Page(n) => n << 12,
             Unit::Run(n) => 0x100_0000 + (n << 16),
             Unit::Block(n) => 0x200_0000 + (n << 21),
+            Unit::Small(n) => 0x200_0000 + (n << 12),
         }
     }
 }
@@ -109,7 +112,17 @@ fn unit() -> impl Strategy<Value = Unit> {
         4 => (0..4u64).prop_map(Unit::Page),
         1 => Just(Unit::Run(0)),
         2 => (0..2u64).prop_map(Unit::Block),
+        2 => (0..2u64).prop_map(Unit::Small),
     ]
+}
+
+/// What can not be mapped together with a unit.
+fn rivals(unit: Unit) -> Vec<Unit> {
+    match unit {
+        Unit::Small(_) => vec![Unit::Block(0)],
+        Unit::Block(0) => vec![Unit::Small(0), Unit::Small(1)],
+        _ => vec![],
+    }
 }
 
 fn leaf() -> impl Strategy<Value = Leaf> {
@@ -327,6 +340,40 @@ impl World {
         }
     }
 
+    /// Takes what is in the way of a unit: leaves, and the table that a block replaces.
+    fn make_room(&mut self, tables: (bool, usize), unit: Unit, how: u8) {
+        for rival in rivals(unit) {
+            match tables {
+                (false, context) => self.unmap1(context, rival, how),
+                (true, vm) => self.unmap2(vm, rival, how),
+            }
+        }
+        if unit == Unit::Block(0) {
+            let base = if tables.0 { IPA + unit.base() } else { unit.base() };
+            self.set(tables, unit, base, None);
+            let commands = match tables {
+                (false, context) => {
+                    let (vmid, asid) = (vmid(vm(context)) << 32, self.asids[context] << 48);
+                    match how % 4 {
+                        0 => vec![[0x12 | vmid | asid, base]],
+                        1 => vec![[0x13 | vmid | 31 << 12 | 4 << 20, base | 1 << 10]],
+                        2 => vec![[0x12 | vmid | asid, base | 3 << 8 | 1 << 10]],
+                        _ => vec![[0x11 | vmid | asid, 0]],
+                    }
+                }
+                (true, vm) => {
+                    let vmid = vmid(Some(vm)) << 32;
+                    match how % 3 {
+                        0 => vec![[0x2a | vmid, base]],
+                        1 => vec![[0x2a | vmid | 3 << 12 | 7 << 20, base | 1 << 10]],
+                        _ => vec![[0x28 | vmid, 0]],
+                    }
+                }
+            };
+            self.commands(&commands);
+        }
+    }
+
     fn unmap2(&mut self, vm: usize, unit: Unit, how: u8) {
         if self.vms[vm].remove(&unit).is_some() {
             self.set((true, vm), unit, IPA + unit.base(), None);
@@ -338,7 +385,9 @@ impl World {
     fn run(&mut self, op: &Op) {
         match *op {
             Op::Map1(context, unit, leaf) => {
-                self.unmap1(context, unit, leaf.output as u8 ^ unit.base() as u8);
+                let how = (leaf.output >> 20) as u8 ^ (unit.base() >> 12) as u8;
+                self.unmap1(context, unit, how);
+                self.make_room((false, context), unit, how);
                 let leaf = Leaf { output: IPA + leaf.output, read: true, ..leaf };
                 let bit = |on: bool, bits: u64| if on { bits } else { 0 };
                 let attrs = RW & !d::AP_USER
@@ -350,7 +399,9 @@ impl World {
             }
             Op::Unmap1(context, unit, how) => self.unmap1(context, unit, how),
             Op::Map2(vm, unit, leaf) => {
-                self.unmap2(vm, unit, leaf.output as u8 ^ unit.base() as u8);
+                let how = (leaf.output >> 20) as u8 ^ (unit.base() >> 12) as u8;
+                self.unmap2(vm, unit, how);
+                self.make_room((true, vm), unit, how);
                 let leaf = Leaf { output: leaf.output + 0x3_0000_0000, ..leaf };
                 let bit = |on: bool, bits: u64| if on { bits } else { 0 };
                 let attrs = S2_RW & !(d::S2AP_READ | d::S2AP_WRITE)
@@ -394,7 +445,13 @@ impl World {
                         let page = Unit::Page(offset >> 12);
                         if let (Some(vm), Some(leaf)) = (vm(context), self.spaces[context].get(&unit)) {
                             let to = leaf.output - IPA;
-                            let units = [page, Unit::Run(0), Unit::Block(0), Unit::Block(1)];
+                            let units = [
+                                page,
+                                Unit::Run(0),
+                                Unit::Block(0),
+                                Unit::Block(1),
+                                Unit::Small(offset >> 12),
+                            ];
                             let unit = units.into_iter().find(|unit| unit.base() == to).unwrap_or(page);
                             self.unmap2(vm, unit, how);
                         }
@@ -487,15 +544,18 @@ impl World {
 
 fn config() -> impl Strategy<Value = Config> {
     let sizes = || proptest::sample::select(vec![0u32, 4, 16, 4096]);
-    (sizes(), sizes(), any::<[bool; 3]>()).prop_map(|(tlb, cache, [contiguous, split_fetch, xnx])| Config {
-        tlb,
-        ste_cache: cache,
-        cd_cache: cache,
-        contiguous,
-        split_fetch,
-        xnx,
-        ..Config::linux()
-    })
+    (sizes(), sizes(), sizes(), any::<[bool; 3]>()).prop_map(
+        |(tlb, walks, cache, [contiguous, split_fetch, xnx])| Config {
+            tlb,
+            walk_cache: walks,
+            ste_cache: cache,
+            cd_cache: cache,
+            contiguous,
+            split_fetch,
+            xnx,
+            ..Config::linux()
+        },
+    )
 }
 
 proptest! {

@@ -1,7 +1,7 @@
-//! What the SMMU remembers: decoded STEs and CDs, and translations. Only commands and replacement empty a cache.
+//! What the SMMU remembers: decoded STEs and CDs, and translations, tables. Only commands and replacement empty a cache.
 
 mod sets;
 mod tlb;
 
 pub(crate) use sets::Sets;
-pub(crate) use tlb::{Asid, Mapping, Regime, Scope, Tlb, World};
+pub(crate) use tlb::{Asid, Mapping, Regime, Scope, Table, Tlb, Walks, World};

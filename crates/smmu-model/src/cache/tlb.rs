@@ -1,6 +1,7 @@
-//! The IOTLB: translations by stream world, VMID, ASID and page, for every page and block size (section 3.17).
+//! What is tagged by stream world, VMID, ASID and address (section 3.17): the IOTLB has translations of every page and
+//! block size, the walk cache has tables that walks went through.
 
-use pgtable::{Granule, Permissions};
+use pgtable::{Granule, Permissions, Walk};
 use serde::{Deserialize, Serialize};
 
 use super::sets::{Key, Sets};
@@ -55,9 +56,85 @@ pub(crate) struct Mapping {
     pub(crate) attrs: MemAttrs,
 }
 
-impl Mapping {
+/// What a cache that is tagged like this holds.
+pub(crate) trait Entry: Copy + Default {
+    /// log2 of the bytes that a look-up finds it for.
+    fn shift(&self) -> u8;
+    /// log2 of the bytes that an invalidation removes it for; at least `shift`.
+    fn span(&self) -> u8;
+    /// Granule of its tables.
+    fn granule(&self) -> Granule;
+    /// Level of the leaf.
+    fn level(&self) -> i8;
+    /// For every ASID of its set.
+    fn global(&self) -> bool;
+
+    /// Whether it is smaller than what it comes from.
     fn is_piece(&self) -> bool {
-        self.span > self.shift
+        self.span() > self.shift()
+    }
+}
+
+impl Entry for Mapping {
+    #[inline]
+    fn shift(&self) -> u8 {
+        self.shift & 63
+    }
+
+    fn span(&self) -> u8 {
+        self.span & 63
+    }
+
+    fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    fn level(&self) -> i8 {
+        self.level
+    }
+
+    fn global(&self) -> bool {
+        self.global
+    }
+}
+
+/// A table below the first level: a walk that is about to read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Table {
+    /// `None` only where there is no entry.
+    pub(crate) walk: Option<Walk>,
+    /// log2 of the bytes that the table covers.
+    pub(crate) shift: u8,
+    pub(crate) granule: Granule,
+}
+
+impl Table {
+    /// The table that `walk` is about to read.
+    pub(crate) fn new(walk: Walk, granule: Granule) -> Self {
+        Table { walk: Some(walk), shift: granule.shift(walk.level()) + granule.stride(), granule }
+    }
+}
+
+impl Entry for Table {
+    fn shift(&self) -> u8 {
+        self.shift & 63
+    }
+
+    fn span(&self) -> u8 {
+        self.shift & 63
+    }
+
+    fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    /// Tables are not leaves: TTL does not concern them.
+    fn level(&self) -> i8 {
+        i8::MIN
+    }
+
+    fn global(&self) -> bool {
+        false
     }
 }
 
@@ -143,8 +220,8 @@ impl Scope {
         Scope { worlds, vmid: None, asid: Asid::Any, range: None, granule: None, level: None }
     }
 
-    fn covers(&self, key: &TlbKey, mapping: &Mapping) -> bool {
-        let span = (1 << (mapping.span & 63)) - 1;
+    fn covers(&self, key: &TlbKey, entry: &impl Entry) -> bool {
+        let span = (1 << entry.span()) - 1;
         let first = key.page << key.shift() & !span;
         let last = first | span;
         self.worlds >> (key.world() & 7) & 1 == 1
@@ -155,8 +232,8 @@ impl Scope {
                 Asid::OrGlobal(asid) => key.global() || key.asid() == asid,
             }
             && self.range.is_none_or(|(from, to)| from <= last && first <= to)
-            && self.granule.is_none_or(|granule| granule == mapping.granule)
-            && self.level.is_none_or(|level| level == mapping.level)
+            && self.granule.is_none_or(|granule| granule == entry.granule())
+            && self.level.is_none_or(|level| level == entry.level())
     }
 }
 
@@ -186,27 +263,33 @@ impl Sizes {
     }
 }
 
-/// The IOTLB.
+/// The cache.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Tlb {
-    sets: Sets<TlbKey, Mapping>,
+pub(crate) struct Tagged<V> {
+    sets: Sets<TlbKey, V>,
     /// Sizes of entries of one ASID, and of global ones.
     sizes: [Sizes; 2],
     /// Entries that are smaller than their stage 1 leaf.
     pieces: u32,
 }
 
+/// The IOTLB.
+pub(crate) type Tlb = Tagged<Mapping>;
+
+/// The walk cache.
+pub(crate) type Walks = Tagged<Table>;
+
 /// Above this many probes an invalidation looks at every entry instead.
 const PROBES: u64 = 256;
 
-impl Tlb {
+impl<V: Entry> Tagged<V> {
     pub(crate) fn new(entries: u32) -> Self {
-        Tlb { sets: Sets::new(entries), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
+        Tagged { sets: Sets::new(entries), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
     }
 
-    /// The translation of `input`, if it is here.
+    /// The smallest entry for `input`, one of its ASID before a global one.
     #[inline]
-    pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<&Mapping> {
+    pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<&V> {
         let at = self.find(regime, false, input).or_else(|| self.find(regime, true, input))?;
         Some(self.sets.at(at))
     }
@@ -225,15 +308,15 @@ impl Tlb {
         None
     }
 
-    /// Adds the translation of `input`. Says whether another one had to go.
-    pub(crate) fn insert(&mut self, regime: Regime, input: u64, mapping: Mapping) -> bool {
+    /// Adds an entry for `input`. Says whether another one had to go.
+    pub(crate) fn insert(&mut self, regime: Regime, input: u64, entry: V) -> bool {
         if self.sets.is_disabled() {
             return false;
         }
-        let key = TlbKey::new(regime, mapping.global, mapping.shift & 63, input);
-        let old = self.sets.insert(key, mapping);
-        self.sizes[usize::from(mapping.global)].add(key.shift());
-        self.pieces += u32::from(mapping.is_piece());
+        let key = TlbKey::new(regime, entry.global(), entry.shift(), input);
+        let old = self.sets.insert(key, entry);
+        self.sizes[usize::from(entry.global())].add(key.shift());
+        self.pieces += u32::from(entry.is_piece());
         match old {
             Some((old, gone)) => {
                 self.sizes[usize::from(old.global())].remove(old.shift());
@@ -279,7 +362,7 @@ impl Tlb {
                     key.page = page;
                     key.tag |= world << 40;
                     let sets = &mut self.sets;
-                    if sets.peek(&key).is_some_and(|mapping| scope.covers(&key, mapping)) {
+                    if sets.peek(&key).is_some_and(|entry| scope.covers(&key, entry)) {
                         sets.remove(&key);
                         self.sizes[usize::from(global)].remove(shift);
                         removed += 1;
@@ -293,11 +376,11 @@ impl Tlb {
     fn invalidate_by_scan(&mut self, scope: &Scope) -> u64 {
         let mut removed = 0;
         let (sizes, pieces) = (&mut self.sizes, &mut self.pieces);
-        self.sets.remove_if(|key, mapping| {
-            let drop = scope.covers(key, mapping);
+        self.sets.remove_if(|key, entry| {
+            let drop = scope.covers(key, entry);
             if drop {
                 sizes[usize::from(key.global())].remove(key.shift());
-                *pieces -= u32::from(mapping.is_piece());
+                *pieces -= u32::from(entry.is_piece());
                 removed += 1;
             }
             drop

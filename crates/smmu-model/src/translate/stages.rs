@@ -1,12 +1,12 @@
 //! Stage 1 and stage 2: IOTLB, walks, and what they make together (section 3.4).
 
-use pgtable::{FaultKind, Half, Leaf, Permissions, Step, Walk};
+use pgtable::{FaultKind, Half, Leaf, Permissions, Stage1, Step, Walk};
 
 use super::context::Context;
 use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, translation, wanted, without_top_byte};
-use crate::cache::{Mapping, Regime, World};
+use crate::cache::{Mapping, Regime, Table, World};
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
 use crate::transaction::{MemAttrs, TxnId};
@@ -36,7 +36,13 @@ impl Smmu {
             Half::Lower => &txn.context.lower,
             Half::Upper => &txn.context.upper,
         };
-        let step = Walk::stage1(table, input);
+        let step = match self.walks.get(txn.regime(), input).and_then(|table| table.walk) {
+            Some(walk) => {
+                self.stats.walk_hits += 1;
+                Step::Fetch(walk.through(input))
+            }
+            None => Walk::stage1(table, input),
+        };
         self.stage1_step(id, txn, step)
     }
 
@@ -62,7 +68,7 @@ impl Smmu {
 
     /// What a stage 1 leaf says, in the form of the IOTLB.
     fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf) -> Mapping {
-        let table = if txn.context.is_upper(txn.t.address) { &txn.context.upper } else { &txn.context.lower };
+        let table = txn.stage1_table();
         let permissions = leaf.permissions(&txn.context.controls);
         let attrs = MemAttrs::stage1(leaf, txn.context.mair);
         let shift = self.entry_shift(leaf);
@@ -112,7 +118,41 @@ impl Smmu {
         if purpose == Purpose::Input {
             self.stats.tlb_misses += 1;
         }
-        let step = Walk::stage2(&txn.stream.stage2.tables, ipa);
+        let step = match self.walks.get(txn.stage2_regime(), ipa).and_then(|table| table.walk) {
+            Some(walk) => {
+                self.stats.walk_hits += 1;
+                Step::Fetch(walk.through(ipa))
+            }
+            None => Walk::stage2(&txn.stream.stage2.tables, ipa),
+        };
+        self.stage2_step(id, txn, step, purpose)
+    }
+
+    /// A stage 1 descriptor has come.
+    pub(super) fn stage1_descriptor(&mut self, id: TxnId, txn: &mut Txn, step: Step) -> Outcome {
+        if let Step::Fetch(walk) = step
+            && txn.epoch == self.epoch
+        {
+            let table = Table::new(walk, txn.stage1_table().granule);
+            self.walks.insert(txn.regime(), without_top_byte(txn.t.address), table);
+        }
+        self.stage1_step(id, txn, step)
+    }
+
+    /// A stage 2 descriptor has come.
+    pub(super) fn stage2_descriptor(
+        &mut self,
+        id: TxnId,
+        txn: &mut Txn,
+        step: Step,
+        purpose: Purpose,
+    ) -> Outcome {
+        if let Step::Fetch(walk) = step
+            && txn.epoch == self.epoch
+        {
+            let table = Table::new(walk, txn.stream.stage2.tables.granule);
+            self.walks.insert(txn.stage2_regime(), txn.ipa, table);
+        }
         self.stage2_step(id, txn, step, purpose)
     }
 
@@ -198,6 +238,11 @@ impl Txn {
     pub(super) fn regime(&self) -> Regime {
         let Context { asid, aset, .. } = self.context;
         Regime { world: self.stream.world, vmid: self.stream.vmid, asid, aset }
+    }
+
+    /// The table base that the address belongs to.
+    fn stage1_table(&self) -> &Stage1 {
+        if self.context.is_upper(self.t.address) { &self.context.upper } else { &self.context.lower }
     }
 
     fn stage2_regime(&self) -> Regime {

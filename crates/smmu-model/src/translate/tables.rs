@@ -167,14 +167,14 @@ impl Smmu {
             Fetch::Stage1(walk) => {
                 self.stats.s1_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(descriptor) => self.stage1_step(id, txn, walk.next(descriptor)),
+                    Ok(descriptor) => self.stage1_descriptor(id, txn, walk.next(descriptor)),
                     Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
                 }
             }
             Fetch::Stage2(walk, purpose) => {
                 self.stats.s2_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(descriptor) => self.stage2_step(id, txn, walk.next(descriptor), purpose),
+                    Ok(descriptor) => self.stage2_descriptor(id, txn, walk.next(descriptor), purpose),
                     Err(Abort) => self.walk_abort(txn, purpose.class(), true),
                 }
             }

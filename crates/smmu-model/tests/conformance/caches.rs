@@ -8,7 +8,7 @@ use crate::lab::*;
 /// 3.17: a changed descriptor is not seen before the TLBI.
 #[test]
 fn stale_translations_live_until_invalidated() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     assert_eq!(lab.read(0x1000), End::To(0x8000_1000));
     lab.unmap(&mut tables, 3, 0x1000);
@@ -21,7 +21,7 @@ fn stale_translations_live_until_invalidated() {
 /// 3.17: faults are not cached.
 #[test]
 fn nothing_is_remembered_of_a_fault() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     assert_eq!(lab.read(0x2000), End::Abort);
     lab.map(&mut tables, 0x2000, 0x8000_2000, 0x1000, RW);
@@ -31,7 +31,7 @@ fn nothing_is_remembered_of_a_fault() {
 /// 3.21.3: a changed STE or CD is not seen before its CFGI.
 #[test]
 fn stale_configuration_lives_until_invalidated() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     assert_eq!(lab.read(0x1000), End::To(0x8000_1000));
     lab.ste(SID, STE_BYPASS);
@@ -63,7 +63,7 @@ fn configuration_invalidation() {
         ("CFGI_STE_RANGE, 32", [0x04 | u64::from(SID ^ 7) << 32, 4], 2),
     ];
     for (what, command, fetches) in commands {
-        let (mut lab, mut tables) = Lab::stage1(Config::linux());
+        let (mut lab, mut tables) = Lab::stage1(linux());
         lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
         lab.read(0x1000);
         lab.command(command);
@@ -104,7 +104,7 @@ fn translation_invalidation() {
         ("everything by range", [0x13 | 31 << 12 | 31 << 20, 1 << 10], [false; 4]),
     ];
     for (what, command, stay) in commands {
-        let (mut lab, mut tables) = Lab::stage1(Config::linux());
+        let (mut lab, mut tables) = Lab::stage1(linux());
         lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
         lab.map(&mut tables, 0x40_0000, 0x8040_0000, 0x20_0000, RW);
         lab.map(&mut tables, 0x20_0000, 0x8020_0000, 0x1000, RW & !d::NG);
@@ -123,7 +123,7 @@ fn translation_invalidation() {
 /// 4.4.1.1: without RIL the fields of a range are RES0.
 #[test]
 fn no_ranges_without_ril() {
-    let (mut lab, mut tables) = Lab::stage1(Config { ril: false, ..Config::linux() });
+    let (mut lab, mut tables) = Lab::stage1(Config { ril: false, ..linux() });
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x3000, RW);
     lab.read(0x1000);
     lab.read(0x3000);
@@ -135,7 +135,7 @@ fn no_ranges_without_ril() {
 /// Ranges count granules of TG from an address of that granule.
 #[test]
 fn ranges_of_64k() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     let mut tables = lab.tables(Granule::G64K, 16, TABLES);
     lab.context(0, CdFields { word0: cd(16, 1, 1), word1: tables.root(), ..CdFields::default() });
     lab.ste(SID, ste_stage1(CDS));
@@ -152,7 +152,7 @@ fn ranges_of_64k() {
 /// Global entries are for every ASID of the VMID.
 #[test]
 fn global_entries_are_shared() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !d::NG);
     lab.context_at(CDS + 0x1000, CdFields { word0: cd(16, 0, 2), ..CdFields::default() });
     lab.ste(SID + 1, ste_stage1(CDS + 0x1000));
@@ -164,7 +164,7 @@ fn global_entries_are_shared() {
 /// 3.17.1: global entries are shared within an ASID set only.
 #[test]
 fn global_entries_keep_to_their_set() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !d::NG);
     lab.context_at(CDS + 0x1000, CdFields { word0: cd(16, 0, 2) | 1 << 47, ..CdFields::default() });
     lab.ste(SID + 1, ste_stage1(CDS + 0x1000));
@@ -179,7 +179,7 @@ fn global_entries_keep_to_their_set() {
 /// Two streams with one ASID share their translations.
 #[test]
 fn streams_share_an_asid() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     lab.ste(SID + 1, ste_stage1(CDS));
     lab.read(0x1000);
@@ -190,7 +190,7 @@ fn streams_share_an_asid() {
 /// 4.7.3: a walk that began before an invalidation leaves nothing behind.
 #[test]
 fn a_walk_across_an_invalidation_is_not_cached() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     let t = Transaction::new(SID, 0x1000, AccessKind::Read);
     let Progress::Walking(id) = lab.smmu.begin(&t) else { panic!("no walk") };
@@ -215,12 +215,12 @@ fn a_walk_across_an_invalidation_is_not_cached() {
 /// Sizes: no cache at all, and a small one that replaces.
 #[test]
 fn cache_sizes() {
-    let (mut lab, mut tables) = Lab::stage1(Config { tlb: 0, ste_cache: 0, cd_cache: 0, ..Config::linux() });
+    let (mut lab, mut tables) = Lab::stage1(Config { tlb: 0, ste_cache: 0, cd_cache: 0, ..linux() });
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     for _ in 0..2 {
         assert_eq!(lab.fetches(|lab| lab.read(0x1000)).0, 6);
     }
-    let (mut lab, mut tables) = Lab::stage1(Config { tlb: 4, ..Config::linux() });
+    let (mut lab, mut tables) = Lab::stage1(Config { tlb: 4, ..linux() });
     lab.map(&mut tables, 0, 0x8000_0000, 0x10_0000, RW);
     for n in 0..256 {
         assert_eq!(lab.read(n << 12), End::To(0x8000_0000 + (n << 12)));
@@ -231,7 +231,7 @@ fn cache_sizes() {
 /// The state is plain data: an SMMU restored from a snapshot does what the original does.
 #[test]
 fn snapshots() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x2000, RW);
     lab.read(0x1000);
     let id = match lab.smmu.begin(&Transaction::new(SID, 0x2000, AccessKind::Read)) {

@@ -9,7 +9,7 @@ use crate::lab::*;
 /// 3.5.1 and 6.3.9: commands are consumed one a step, in order, with SMMUEN=0 as well, and not with CMDQEN=0.
 #[test]
 fn consumption() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::CR0, cr0::CMDQEN);
     for n in 1..=3 {
         lab.push(CFGI_ALL);
@@ -31,7 +31,7 @@ fn consumption() {
 /// 3.5.1: the queue wraps.
 #[test]
 fn wrap() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     for _ in 0..5 << LOG2_CMDQ {
         lab.command(CFGI_ALL);
     }
@@ -64,7 +64,7 @@ fn illegal_commands() {
     for (what, command) in
         illegal.into_iter().chain([("a 16 KiB range of nothing", [0x13, 2 << 10 | 1 << 8])])
     {
-        let mut lab = Lab::new(Config { s2p: false, ..Config::linux() });
+        let mut lab = Lab::new(Config { s2p: false, ..linux() });
         lab.push(CFGI_ALL);
         lab.push(command);
         lab.push(SYNC);
@@ -84,13 +84,13 @@ fn illegal_commands() {
 /// 4.3 and following: with the feature the command is legal.
 #[test]
 fn features_make_commands_legal() {
-    let full = Config { hyp: true, stall: StallModel::Both, ..Config::linux() };
+    let full = Config { hyp: true, stall: StallModel::Both, ..linux() };
     for opcode in [0x20, 0x21, 0x22, 0x23, 0x28, 0x2a, 0x44, 0x45] {
         let mut lab = Lab::new(full.clone());
         lab.command([opcode, 0]);
         assert_eq!(lab.r32(r::GERROR), 0, "{opcode:#x}");
     }
-    let mut lab = Lab::new(Config { s1p: false, ..Config::linux() });
+    let mut lab = Lab::new(Config { s1p: false, ..linux() });
     lab.push([0x12, 0]);
     lab.run_commands();
     assert_eq!(lab.r32(r::GERROR), gerror::CMDQ_ERR, "TLBI_NH_VA without S1P");
@@ -99,7 +99,7 @@ fn features_make_commands_legal() {
 /// 7.1: a command that can not be fetched.
 #[test]
 fn fetch_abort() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ram.holes.push(CMDQ..CMDQ + 16);
     lab.push(SYNC);
     lab.run_commands();
@@ -113,7 +113,7 @@ fn fetch_abort() {
 /// 4.2: prefetches are legal and have no effect that software sees.
 #[test]
 fn prefetch() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     lab.command([0x01 | u64::from(SID) << 32, 0]);
     lab.command([0x02 | u64::from(SID) << 32, 0x1000]);
@@ -123,7 +123,7 @@ fn prefetch() {
 /// 4.7.3: CMD_SYNC waits for the data of transactions that a removed translation let through, and for no others.
 #[test]
 fn sync_waits_for_old_transactions() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x2000, RW);
     let write = |address| Transaction::new(SID, address, AccessKind::Write);
     let (old, _) = lab.translate(write(0x1000)).unwrap();
@@ -147,7 +147,7 @@ fn sync_waits_for_old_transactions() {
 /// 4.7.3: the same for configuration.
 #[test]
 fn sync_after_cfgi_waits_too() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ste(SID, STE_BYPASS);
     let (old, _) = lab.translate(Transaction::new(SID, 0x1000, AccessKind::Write)).unwrap();
     lab.push(cfgi_ste(SID));
@@ -162,7 +162,7 @@ fn sync_after_cfgi_waits_too() {
 /// A CMD_SYNC that waits does not hang with the queue's restart.
 #[test]
 fn disabling_a_waiting_queue() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ste(SID, STE_BYPASS);
     let (old, _) = lab.translate(Transaction::new(SID, 0x1000, AccessKind::Write)).unwrap();
     lab.push(cfgi_ste(SID));
@@ -180,7 +180,7 @@ fn disabling_a_waiting_queue() {
 /// 3.5.1: indices that make no sense do not hang anything: each step consumes at most one command.
 #[test]
 fn nonsense_indices() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::CMDQ_PROD, 0xffff_ffff);
     for _ in 0..300 {
         lab.smmu.step_command(&lab.ram);

@@ -15,7 +15,7 @@ fn faulty(lab: &mut Lab, n: u64) {
 /// 7.2: each record is written in a step of its own, in order.
 #[test]
 fn records_are_steps() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     faulty(&mut lab, 3);
     for n in 0..3 {
         assert_eq!(lab.r32(r::EVENTQ_PROD), n);
@@ -30,7 +30,7 @@ fn records_are_steps() {
 /// 7.4: a full queue loses records and toggles OVFLG, once until OVACKFLG follows.
 #[test]
 fn overflow() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     let size = 1 << LOG2_EVENTQ;
     let write_all = |lab: &mut Lab| {
         while lab.smmu.event_pending() {
@@ -59,7 +59,7 @@ fn overflow() {
 /// More events than the FIFO holds overflow, too.
 #[test]
 fn fifo_overflow() {
-    let mut lab = Lab::new(Config { event_fifo: 4, ..Config::linux() });
+    let mut lab = Lab::new(Config { event_fifo: 4, ..linux() });
     faulty(&mut lab, 5);
     assert_eq!(lab.r32(r::EVENTQ_PROD), r::OVERFLOW);
     assert_eq!(lab.events().len(), 4);
@@ -68,7 +68,7 @@ fn fifo_overflow() {
 /// 7.2: while the queue is disabled records are lost, without overflow.
 #[test]
 fn disabled() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     faulty(&mut lab, 1);
     lab.w32(r::CR0, cr0::SMMUEN);
     faulty(&mut lab, 1);
@@ -81,7 +81,7 @@ fn disabled() {
 /// 7.2.1: an abort on the write of a record is a global error, and no records are written until it is acknowledged.
 #[test]
 fn write_abort() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ram.holes.push(EVENTQ..EVENTQ + 0x1000);
     faulty(&mut lab, 1);
     lab.smmu.step_event(&lab.ram);
@@ -98,7 +98,7 @@ fn write_abort() {
 /// 3.5.1: the queue wraps, with the overflow flag out of the way.
 #[test]
 fn wrap() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     for _ in 0..5 << LOG2_EVENTQ {
         faulty(&mut lab, 1);
         assert_eq!(code(lab.event()), 0x04);

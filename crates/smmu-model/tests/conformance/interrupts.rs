@@ -13,7 +13,7 @@ fn event(lab: &mut Lab) {
 /// 3.18: the event queue interrupts when it becomes non-empty.
 #[test]
 fn wired_event_queue() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     event(&mut lab);
     assert_eq!(lab.smmu.take_wired(), Wired { eventq: true, ..Wired::default() });
     event(&mut lab);
@@ -26,7 +26,7 @@ fn wired_event_queue() {
 /// 6.3.15: IRQ_CTRL turns sources off.
 #[test]
 fn disabled_sources() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::IRQ_CTRL, 0);
     assert_eq!(lab.r32(r::IRQ_CTRLACK), 0);
     event(&mut lab);
@@ -37,7 +37,7 @@ fn disabled_sources() {
 }
 
 fn with_msis() -> Lab {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::IRQ_CTRL, 0);
     lab.w64(r::EVENTQ_IRQ_CFG0, 0x0808_0040);
     lab.w32(r::EVENTQ_IRQ_CFG1, 0x1234);
@@ -97,7 +97,7 @@ fn msi_aborts() {
 /// 6.3.19: GERROR interrupts at each error that becomes active, and only then.
 #[test]
 fn wired_gerror() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.push([0, 0]);
     lab.run_commands();
     assert!(lab.smmu.take_wired().gerror);
@@ -112,7 +112,7 @@ fn wired_gerror() {
 /// out in one of its own.
 #[test]
 fn sync_signals() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.command(SYNC);
     assert!(!lab.smmu.wired_pending() && !lab.smmu.msi_pending());
     lab.command([0x46 | 2 << 12, 0]);
@@ -133,7 +133,7 @@ fn sync_signals() {
 /// 6.3.1: without SEV and MSI there are no such signals.
 #[test]
 fn signals_need_their_features() {
-    let mut lab = Lab::new(Config { sev: false, msi: false, ..Config::linux() });
+    let mut lab = Lab::new(Config { sev: false, msi: false, ..linux() });
     lab.command([0x46 | 2 << 12, 0]);
     assert!(!lab.smmu.take_wired().any());
     lab.command([0x46 | 1 << 12, CMDQ]);
@@ -146,7 +146,7 @@ fn signals_need_their_features() {
 /// 3.18.1: a CMD_SYNC completes after the MSI of the one before is out.
 #[test]
 fn sync_waits_for_the_last_msi() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::CR0, cr0::CMDQEN);
     for _ in 0..3 {
         lab.push([0x46 | 1 << 12, 0x1000]);
@@ -161,7 +161,7 @@ fn sync_waits_for_the_last_msi() {
 /// 4.7.3: records of transactions that are over are visible before a CMD_SYNC completes, or lost.
 #[test]
 fn sync_waits_for_records() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     for _ in 0..2 {
         lab.dma(Transaction::new(255, 0, AccessKind::Read));
     }
@@ -188,7 +188,7 @@ fn sync_waits_for_records() {
 /// 4.1.2: with SEV, whoever waits for room in the command queue is woken.
 #[test]
 fn room_in_the_queue_wakes() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.push(CFGI_ALL);
     lab.smmu.step_command(&lab.ram);
     assert!(!lab.smmu.wired_pending());

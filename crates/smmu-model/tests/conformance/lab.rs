@@ -131,6 +131,11 @@ pub struct Lab {
     pub events_read: u32,
 }
 
+/// The default without a walk cache, so that fetches can be counted.
+pub fn linux() -> Config {
+    Config { walk_cache: 0, ..Config::linux() }
+}
+
 pub const LOG2_CMDQ: u64 = 6;
 pub const LOG2_EVENTQ: u64 = 4;
 

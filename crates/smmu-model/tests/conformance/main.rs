@@ -12,4 +12,5 @@ mod stage2;
 mod stall;
 mod streams;
 mod substreams;
+mod walks;
 mod worlds;

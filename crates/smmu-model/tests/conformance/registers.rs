@@ -8,7 +8,7 @@ use crate::lab::*;
 /// 6.3.1 to 6.3.8: the default implementation is one that Linux drives.
 #[test]
 fn identification_of_the_linux_preset() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     let idr0 = lab.r32(r::IDR0);
     assert_eq!(idr0 & 3, 0b11, "S1P and S2P");
     assert_eq!(idr0 >> 2 & 3, 0b10, "TTF: AArch64");
@@ -50,7 +50,7 @@ fn identification_of_the_qemu_preset() {
 /// 6.2: registers of 64 bits can be accessed as one or as two words; other accesses are RAZ/WI.
 #[test]
 fn access_sizes() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     lab.w32(r::STRTAB_BASE, 0x1234_5680);
     lab.w32(r::STRTAB_BASE + 4, 0x0000_0056);
     assert_eq!(lab.smmu.mmio_read(r::STRTAB_BASE, 8), Some(0x56_1234_5680));
@@ -65,7 +65,7 @@ fn access_sizes() {
 /// 6.3.9: CR0ACK follows CR0, in implemented bits only.
 #[test]
 fn cr0_is_acknowledged() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     assert_eq!(lab.r32(r::CR0ACK), 0);
     lab.w32(r::CR0, u32::MAX);
     assert_eq!(lab.r32(r::CR0), 0b1101, "CMDQEN, EVENTQEN, SMMUEN");
@@ -77,7 +77,7 @@ fn cr0_is_acknowledged() {
 /// 6.3.9.6: SMMUEN=0 is acknowledged when the transactions that use it are done.
 #[test]
 fn disabling_waits_for_transactions() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     let (id, _) = lab.translate(Transaction::new(SID, 0x1000, AccessKind::Write)).unwrap();
     lab.w32(r::CR0, r::cr0::CMDQEN);
@@ -94,7 +94,7 @@ fn disabling_waits_for_transactions() {
 /// 6.3.11 and following: what is in use can not be changed.
 #[test]
 fn writes_are_ignored_while_enabled() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     let guarded = [
         (r::CR1, 0),
         (r::CR2, r::cr2::RECINVSID),
@@ -122,7 +122,7 @@ fn writes_are_ignored_while_enabled() {
 /// 6.3.13: GBPA takes a write with UPDATE only, and UPDATE reads as 0 when it is done.
 #[test]
 fn gbpa_update() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     assert_eq!(lab.r32(r::GBPA), r::gbpa::SHCFG_INCOMING);
     lab.w32(r::GBPA, r::gbpa::ABORT);
     assert_eq!(lab.r32(r::GBPA), r::gbpa::SHCFG_INCOMING);
@@ -133,7 +133,7 @@ fn gbpa_update() {
 /// 3.11: with SMMUEN=0 GBPA lets transactions through or aborts them, without events.
 #[test]
 fn global_bypass_and_abort() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     assert_eq!(lab.read(0x8765_4321), End::To(0x8765_4321));
     assert_eq!(lab.read(1 << 44), End::Abort, "beyond OAS");
     lab.w32(r::GBPA, r::gbpa::UPDATE | r::gbpa::MTCFG | 5 | 2 << 12);
@@ -151,7 +151,7 @@ fn global_bypass_and_abort() {
 /// 6.2: a knob makes the event queue's indices answer in page 0 as well.
 #[test]
 fn page_0_alias() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.w32(r::EVENTQ_CONS, 5);
     assert_eq!(lab.r32(0xac), 0);
     let mut lab = Lab::new(Config::qemu());

@@ -13,7 +13,7 @@ const WRITE: u64 = 2 << 40;
 /// A walk from TTB0: STE, CD and one descriptor a level, each a step; then nothing.
 #[test]
 fn a_walk_and_a_hit() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x12_3456_7000, 0x8765_4000, 0x1000, RW);
     let t = Transaction::new(SID, 0x12_3456_7890, AccessKind::Read);
     let (n, translation) = lab.fetches(|lab| lab.translate(t).unwrap().1);
@@ -31,7 +31,7 @@ fn a_walk_and_a_hit() {
 #[test]
 fn granules() {
     for (granule, tg0, block) in [(Granule::G4K, 0, 21), (Granule::G16K, 2, 25), (Granule::G64K, 1, 29)] {
-        let mut lab = Lab::new(Config::linux());
+        let mut lab = Lab::new(linux());
         let mut tables = lab.tables(granule, 16, TABLES);
         lab.context(0, CdFields { word0: cd(16, tg0, 1), word1: tables.root(), ..CdFields::default() });
         lab.ste(SID, ste_stage1(CDS));
@@ -52,7 +52,7 @@ fn granules() {
 /// 5.4: a granule that is not implemented is a C_BAD_CD.
 #[test]
 fn missing_granules() {
-    let (mut lab, _) = Lab::stage1(Config { gran4k: false, ..Config::linux() });
+    let (mut lab, _) = Lab::stage1(Config { gran4k: false, ..linux() });
     assert_eq!(lab.read(0), End::Abort);
     assert_eq!(lab.event(), [0x0a | STREAMID, 0, 0, 0]);
 }
@@ -60,7 +60,7 @@ fn missing_granules() {
 /// TTB1 translates the upper range, with its own size and granule; EPD1 forbids it.
 #[test]
 fn upper_range() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     let mut tables = lab.tables(Granule::G64K, 22, TABLES);
     let word0 = cd(16, 0, 1) & !(1 << 30) | 1 << 14 | 22 << 16 | 3 << 22;
     lab.context(0, CdFields { word0, word1: 0, word2: tables.root(), ..CdFields::default() });
@@ -77,7 +77,7 @@ fn upper_range() {
 /// 5.4: TBI0: the top byte is ignored by the walk and the IOTLB, and recorded.
 #[test]
 fn top_byte_ignore() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     assert_eq!(lab.read(0xab00_0000_0000_1000), End::Abort);
     assert_eq!(lab.event()[2], 0xab00_0000_0000_1000);
@@ -95,7 +95,7 @@ fn top_byte_ignore() {
 /// 7.3.13: unmapped addresses, at any level.
 #[test]
 fn translation_faults() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     for address in [0x2000, 0x20_0000, 1 << 30, 1 << 39, 1 << 48, 1 << 63] {
         assert_eq!(lab.write(address | 0x10), End::Abort);
@@ -107,7 +107,7 @@ fn translation_faults() {
 /// 7.3.14: table and output addresses wider than the output size.
 #[test]
 fn address_size_faults() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 1 << 44, 0x1000, RW);
     assert_eq!(lab.read(0x1000), End::Abort);
     assert_eq!(lab.event(), [0x11 | STREAMID, READ, 0x1000, 0]);
@@ -124,7 +124,7 @@ fn address_size_faults() {
 /// 7.3.15: a clear access flag; AFFD turns the fault off.
 #[test]
 fn access_flag_faults() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !d::AF);
     assert_eq!(lab.read(0x1000), End::Abort);
     assert_eq!(lab.event(), [0x12 | STREAMID, READ, 0x1000, 0]);
@@ -136,7 +136,7 @@ fn access_flag_faults() {
 /// 7.3.16: permissions, on a miss and on a hit alike.
 #[test]
 fn permission_faults() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RO);
     for _ in 0..2 {
         assert_eq!(lab.write(0x1008), End::Abort);
@@ -162,7 +162,7 @@ fn permission_faults() {
 /// WXN, and PAN.
 #[test]
 fn wxn_and_pan() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     lab.context(0, CdFields { word0: cd(16, 0, 1) | 1 << 36 | 1 << 40, ..CdFields::default() });
     let data = Transaction::new(SID, 0x1000, AccessKind::Read);
@@ -174,7 +174,7 @@ fn wxn_and_pan() {
 /// Hierarchical permissions of table descriptors, and HAD.
 #[test]
 fn hierarchical_attributes() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     tables.restrict(&mut Words(&lab.ram), 1, 0x1000, d::AP_TABLE_READ_ONLY).unwrap();
     assert_eq!(lab.write(0x1000), End::Abort);
@@ -188,7 +188,7 @@ fn hierarchical_attributes() {
 #[test]
 fn contiguous() {
     for (contiguous, fetches) in [(true, 0), (false, 4)] {
-        let (mut lab, mut tables) = Lab::stage1(Config { contiguous, ..Config::linux() });
+        let (mut lab, mut tables) = Lab::stage1(Config { contiguous, ..linux() });
         tables.contiguous = true;
         lab.map(&mut tables, 0x10_0000, 0x8000_0000, 0x1_0000, RW);
         assert_eq!(lab.read(0x10_0000), End::To(0x8000_0000));
@@ -200,7 +200,7 @@ fn contiguous() {
 /// MAIR: AttrIndx selects; Device and non-cacheable memory is outer shareable.
 #[test]
 fn memory_types() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     for (index, mair, shareability) in
         [(0, 0xff, Shareability::Inner), (1, 0x04, Shareability::Outer), (2, 0x44, Shareability::Outer)]
     {
@@ -214,7 +214,7 @@ fn memory_types() {
 /// 7.3.12: an external abort on a descriptor fetch is recorded whatever CD.R says.
 #[test]
 fn walk_external_abort() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     lab.context(0, CdFields { word0: cd(16, 0, 1) & !(1 << 45), ..CdFields::default() });
     lab.ram.holes.push(TABLES..TABLES + 0x1000);
@@ -225,7 +225,7 @@ fn walk_external_abort() {
 /// 5.5: CD.R=0 keeps translation faults out of the queue.
 #[test]
 fn unrecorded_faults() {
-    let (mut lab, _) = Lab::stage1(Config::linux());
+    let (mut lab, _) = Lab::stage1(linux());
     lab.context(0, CdFields { word0: cd(16, 0, 1) & !(1 << 45), ..CdFields::default() });
     assert_eq!(lab.read(0x1000), End::Abort);
     assert!(lab.events().is_empty());
@@ -235,11 +235,11 @@ fn unrecorded_faults() {
 #[test]
 fn raz_wi() {
     let word0 = cd(16, 0, 1) & !(1 << 46);
-    let (mut lab, _) = Lab::stage1(Config { term_razwi: true, ..Config::linux() });
+    let (mut lab, _) = Lab::stage1(Config { term_razwi: true, ..linux() });
     lab.context(0, CdFields { word0, ..CdFields::default() });
     assert_eq!(lab.read(0x1000), End::RazWi);
     assert_eq!(code(lab.event()), 0x10);
-    let (mut lab, _) = Lab::stage1(Config::linux());
+    let (mut lab, _) = Lab::stage1(linux());
     lab.context(0, CdFields { word0, ..CdFields::default() });
     assert_eq!(lab.read(0x1000), End::Abort);
     assert_eq!(code(lab.event()), 0x0a);
@@ -264,16 +264,16 @@ fn bad_cds() {
         ("TG1 reserved", CdFields { word0: good.word0 & !(1 << 30) | 16 << 16, ..good }),
     ];
     for (what, fields) in bad {
-        let (mut lab, _) = Lab::stage1(Config::linux());
+        let (mut lab, _) = Lab::stage1(linux());
         lab.context(0, fields);
         assert_eq!(lab.read(0), End::Abort, "{what}");
         assert_eq!(lab.event(), [0x0a | STREAMID, 0, 0, 0], "{what}");
     }
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     lab.map(&mut tables, 0, 0x8000_0000, 0x1000, RW);
     lab.context(0, CdFields { word0: good.word0 | 3 << 16, word2: u64::MAX << 44, ..good });
     assert_eq!(lab.read(0), End::To(0x8000_0000), "with EPD1 the fields of TTB1 are ignored");
-    let (mut lab, _) = Lab::stage1(Config::linux());
+    let (mut lab, _) = Lab::stage1(linux());
     lab.context(0, CdFields { word0: good.word0 | 1 << 14 | 1 << 15, ..good });
     assert_eq!(lab.read(0), End::Abort);
     assert_eq!(code(lab.event()), 0x10, "without any walk, ENDI is ignored");
@@ -282,7 +282,7 @@ fn bad_cds() {
 /// 7.3.10: an external abort on the fetch of a CD.
 #[test]
 fn cd_fetch_abort() {
-    let (mut lab, _) = Lab::stage1(Config::linux());
+    let (mut lab, _) = Lab::stage1(linux());
     lab.ram.holes.push(CDS..CDS + 64);
     assert_eq!(lab.read(0), End::Abort);
     assert_eq!(lab.event(), [0x09 | STREAMID, 0, 0, CDS]);
@@ -291,7 +291,7 @@ fn cd_fetch_abort() {
 /// 52-bit output and input with 64 KiB.
 #[test]
 fn large_addresses() {
-    let mut lab = Lab::new(Config { oas: 52, vax52: true, ..Config::linux() });
+    let mut lab = Lab::new(Config { oas: 52, vax52: true, ..linux() });
     let mut cfg = pgtable::Stage1 {
         granule: Granule::G64K,
         tsz: 12,
@@ -308,7 +308,7 @@ fn large_addresses() {
     let (va, pa) = (0x000f_1234_5678_0000, 0x000e_dcba_9876_0000);
     lab.map(&mut tables, va, pa, 0x1_0000, RW);
     assert_eq!(lab.read(va + 8), End::To(pa + 8));
-    let mut lab = Lab::new(Config { oas: 52, ..Config::linux() });
+    let mut lab = Lab::new(Config { oas: 52, ..linux() });
     lab.context(0, CdFields { word0, ..CdFields::default() });
     lab.ste(SID, ste_stage1(CDS));
     assert_eq!(lab.read(0), End::Abort, "T0SZ 12 needs VAX");

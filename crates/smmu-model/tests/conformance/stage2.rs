@@ -18,7 +18,7 @@ const SHIFT: u64 = 0x1_0000_0000;
 const VMID: u64 = 7;
 
 fn config() -> Config {
-    Config::linux()
+    linux()
 }
 
 /// 40-bit IPA from level 1 with 4 KiB pages.

@@ -10,7 +10,7 @@ const RETRY: u64 = 1 << 12;
 const ABORT: u64 = 1 << 13;
 
 fn lab() -> (Lab, pgtable::Builder) {
-    let config = Config { stall: StallModel::Both, term_razwi: true, ..Config::linux() };
+    let config = Config { stall: StallModel::Both, term_razwi: true, ..linux() };
     let (mut lab, tables) = Lab::stage1(config);
     lab.context(0, CdFields { word0: cd(16, 0, 1) | 1 << 44, ..CdFields::default() });
     (lab, tables)
@@ -151,8 +151,8 @@ fn records_wait_for_room() {
 /// 5.2 and 5.4: where stall may be asked for.
 #[test]
 fn stall_fields() {
-    let forced = Config { stall: StallModel::Forced, ..Config::linux() };
-    let both = Config { stall: StallModel::Both, ..Config::linux() };
+    let forced = Config { stall: StallModel::Forced, ..linux() };
+    let both = Config { stall: StallModel::Both, ..linux() };
     let s = cd(16, 0, 1) | 1 << 44;
     let [w0, w1, ..] = ste_stage1(CDS);
     let cases = [

@@ -10,7 +10,7 @@ const STREAMID: u64 = (SID as u64) << 32;
 /// 5.2: Config.
 #[test]
 fn bypass_and_abort() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ste(SID, STE_BYPASS);
     assert_eq!(lab.read(0x1234_5678), End::To(0x1234_5678));
     lab.ste(SID + 1, STE_ABORT);
@@ -21,7 +21,7 @@ fn bypass_and_abort() {
 /// 3.4: a bypassed address wider than OAS is an F_ADDR_SIZE.
 #[test]
 fn bypass_beyond_oas() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ste(SID, STE_BYPASS);
     assert_eq!(lab.write(1 << 44), End::Abort);
     assert_eq!(lab.event(), [0x11 | STREAMID, 2 << 40, 1 << 44, 0]);
@@ -30,7 +30,7 @@ fn bypass_beyond_oas() {
 /// 7.3.3: StreamIDs outside the table, recorded with CR2.RECINVSID only.
 #[test]
 fn bad_streamid() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     let t = Transaction::new(256, 0, AccessKind::Read);
     assert_eq!(lab.dma(t), End::Abort);
     assert_eq!(lab.event(), [0x02 | 256 << 32, 0, 0, 0]);
@@ -52,7 +52,7 @@ fn bad_ste() {
         ("S1ContextPtr beyond OAS", [1 | 5 << 1 | 1 << 44, 0, 0, 0]),
     ];
     for (what, ste) in bad {
-        let (mut lab, _) = Lab::stage1(Config { s2p: false, ..Config::linux() });
+        let (mut lab, _) = Lab::stage1(Config { s2p: false, ..linux() });
         lab.ste(SID, ste);
         assert_eq!(lab.read(0), End::Abort, "{what}");
         assert_eq!(lab.event(), [0x04 | STREAMID, 0, 0, 0], "{what}");
@@ -62,7 +62,7 @@ fn bad_ste() {
 /// 7.3.4: an external abort on the fetch of an STE.
 #[test]
 fn ste_fetch_abort() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ram.holes.push(STRTAB..STRTAB + 0x4000);
     assert_eq!(lab.read(0), End::Abort);
     assert_eq!(lab.event(), [0x03 | STREAMID, 0, 0, STRTAB + u64::from(SID) * 64]);
@@ -78,7 +78,7 @@ fn two_level(lab: &mut Lab, log2: u32, split: u32) {
 #[test]
 fn two_level_tables() {
     for (field, split) in [(6u32, 6u32), (8, 8), (10, 10), (7, 6), (0, 6)] {
-        let mut lab = Lab::new(Config::linux());
+        let mut lab = Lab::new(linux());
         two_level(&mut lab, 16, field);
         let sid = 0x1234u32;
         let l2 = 0x1400_0000;
@@ -94,7 +94,7 @@ fn two_level_tables() {
 /// 5.1: no level 2 table, one that is too short, one that is too long.
 #[test]
 fn spans() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     two_level(&mut lab, 16, 8);
     let t = Transaction::new(0x1204, 0, AccessKind::Read);
     for (span, code) in [(0, 0x02), (2, 0x02), (3, 0x04), (9, 0x04), (10, 0x02), (31, 0x02)] {
@@ -109,7 +109,7 @@ fn spans() {
 /// 6.3.24: a linear table of LOG2SIZE 0 has one STE; LOG2SIZE above SIDSIZE is SIDSIZE.
 #[test]
 fn table_sizes() {
-    let mut lab = Lab::new(Config { sidsize: 4, ..Config::linux() });
+    let mut lab = Lab::new(Config { sidsize: 4, ..linux() });
     lab.ste(15, STE_BYPASS);
     assert_eq!(lab.dma(Transaction::new(15, 0, AccessKind::Read)), End::To(0));
     assert_eq!(lab.dma(Transaction::new(16, 0, AccessKind::Read)), End::Abort);
@@ -125,7 +125,7 @@ fn table_sizes() {
 #[test]
 fn table_alignment() {
     for (log2, at) in [(8, 0x110), (9, 0x10)] {
-        let mut lab = Lab::new(Config { sidsize: 8, ..Config::linux() });
+        let mut lab = Lab::new(Config { sidsize: 8, ..linux() });
         lab.w32(r::CR0, 0);
         // 64 bytes times 0x100 entries beyond the alignment of 2^9 entries.
         lab.w64(r::STRTAB_BASE, STRTAB + 0x4000);
@@ -140,7 +140,7 @@ fn table_alignment() {
 /// 13.1.2 and 5.2: SHCFG, MTCFG and MemAttr override what comes in, where stage 1 does not.
 #[test]
 fn attribute_overrides() {
-    let mut lab = Lab::new(Config::linux());
+    let mut lab = Lab::new(linux());
     lab.ste(SID, [STE_BYPASS[0], 1 << 36 | 10 << 32 | 2 << 44, 0, 0]);
     let (_, t) = lab.translate(Transaction::new(SID, 0, AccessKind::Read)).unwrap();
     assert_eq!((t.attrs.mair, t.attrs.shareability), (0xbb, Shareability::Outer), "write-through, outer");
@@ -149,7 +149,7 @@ fn attribute_overrides() {
 /// 5.2: PRIVCFG and INSTCFG change what is checked and what is recorded.
 #[test]
 fn privilege_and_instruction_overrides() {
-    let (mut lab, mut tables) = Lab::stage1(Config::linux());
+    let (mut lab, mut tables) = Lab::stage1(linux());
     // Privileged only, never executable by privileged code.
     let attrs = (RW & !pgtable::descriptor::AP_USER) | pgtable::descriptor::PXN;
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, attrs);
@@ -169,7 +169,7 @@ fn privilege_and_instruction_overrides() {
 /// 3.21.3: STEs can be fetched in 8-byte units, each a step.
 #[test]
 fn split_fetches() {
-    let mut lab = Lab::new(Config { split_fetch: true, ..Config::linux() });
+    let mut lab = Lab::new(Config { split_fetch: true, ..linux() });
     lab.ste(SID, STE_BYPASS);
     let (n, end) = lab.fetches(|lab| lab.read(0x77));
     assert_eq!((n, end), (8, End::To(0x77)));

@@ -9,7 +9,7 @@ const DSS_BYPASS: u64 = 1;
 const DSS_CD0: u64 = 2;
 
 fn config() -> Config {
-    Config { ssidsize: 20, cd2l: true, ..Config::linux() }
+    Config { ssidsize: 20, cd2l: true, ..linux() }
 }
 
 /// SSV and the SubstreamID in word 0 of a record.

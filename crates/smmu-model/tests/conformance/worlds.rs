@@ -9,7 +9,7 @@ use crate::lab::*;
 const EL2: u64 = 2 << 30;
 
 fn lab(e2h: bool) -> (Lab, pgtable::Builder) {
-    let (mut lab, tables) = Lab::stage1(Config { hyp: true, ..Config::linux() });
+    let (mut lab, tables) = Lab::stage1(Config { hyp: true, ..linux() });
     if e2h {
         lab.w32(r::CR0, 0);
         lab.w32(r::CR2, cr2::E2H | cr2::RECINVSID);
@@ -79,12 +79,12 @@ fn invalidation() {
 /// Without HYP, CR2.E2H is RES0, and STRW is, too; with it odd values of STRW are bad.
 #[test]
 fn el2_needs_hyp() {
-    let mut lab = Lab::reset(Config::linux());
+    let mut lab = Lab::reset(linux());
     lab.w32(r::CR2, cr2::E2H);
     assert_eq!(lab.r32(r::CR2), 0);
     let [w0, w1, ..] = ste_stage1(CDS);
     for strw in 1..=3 {
-        let (mut lab, mut tables) = Lab::stage1(Config::linux());
+        let (mut lab, mut tables) = Lab::stage1(linux());
         lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !pgtable::descriptor::AP_USER);
         lab.ste(SID, [w0, w1 | strw << 30, 0, 0]);
         assert_eq!(lab.read(0x1000), End::Abort, "as NS-EL1: unprivileged");
@@ -98,7 +98,7 @@ fn el2_needs_hyp() {
 }
 
 fn lab_with(strw: u64) -> (Lab, pgtable::Builder) {
-    let (mut lab, tables) = Lab::stage1(Config { hyp: true, ..Config::linux() });
+    let (mut lab, tables) = Lab::stage1(Config { hyp: true, ..linux() });
     let [w0, w1, ..] = ste_stage1(CDS);
     lab.ste(SID, [w0, w1 | strw << 30, 0, 0]);
     (lab, tables)
