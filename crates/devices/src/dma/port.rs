@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
-use smmu_model::{AccessKind, Smmu, Transaction};
+use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
 
 use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 
@@ -66,6 +66,26 @@ pub struct Requester {
     pub ssid: Option<u32>,
     /// DeviceID that the ITS sees.
     pub device_id: u32,
+}
+
+/// What an access carries beside its address (IHI 0070 §3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// SubstreamID (PASID), if it carries one.
+    pub ssid: Option<u32>,
+    /// Privileged, not unprivileged.
+    pub privileged: bool,
+    /// An instruction fetch, not data. The SMMU takes writes as data whatever this says.
+    pub instruction: bool,
+    /// Memory type and shareability.
+    pub memory: MemAttrs,
+}
+
+impl Default for Attributes {
+    /// What PCIe sends without a PASID: unprivileged data, write-back, inner shareable.
+    fn default() -> Self {
+        Self { ssid: None, privileged: false, instruction: false, memory: MemAttrs::WRITE_BACK }
+    }
 }
 
 /// What went through a port. All counts start at zero and only grow.
@@ -171,11 +191,28 @@ impl DmaPort {
         self.0.fabric.inbox.is_full()
     }
 
+    /// What an access carries unless it says otherwise: the requester's SubstreamID.
+    pub fn attributes(&self) -> Attributes {
+        Attributes { ssid: self.0.requester.ssid, ..Attributes::default() }
+    }
+
     /// The transaction that an access to `iova` begins.
-    pub(super) fn transaction(&self, iova: u64, write: bool) -> Transaction {
-        let Requester { sid, ssid, .. } = self.0.requester;
+    pub(super) fn transaction(&self, iova: u64, write: bool, with: Attributes) -> Transaction {
+        let Attributes { ssid, privileged, instruction, memory: attrs } = with;
         let kind = if write { AccessKind::Write } else { AccessKind::Read };
-        Transaction { ssid, ..Transaction::new(sid, iova, kind) }
+        Transaction {
+            ssid,
+            privileged,
+            instruction,
+            attrs,
+            ..Transaction::new(self.0.requester.sid, iova, kind)
+        }
+    }
+
+    /// Reads physical memory without a transaction: not an access of the device but a look at what became of one, for
+    /// instruments that check their own work. Answers whether all of it is memory.
+    pub fn inspect(&self, pa: u64, data: &mut [u8]) -> bool {
+        self.0.fabric.ram.read(pa, data)
     }
 
     /// Reads physical memory.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use smmu_model::{Progress, TxnId};
 
 use super::port::count;
-use super::{DmaError, DmaPort, PhysMem};
+use super::{Attributes, DmaError, DmaPort, PhysMem};
 
 /// Bursts do not cross this boundary, so that each lies within one translation granule of any size.
 const BURST_BOUNDARY: u64 = 4096;
@@ -16,6 +16,7 @@ pub struct Transfer {
     iova: u64,
     left: u64,
     write: bool,
+    attributes: Attributes,
     stage: Stage,
 }
 
@@ -51,6 +52,11 @@ impl Transfer {
         self.left
     }
 
+    /// Address of the next byte to move.
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
     /// Whether a translation is latched, so that the next step is a beat.
     pub fn ready(&self) -> bool {
         matches!(self.stage, Stage::Latched { .. } | Stage::Discarded)
@@ -63,10 +69,24 @@ impl DmaPort {
     /// # Errors
     /// [`DmaError::Wraps`] when the range runs over the end of the address space.
     pub fn begin(&self, iova: u64, len: u64, write: bool) -> Result<Transfer, DmaError> {
+        self.begin_as(iova, len, write, self.attributes())
+    }
+
+    /// Prepares an access with attributes of its own; otherwise as [`DmaPort::begin`].
+    ///
+    /// # Errors
+    /// As [`DmaPort::begin`].
+    pub fn begin_as(
+        &self,
+        iova: u64,
+        len: u64,
+        write: bool,
+        attributes: Attributes,
+    ) -> Result<Transfer, DmaError> {
         if len > 0 && iova.checked_add(len - 1).is_none() {
             return Err(self.refused(DmaError::Wraps));
         }
-        Ok(Transfer { iova, left: len, write, stage: Stage::Idle })
+        Ok(Transfer { iova, left: len, write, attributes, stage: Stage::Idle })
     }
 
     /// Goes one step towards the translation of the next beat: at most one fetch.
@@ -91,7 +111,7 @@ impl DmaPort {
             Stage::Latched { .. } | Stage::Discarded => return Ok(Poll::Ready),
             Stage::Idle => {
                 count(&counters.transactions, 1);
-                smmu.begin(&self.transaction(transfer.iova, transfer.write))
+                smmu.begin(&self.transaction(transfer.iova, transfer.write, transfer.attributes))
             }
             Stage::Walking(id) | Stage::Stalled(id) => {
                 count(&counters.fetches, 1);
@@ -211,7 +231,7 @@ impl DmaPort {
         count(&counters.transactions, 1);
         let Some(smmu) = &self.0.fabric.smmu else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
-        let mut progress = smmu.begin(&self.transaction(iova, write));
+        let mut progress = smmu.begin(&self.transaction(iova, write, self.attributes()));
         loop {
             match progress {
                 Progress::Latched(id, t) => {

@@ -29,6 +29,14 @@ const CAP_EXPRESS: u8 = 0x10;
 const SPACE: usize = 256;
 const FIRST_CAPABILITY: u8 = 0x40;
 
+const EXTENDED_SPACE: usize = 4096;
+const FIRST_EXTENDED: u16 = 0x100;
+const EXT_CAP_PASID: u16 = 0x001b;
+/// Device Capabilities 2, from the start of the PCI Express capability.
+const DEVICE_CAPABILITIES_2: u16 = 0x24;
+/// One end-to-end TLP prefix is supported.
+const END_END_TLP_PREFIX: u32 = 1 << 21 | 1 << 22;
+
 /// What identifies a function to a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
@@ -55,7 +63,7 @@ pub enum Bar {
     Memory64(u64),
 }
 
-/// The state of a function's configuration space. Extended space (from 0x100) has no capabilities and reads zero.
+/// The state of a function's configuration space. Extended space (from 0x100) reads zero if it has no capabilities.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigSpace {
     data: Vec<u8>,
@@ -64,6 +72,8 @@ pub struct ConfigSpace {
     bars: [Option<Bar>; 6],
     end: u8,
     last: u8,
+    extended_end: u16,
+    extended_last: u16,
     express: Option<u8>,
     power: Option<u8>,
 }
@@ -77,6 +87,8 @@ impl ConfigSpace {
             bars: [None; 6],
             end: FIRST_CAPABILITY,
             last: 0,
+            extended_end: FIRST_EXTENDED,
+            extended_last: 0,
             express: None,
             power: None,
         };
@@ -139,6 +151,37 @@ impl ConfigSpace {
         self.power = Some(self.add_capability(CAP_POWER, &[0x03, 0, 0x08, 0, 0, 0], &[0, 0, 0x03, 0]));
     }
 
+    /// Appends an extended capability: `body` follows the header, `writable` says which of its bits software can change.
+    pub fn add_extended_capability(&mut self, id: u16, version: u8, body: &[u8], writable: &[u8]) -> u16 {
+        self.data.resize(EXTENDED_SPACE, 0);
+        self.writable.resize(EXTENDED_SPACE, 0);
+        let at = self.extended_end;
+        if self.extended_last != 0 {
+            let header = self.read(self.extended_last, 4);
+            self.set32(self.extended_last, header | u32::from(at) << 20);
+        }
+        self.set32(at, u32::from(id) | u32::from(version) << 16);
+        let start = usize::from(at) + 4;
+        self.data[start..start + body.len()].copy_from_slice(body);
+        self.writable[start..start + writable.len()].copy_from_slice(writable);
+        self.extended_last = at;
+        self.extended_end = (start + body.len()).next_multiple_of(4) as u16;
+        at
+    }
+
+    /// Appends the PASID extended capability, for PASIDs of `width` bits, execute permission and privileged mode. The
+    /// PCI Express capability must be there: it says that requests have prefixes.
+    pub fn add_pasid(&mut self, width: u8) {
+        if let Some(express) = self.express {
+            let at = u16::from(express) + DEVICE_CAPABILITIES_2;
+            let capabilities = self.read(at, 4);
+            self.set32(at, capabilities | END_END_TLP_PREFIX);
+        }
+        let capability = 0b110 | u16::from(width & 0x1f) << 8;
+        let body = [capability.to_le_bytes(), [0; 2]].concat();
+        self.add_extended_capability(EXT_CAP_PASID, 1, &body, &[0, 0, 0b111, 0]);
+    }
+
     /// Reads 1, 2 or 4 bytes. Any offset and size is safe; what lies outside reads zero.
     pub fn read(&self, offset: u16, size: u8) -> u32 {
         (0..u16::from(size.min(4))).fold(0, |value, i| {
@@ -199,9 +242,10 @@ impl ConfigSpace {
 
     /// Whether the other space has the same fixed content: it is a state of the same function.
     pub fn same_shape(&self, other: &Self) -> bool {
-        self.data.len() == SPACE
+        self.data.len() == self.writable.len()
             && self.writable == other.writable
             && (self.bars, self.end, self.last) == (other.bars, other.end, other.last)
+            && (self.extended_end, self.extended_last) == (other.extended_end, other.extended_last)
             && (self.express, self.power) == (other.express, other.power)
             && (self.data.iter().zip(&other.data).zip(&self.writable)).all(|((a, b), w)| (a ^ b) & !w == 0)
     }
@@ -302,6 +346,26 @@ mod tests {
             at = space.read(at + 1, 1) as u16;
         }
         assert_eq!(ids, [0x10, 0x01, 0x09]);
+    }
+
+    #[test]
+    fn extended_capabilities_form_a_list() {
+        let mut space = space();
+        assert_eq!(space.read(0x100, 4), 0);
+        space.add_pasid(20);
+        space.add_extended_capability(0x000f, 1, &[0; 4], &[]);
+        assert_eq!(space.read(0x100, 4), 0x1081_001b);
+        assert_eq!(space.read(0x104, 4), 0x1406);
+        assert_eq!(space.read(0x108, 4), 0x0001_000f);
+        space.write(0x104, 4, u32::MAX);
+        assert_eq!(space.read(0x104, 4), 0x7_1406);
+        let express = u16::from(space.express.unwrap());
+        assert_eq!(space.read(express + 0x24, 4), 0x60_0000);
+        assert!(space.same_shape(&space.clone()));
+        space.reset();
+        assert_eq!(space.read(0x104, 4), 0x1406);
+        assert_eq!(space.read(0xffc, 4), 0);
+        assert_eq!(space.read(0xffff, 4), 0);
     }
 
     #[test]

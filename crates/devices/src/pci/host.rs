@@ -188,14 +188,9 @@ impl PciHost {
     }
 
     fn reschedule(&mut self) {
-        let due = |slot: Slot, function: &dyn PciFunction, lane| {
-            function.next_step(lane).map(|at| Due { at, slot, lane })
-        };
-        self.next = self
-            .functions
-            .iter()
-            .flat_map(|(&slot, f)| (0..f.lanes()).filter_map(move |lane| due(slot, f.as_ref(), lane)))
-            .min();
+        let due = |slot, (at, lane)| Due { at, slot, lane };
+        let first = self.functions.iter().filter_map(|(&slot, f)| Some(due(slot, f.next_lane()?)));
+        self.next = first.min();
     }
 
     /// All agents that have a step to do: slot, lane, and when. For schedulers that choose among them.

@@ -6,7 +6,7 @@ mod msix;
 
 pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg};
 pub use host::{HostBridge, PciHost, Slot, layout};
-pub use msix::{CAP_MSIX, Msix};
+pub use msix::{CAP_MSIX, Msix, Sent};
 
 use std::any::Any;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::Time;
 use crate::dma::DmaPort;
+use crate::testdev::{EngineState, IommuTestdevState};
 use crate::virtio::VirtioState;
 
 /// A PCI function. Its agents are its lanes: what may happen at the same time as the rest of the function (the device's
@@ -42,6 +43,12 @@ pub trait PciFunction: Send {
     /// When the next step of a lane is due; `None` while it is idle.
     fn next_step(&self, _lane: usize) -> Option<Time> {
         None
+    }
+
+    /// The lane whose step is due first, and when; the lower of two at the same time. A function with many lanes, few of
+    /// which are ever busy, answers this without asking each.
+    fn next_lane(&self) -> Option<(Time, usize)> {
+        (0..self.lanes()).filter_map(|lane| Some((self.next_step(lane)?, lane))).min()
     }
 
     /// Does one step of a lane.
@@ -75,6 +82,10 @@ pub enum FunctionState {
     Plain(ConfigSpace),
     /// A virtio device.
     Virtio(Box<VirtioState>),
+    /// An `iommu-testdev`.
+    IommuTestdev(Box<IommuTestdevState>),
+    /// An SMMUv3TestEngine.
+    Engine(Box<EngineState>),
 }
 
 /// A saved state does not belong to the device it is given to.

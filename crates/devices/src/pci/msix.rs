@@ -49,6 +49,15 @@ struct Sending {
     transfer: Transfer,
 }
 
+/// How the sending of a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The message of this vector was written.
+    Written(u16),
+    /// The message of this vector was refused, and is lost.
+    Refused(u16),
+}
+
 impl Msix {
     /// Bytes from the start of the table's BAR to the pending bits.
     pub const PBA_OFFSET: u64 = 0x800;
@@ -198,39 +207,50 @@ impl Msix {
         (busy && port.enabled()).then_some(self.due)
     }
 
-    /// One step: takes up a message, or goes on with its translation, or writes it.
-    pub fn step(&mut self, port: &DmaPort, now: Time) {
+    /// One step: takes up a message, or goes on with its translation, or writes it. Answers what came of a message
+    /// that is done with.
+    pub fn step(&mut self, port: &DmaPort, now: Time) -> Option<Sent> {
         if !port.enabled() {
-            return;
+            return None;
         }
-        if self.sending.is_none() {
-            self.take_up(port);
+        if self.sending.is_none()
+            && let Some(refused) = self.take_up(port)
+        {
+            return Some(Sent::Refused(refused));
         }
-        let Some(sending) = &mut self.sending else { return };
+        let sending = self.sending.as_mut()?;
+        let vector = sending.vector;
         self.due = now + STEP_NS;
         if !sending.transfer.ready() {
             match port.poll(&mut sending.transfer) {
                 Ok(Poll::Ready | Poll::Walking) => {}
                 Ok(Poll::Stalled) => self.due = now + RETRY_NS,
                 Err(e) => {
-                    log::debug!("MSI-X vector {} lost: {e}", sending.vector);
+                    log::debug!("MSI-X vector {vector} lost: {e}");
                     self.sending = None;
+                    return Some(Sent::Refused(vector));
                 }
             }
-            return;
+            return None;
         }
         if port.inbox_full() {
             port.cancel(&mut sending.transfer);
             self.due = now + RETRY_NS;
-            return;
+            return None;
         }
-        if let Err(e) = port.beat_write(&mut sending.transfer, &sending.data.to_le_bytes()) {
-            log::debug!("MSI-X vector {} lost: {e}", sending.vector);
-        }
+        let written = port.beat_write(&mut sending.transfer, &sending.data.to_le_bytes());
         self.sending = None;
+        Some(match written {
+            Ok(_) => Sent::Written(vector),
+            Err(e) => {
+                log::debug!("MSI-X vector {vector} lost: {e}");
+                Sent::Refused(vector)
+            }
+        })
     }
 
-    fn take_up(&mut self, port: &DmaPort) {
+    /// Makes the next message the one that is being sent; answers its vector if its address is no address.
+    fn take_up(&mut self, port: &DmaPort) -> Option<u16> {
         while let Some(vector) = self.queue.pop_front() {
             if self.is_masked(vector) {
                 // Masked after the condition arose and before the message left.
@@ -238,11 +258,11 @@ impl Msix {
                 continue;
             }
             let entry = self.table[usize::from(vector)];
-            if let Ok(transfer) = port.begin(entry.address, 4, true) {
-                self.sending = Some(Sending { vector, data: entry.data, transfer });
-                return;
-            }
+            let Ok(transfer) = port.begin(entry.address, 4, true) else { return Some(vector) };
+            self.sending = Some(Sending { vector, data: entry.data, transfer });
+            return None;
         }
+        None
     }
 
     /// The port has been revoked: gives up the transaction in progress; the message is sent when it is granted again.

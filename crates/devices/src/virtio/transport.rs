@@ -397,7 +397,9 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
     fn step(&mut self, lane: usize, now: Time) {
         match lane {
             LANE_DEVICE => self.step_device(now),
-            LANE_MSIX => self.msix.step(&self.port, now),
+            LANE_MSIX => {
+                self.msix.step(&self.port, now);
+            }
             _ => {}
         }
     }
