@@ -8,6 +8,7 @@ use devices::dma::{Fabric, ItsInbox};
 use devices::gic::{self, Gic};
 use devices::pci::{PciHost, Slot};
 use devices::pl031::Pl031;
+use devices::testdev::{self, IommuTestdev};
 use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci};
 use guest_ram::GuestRam;
 
@@ -16,7 +17,7 @@ use crate::fdt::Tree;
 use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
-use crate::options::{Disk, Engine, MachineOptions, Smmu};
+use crate::options::{Disk, Engine, MachineOptions, Smmu, TestDevice};
 use crate::smmu_agents::{Latency, SmmuAgents};
 
 /// Slot of the virtio console; the others follow: entropy, network, disks.
@@ -52,7 +53,8 @@ fn open(disk: &Disk) -> Result<FileBackend> {
 /// When RAM cannot be had, a disk cannot be opened, or there is nothing to boot: one line for the user.
 pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
     let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
-    anyhow::ensure!(disks.len() <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks");
+    let slots = disks.len() + options.devices.len();
+    anyhow::ensure!(slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks and test devices");
     let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
     let tree = Tree {
         cpus: options.cpus,
@@ -77,8 +79,16 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
     if options.net {
         pci.add(Slot::device(NET), |port| Box::new(VirtioPci::new(port, Net::new(MAC), timing)));
     }
-    for (slot, disk) in (FIRST_DISK..).zip(disks) {
-        pci.add(Slot::device(slot), |port| Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing)));
+    let mut slots = (FIRST_DISK..).map(Slot::device);
+    for (disk, slot) in disks.into_iter().zip(&mut slots) {
+        pci.add(slot, |port| Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing)));
+    }
+    for (device, slot) in options.devices.iter().zip(slots) {
+        let timing = testdev::Timing::default();
+        pci.add(slot, |port| match device {
+            TestDevice::Testdev => Box::new(IommuTestdev::new(port, timing)),
+            TestDevice::Engine => Box::new(testdev::Engine::new(port, 1, timing)),
+        });
     }
 
     let gic = Gic::new(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::options::{Disk, Engine, Size, Smmu, Span};
+use crate::options::{Disk, Engine, Size, Smmu, Span, TestDevice};
 
 /// Exit statuses, as --help lists them.
 pub mod status {
@@ -97,6 +97,9 @@ pub struct MachineArgs {
     /// The SMMUv3 before PCIe: off, on, or key=value,… (docs/smmu-model.md lists the keys)
     #[arg(long, value_name = "off|on|KEY=VALUE,…", default_value = "on")]
     pub smmu: Smmu,
+    /// A DMA test device, in the PCI slot after the disks'; repeatable (docs/test-devices.md)
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub device: Vec<TestDevice>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -39,6 +39,15 @@ impl FromStr for Disk {
     }
 }
 
+/// A device that makes the DMA a test asks for (docs/test-devices.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TestDevice {
+    /// QEMU's iommu-testdev (1b36:0005).
+    Testdev,
+    /// Arm's SMMUv3TestEngine (13b5:ff80).
+    Engine,
+}
+
 /// The SMMU in front of PCIe: `--smmu off|on|key=value,…`.
 #[derive(Clone, Debug)]
 pub enum Smmu {
@@ -119,6 +128,8 @@ pub struct MachineOptions {
     pub smmu: Smmu,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<Disk>,
+    /// Test devices, in the slots that follow the disks'.
+    pub devices: Vec<TestDevice>,
     /// Whether there is a network device.
     pub net: bool,
     /// Seeds everything that is random in the machine.
@@ -138,6 +149,7 @@ impl Default for MachineOptions {
             ram: 1 << 30,
             smmu: Smmu::On(Box::default()),
             disks: Vec::new(),
+            devices: Vec::new(),
             net: false,
             seed: 0,
             engine: Engine::default(),

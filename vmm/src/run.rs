@@ -89,6 +89,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         ram: machine.mem.0,
         smmu: machine.smmu.clone(),
         disks: guest.disk.clone(),
+        devices: machine.device.clone(),
         net: guest.net,
         seed: machine.seed,
         engine: machine.engine,
