@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::memory::{Fault, Memory, Original};
-use crate::ordering::{self, lookup_fence, map_fence};
+use crate::mutant::{self, Mutant};
+use crate::ordering::{lookup_fence, map_fence};
 use crate::pool::{Found, Pool, Way};
 use crate::rcu::{self, Rcu};
 use crate::segment::Need;
@@ -104,7 +105,8 @@ impl<M: Memory> Device<M> {
                 pool.give(first, need.slots);
                 return Err(error);
             }
-            if ordering::RECORD_LATE {
+            if mutant::is(Mutant::RecordAfterFence) {
+                self.set_flag();
                 map_fence();
             }
             pool.record(&found);
@@ -119,11 +121,11 @@ impl<M: Memory> Device<M> {
                 mapped
             }
         };
-        if ordering::FLAG_LATE {
+        if mutant::is(Mutant::FlagAfterFence) {
             map_fence();
         }
         self.set_flag();
-        if !ordering::FLAG_LATE && !ordering::RECORD_LATE {
+        if !mutant::is(Mutant::FlagAfterFence) && !mutant::is(Mutant::RecordAfterFence) {
             map_fence();
         }
         Ok(mapped)
@@ -175,7 +177,7 @@ impl<M: Memory> Device<M> {
                 return Err(none);
             }
             found.check(tlb_address, size)?;
-            let result = if ordering::COPY_LATE {
+            let result = if mutant::is(Mutant::CopyAfterFree) {
                 pool.release(&found)?;
                 last(pool, &found)
             } else {

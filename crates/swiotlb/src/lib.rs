@@ -23,6 +23,8 @@ mod area;
 mod attributes;
 mod device;
 mod memory;
+#[cfg_attr(not(loom), expect(dead_code, unreachable_pub, reason = "the mutants are for loom"))]
+mod mutant;
 mod ordering;
 mod pool;
 #[cfg(not(loom))]
@@ -38,6 +40,8 @@ mod sync;
 pub use attributes::{Attributes, Direction, Error};
 pub use device::Device;
 pub use memory::{Fault, Memory, Original, PoolMemory, Provider};
+#[cfg(loom)]
+pub use mutant::Mutant;
 pub use pool::Pool;
 pub use swiotlb::{Growth, Stats, Swiotlb};
 

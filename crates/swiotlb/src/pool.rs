@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::area::Area;
 use crate::memory::{Memory, Original, zero};
+use crate::mutant::{self, Mutant};
 use crate::segment::Need;
 use crate::slot::{Record, Slot};
 use crate::swiotlb::Counts;
-use crate::{Error, IO_TLB_SEGSIZE, IO_TLB_SHIFT, IO_TLB_SIZE, ordering};
+use crate::{Error, IO_TLB_SEGSIZE, IO_TLB_SHIFT, IO_TLB_SIZE};
 
 /// What a pool is for; it is counted accordingly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,12 +184,12 @@ impl<M: Memory> Pool<M> {
         if self.slots[found.slot].load() != Some(found.record) {
             return Err(Error::NotMapped { address: found.address });
         }
-        if !ordering::RECORD_STALE {
+        if !mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
         state.give(first % self.area_slots, found.record.slots);
         drop(state);
-        if ordering::RECORD_STALE {
+        if mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
         self.counts.transient_used(self.kind, found.record.slots, false);

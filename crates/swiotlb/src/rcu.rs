@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_epoch::{Atomic, Owned, pin};
 
-use crate::ordering::{PUBLISH, SNAPSHOT};
+use crate::ordering::{publish, snapshot};
 use crate::sync::{Mutex, lock};
 
 #[derive(Debug)]
@@ -33,8 +33,8 @@ impl<T: Send + Sync + 'static> Rcu<T> {
     #[inline]
     pub(crate) fn read<R>(&self, f: impl FnOnce(&T) -> R) -> R {
         let guard = pin();
-        let current = self.current.load(SNAPSHOT, &guard);
-        // SAFETY: not null; made by `Atomic::new` or `update`, whose contents SNAPSHOT and PUBLISH let us see; destroyed
+        let current = self.current.load(snapshot(), &guard);
+        // SAFETY: not null; made by `Atomic::new` or `update`, whose contents `snapshot` and `publish` let us see; destroyed
         // only by `update`'s `defer_destroy`, after `guard` is gone, or by `drop`, which has nobody beside it.
         f(unsafe { current.deref() })
     }
@@ -46,7 +46,7 @@ impl<T: Send + Sync + 'static> Rcu<T> {
         let old = self.current.load(Relaxed, &guard);
         // SAFETY: as in `read`; the lock orders us after the update that stored it.
         let (new, result) = f(unsafe { old.deref() });
-        self.current.store(Owned::new(new), PUBLISH);
+        self.current.store(Owned::new(new), publish());
         // SAFETY: nobody who pins from here on can load `old`, and only one update takes it out, under the lock.
         unsafe { guard.defer_destroy(old) };
         guard.flush();

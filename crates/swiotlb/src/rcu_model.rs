@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex as Invisible};
 
-use crate::ordering::{NO_GRACE, PUBLISH, SNAPSHOT};
+use crate::mutant::{self, Mutant};
+use crate::ordering::{publish, snapshot};
 use crate::sync::{AtomicUsize, Mutex, lock};
 
 #[derive(Debug)]
@@ -57,23 +58,24 @@ impl<T: Send + Sync + 'static> Rcu<T> {
             book.next_reader
         });
         let value = loop {
-            let index = self.current.load(SNAPSHOT);
+            let index = self.current.load(snapshot());
             if let Some(value) = self.book(|book| book.found(index, reader)) {
                 break value;
             }
-            assert!(!NO_GRACE, "a list that has been destroyed is read");
+            assert!(!no_grace(), "a list that has been destroyed is read");
             // Promise 2: this load cannot happen. Make sure that it does not the next time.
             self.grace.fetch_add(0, Acquire);
         };
         let result = f(&value);
         drop(value);
         self.grace.fetch_add(1, Release);
-        let over = self.book(|book| {
+        self.book(|book| {
             book.readers.remove(&reader);
-            book.retired.iter_mut().for_each(|(_, waiting)| drop(waiting.remove(&reader)));
-            book.over()
+            for (_, waiting) in &mut book.retired {
+                waiting.remove(&reader);
+            }
         });
-        self.destroy(over);
+        self.destroy();
         result
     }
 
@@ -87,24 +89,28 @@ impl<T: Send + Sync + 'static> Rcu<T> {
             book.versions.push(Some(Arc::new(new)));
             book.versions.len() - 1
         });
-        self.current.store(index, PUBLISH);
-        let over = self.book(|book| {
-            let waiting = if NO_GRACE { BTreeSet::new() } else { book.readers.clone() };
+        self.current.store(index, publish());
+        if !no_grace() {
+            self.grace.fetch_add(1, Release);
+        }
+        self.book(|book| {
+            let waiting = if no_grace() { BTreeSet::new() } else { book.readers.clone() };
             book.retired.push((old, waiting));
-            book.over()
         });
-        self.destroy(over);
+        self.destroy();
         result
     }
 
-    fn destroy(&self, over: Vec<Arc<T>>) {
-        if over.is_empty() {
+    /// Destroys what nobody waits for.
+    fn destroy(&self) {
+        if !self.book(|book| book.retired.iter().any(|(_, waiting)| waiting.is_empty())) {
             return;
         }
-        if !NO_GRACE {
+        if !no_grace() {
             self.grace.fetch_add(1, AcqRel);
         }
-        for value in over {
+        // A reader may have found one of them meanwhile.
+        for value in self.book(Book::over) {
             assert!(Arc::into_inner(value).is_some(), "a list is destroyed while somebody reads it");
         }
     }
@@ -129,3 +135,8 @@ impl<T> Book<T> {
 }
 
 pub(crate) fn reclaim() {}
+
+/// Whether what was replaced is destroyed at once.
+fn no_grace() -> bool {
+    mutant::is(Mutant::NoGrace)
+}

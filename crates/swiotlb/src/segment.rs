@@ -84,9 +84,14 @@ impl Need {
 
     /// The slots and the alignment in bytes of a pool that can hold this mapping and nothing else.
     pub(crate) fn own_pool(&self) -> Option<(usize, u64)> {
-        let align = (self.mask | (PAGE_SIZE as u64 - 1)).checked_add(1)?;
         let before = usize::try_from(self.want >> IO_TLB_SHIFT).ok()?;
-        Some((before.checked_add(self.slots)?, align))
+        let slots = before.checked_add(self.slots)?;
+        let mut align = (self.mask | (PAGE_SIZE as u64 - 1)).checked_add(1)?;
+        if self.boundary_mask != u64::MAX {
+            // No boundary is crossed that a pool at address 0 would not cross.
+            align = align.max((slots as u64).checked_mul(IO_TLB_SIZE as u64)?.checked_next_power_of_two()?);
+        }
+        Some((slots, align))
     }
 
     /// The first of [`Self::slots`] slots in a row that are among the `free` ones of the segment at address `base`.

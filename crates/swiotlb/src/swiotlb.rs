@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::area::Area;
 use crate::memory::{Memory, Provider};
+use crate::mutant::{self, Mutant};
 use crate::pool::{Kind, Pool};
 use crate::rcu::{self, Rcu};
 use crate::segment::Need;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, lock};
-use crate::{Error, IO_TLB_SHIFT, IO_TLB_SIZE, ordering};
+use crate::{Error, IO_TLB_SHIFT, IO_TLB_SIZE};
 
 /// How a [`Swiotlb`] may grow beyond its default pool (`CONFIG_SWIOTLB_DYNAMIC`).
 pub struct Growth<M> {
@@ -296,17 +297,19 @@ impl<M: Memory> Swiotlb<M> {
         self.wants_growth.swap(false, Relaxed)
     }
 
-    /// Adds a pool (`swiotlb_dyn_alloc`, which the kernel runs in a worker). Mappings may go on meanwhile.
+    /// Adds a pool (`swiotlb_dyn_alloc`, which the kernel runs in a worker), and says which addresses it has. Mappings may
+    /// go on meanwhile.
     ///
     /// # Errors
     /// [`Error::CannotGrow`]: the limit is reached, or there is no memory.
-    pub fn grow(&self) -> Result<(), Error> {
+    pub fn grow(&self) -> Result<std::ops::Range<u64>, Error> {
         let growth = self.growth.as_ref().ok_or(Error::CannotGrow)?;
         let bytes = growth.pool_slots << IO_TLB_SHIFT;
         let align = crate::PAGE_SIZE as u64;
         let pool = self.allocate(growth, Kind::Grown, bytes, align, growth.limit).ok_or(Error::CannotGrow)?;
+        let range = pool.start()..pool.end();
         self.added.update(|list| (list.with(Arc::new(pool)), ()));
-        Ok(())
+        Ok(range)
     }
 
     /// Removes the added pools in which nothing is mapped, and says how many. Their memory is given back after a grace
@@ -389,7 +392,7 @@ impl<M: Memory> Swiotlb<M> {
 
 /// Sees to it that no mapping begins in `pool` any more, unless there is one.
 fn close<M: Memory>(pool: &Pool<M>) -> bool {
-    if ordering::NO_CLOSE {
+    if mutant::is(Mutant::NoClose) {
         return pool.areas().iter().all(|area| area.lock().used == 0);
     }
     let mut states: Vec<_> = pool.areas().iter().map(Area::lock).collect();
