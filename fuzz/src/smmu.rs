@@ -527,3 +527,44 @@ fn check(t: &Translation, config: &Config) {
     assert!(t.bytes > 0, "{t:x?}");
     assert!(t.pa.checked_add(t.bytes - 1).is_some_and(|last| last >> config.oas == 0), "{t:x?}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is prepared works: otherwise the targets would look at refusals only.
+    #[test]
+    fn prepared_streams_translate() {
+        for two_level in [false, true] {
+            for sid in 0..16 {
+                let mut rig = Rig::prepared(Shape(0, 0, 0), two_level);
+                rig.dma(Dma { sid, ssid: None, address: Iova::Mapped(5, 1), flags: 2, wide: false });
+                let stats = rig.smmu.stats();
+                let expected = match Kind::of(sid.into()) {
+                    Kind::Abort | Kind::Invalid => (0, 0, 1),
+                    // No SubstreamID: S1DSS is bypass.
+                    Kind::Bypass | Kind::Substreams => (0, 1, 0),
+                    Kind::Stage1 | Kind::Stage2 | Kind::Nested | Kind::TwoLevel => (1, 0, 0),
+                };
+                assert_eq!((stats.translated, stats.bypassed, stats.terminated), expected, "stream {sid}");
+                rig.push(Command::Sync(1, Value::Ram(0, 0), 7).words());
+                rig.finish();
+            }
+        }
+    }
+
+    #[test]
+    fn odd_streams_stall_and_resume() {
+        let mut rig = Rig::prepared(Shape(0, 0, 0), false);
+        let dma = Dma { sid: 9, ssid: Some(3), address: Iova::Mapped(0x217, 0), flags: 2, wide: false };
+        rig.dma(dma);
+        assert_eq!(rig.smmu.stats().stalled, 1);
+        rig.rest();
+        assert_eq!(rig.smmu.mmio_read(r::EVENTQ_PROD, 4), Some(1), "the fault is in the queue");
+        rig.push(Command::Resume(9, 0, 0).words());
+        rig.rest();
+        assert!(!rig.step(0), "terminated");
+        assert!(rig.txns.is_empty());
+        rig.finish();
+    }
+}

@@ -25,6 +25,8 @@ const RINGS: u64 = RAM + 0x1_0000;
 const INDIRECT: u64 = RAM + 0x8_0000;
 /// Data of the requests that are sane to begin with.
 const DATA: u64 = RAM + 0x10_0000;
+/// Where a message goes that is not for the ITS.
+const MESSAGE: u64 = RAM + 0x11_0000;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -230,7 +232,7 @@ impl Bench {
         for vector in 0..self.sizes.len() as u64 + 1 {
             let entry = MSIX + vector * 16;
             // One vector of them writes to memory.
-            let to = if vector == 1 { DATA } else { devices::dma::GITS_TRANSLATER };
+            let to = if vector == 1 { MESSAGE } else { devices::dma::GITS_TRANSLATER };
             self.host.mmio_write(self.now, entry, 8, to);
             self.host.mmio_write(self.now, entry + 8, 8, 0x100 + vector);
         }
@@ -467,11 +469,10 @@ fn behind(ram: &GuestRam, shape: Shape, kind: Kind, stall: bool, two_level: bool
     let mut smmu = Smmu::new(shape.config());
     let descriptors = smmu::prepare(&mut smmu, ram, two_level, |_| kind);
     if stall {
-        // The odd CD is one that stalls.
-        let ste = smmu::STRTAB + u64::from(SLOT.0) * 64;
-        let mut low = [0; 1];
-        ram.read(ste, &mut low);
-        ram.write(ste, &[low[0] | 64]);
+        // Odd CDs are those that stall.
+        let mut cd = [0; 64];
+        ram.read(smmu::CDS + 64, &mut cd);
+        ram.write(smmu::CDS, &cd);
     }
     (Some(Arc::new(Mutex::new(smmu))), descriptors)
 }
@@ -492,4 +493,40 @@ pub fn run(device: impl VirtioDevice, outside: impl Host, input: &Input) {
     }
     outside.output(&mut bench.host);
     bench.finish();
+}
+
+#[cfg(test)]
+mod tests {
+    use arbitrary::Unstructured;
+    use devices::virtio::Rng;
+
+    use super::*;
+
+    /// The first request is answered, whatever is in between: otherwise the targets would look at refusals only.
+    #[test]
+    fn prepared_devices_work() {
+        let shape = Shape::arbitrary(&mut Unstructured::new(&[])).expect("no bytes are zeroes");
+        let kinds =
+            [Kind::Stage1, Kind::Substreams, Kind::Bypass, Kind::Stage2, Kind::Nested, Kind::TwoLevel];
+        let smmus = kinds.iter().flat_map(|&k| [Behind::Smmu(shape, k), Behind::Stalling(shape, k)]);
+        for behind in smmus.chain([Behind::Direct]) {
+            let features = u64::MAX;
+            let input =
+                Input { behind, two_level: true, started: true, features, max_beat: None, ops: Vec::new() };
+            let mut bench = Bench::new(Rng::new(1), &input);
+            bench.start();
+            assert_eq!(bench.get(0x14, 1), 15, "{behind:?}");
+            for indirect in [false, true] {
+                let piece = Piece { at: Iova::Mapped(0x140, 0), len: Len::Small(16), writable: true };
+                bench.request(0, 0, 0, &[Some(piece)], indirect);
+                bench.steps(STEPS);
+            }
+            let mut used = [0; 2];
+            bench.ram.read(ring(0, 2) + 2, &mut used);
+            let mut message = [0; 4];
+            bench.ram.read(MESSAGE, &mut message);
+            assert_eq!((used, u32::from_le_bytes(message)), ([2, 0], 0x101), "{behind:?}");
+            bench.finish();
+        }
+    }
 }
