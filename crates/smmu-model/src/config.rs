@@ -39,6 +39,8 @@ pub struct Config {
     pub st2l: bool,
     /// IDR0.CD2L: two-level CD tables beside linear ones.
     pub cd2l: bool,
+    /// IDR0.HTTU: 0, or hardware sets access flags (1) and dirty state (2).
+    pub httu: u8,
     /// IDR0.HYP: EL2 stream worlds.
     pub hyp: bool,
     /// IDR0.SEV: CMD_SYNC can signal an event to the CPUs.
@@ -198,7 +200,7 @@ macro_rules! keys {
 }
 
 keys! {
-    s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
+    s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
     had, xnx, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
@@ -223,6 +225,7 @@ impl Config {
             term_razwi: false,
             st2l: true,
             cd2l: false,
+            httu: 0,
             hyp: false,
             sev: true,
             msi: true,
@@ -277,6 +280,7 @@ impl Config {
             stall: StallModel::Both,
             term_razwi: true,
             cd2l: true,
+            httu: 2,
             hyp: true,
             sidsize: 24,
             ssidsize: 20,
@@ -325,6 +329,7 @@ impl Config {
             (self.ssidsize <= 20, "ssidsize is at most 20"),
             (self.cmdqs <= 19 && self.eventqs <= 19, "cmdqs and eventqs are at most 19"),
             (self.bbml <= 2, "bbml is 0, 1 or 2"),
+            (self.httu <= 2, "httu is 0, 1 or 2"),
             (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),
             (self.gran4k || self.gran16k || self.gran64k, "no granule is on"),
             (self.oas < 52 || self.gran64k, "oas=52 needs gran64k"),

@@ -187,6 +187,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.s1p, 1)
                 | TTF_AARCH64
                 | bit(c.cohacc, 4)
+                | field(c.httu, 6)
                 | bit(c.hyp, 9)
                 | bit(c.asid16, 12)
                 | bit(c.msi, 13)

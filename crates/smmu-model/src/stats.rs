@@ -44,6 +44,10 @@ pub struct Stats {
     pub s1_fetches: u64,
     /// Stage-2 descriptors fetched.
     pub s2_fetches: u64,
+    /// Access flags that hardware set.
+    pub af_updates: u64,
+    /// Descriptors that hardware marked dirty.
+    pub dirty_updates: u64,
     /// Commands consumed, by opcode; those that stopped the queue are under `command_errors`.
     pub commands: BTreeMap<Opcode, u64>,
     /// Commands that stopped the queue.

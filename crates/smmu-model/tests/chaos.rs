@@ -47,8 +47,16 @@ impl Memory for Ram {
         Ok(())
     }
 
-    fn compare_exchange_u64(&self, _: u64, _: u64, _: u64) -> Result<u64, Abort> {
-        Err(Abort)
+    fn compare_exchange_u64(&self, pa: u64, old: u64, new: u64) -> Result<u64, Abort> {
+        assert_eq!(pa % 8, 0, "every access is naturally aligned");
+        if pa >= RAM {
+            return Err(Abort);
+        }
+        let held = self.word(pa);
+        if held == old {
+            self.0.borrow_mut().insert(pa, new);
+        }
+        Ok(held)
     }
 }
 
@@ -169,7 +177,9 @@ fn config() -> impl Strategy<Value = Config> {
                 vax52: oas == 52,
                 ssidsize: if s1p { 20 } else { 0 },
                 cd2l: s1p,
+                httu: size as u8,
                 tlb: size * 8,
+                walk_cache: size * 4,
                 ste_cache: size * 2,
                 cd_cache: size * 2,
                 event_fifo: 4,

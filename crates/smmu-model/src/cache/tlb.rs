@@ -48,10 +48,11 @@ pub(crate) struct Mapping {
     pub(crate) level: i8,
     /// For every ASID.
     pub(crate) global: bool,
-    /// What all stages permit.
+    /// What may be done without another look at the tables.
     pub(crate) permissions: Permissions,
-    /// What stage 1 alone permits: tells which stage refuses.
-    pub(crate) stage1: Permissions,
+    /// What might be permitted by a walk: stage 1's permissions if stage 2's are combined with them, and what a clean
+    /// page permits once it is marked dirty. The rest is refused without a walk.
+    pub(crate) possible: Permissions,
     /// Attributes of the result.
     pub(crate) attrs: MemAttrs,
 }
@@ -404,7 +405,7 @@ mod tests {
             level,
             global,
             permissions: Permissions::all(),
-            stage1: Permissions::all(),
+            possible: Permissions::all(),
             attrs: MemAttrs::WRITE_BACK,
         }
     }

@@ -40,7 +40,8 @@ impl Context {
     /// Decodes a CD that `stream` points at.
     pub(crate) fn decode(cd: &Cd, stream: &Stream, config: &Config) -> Result<Self, BadCd> {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadCd) };
-        require(cd.v() && cd.aa64() && !cd.ha() && !cd.hd())?;
+        require(cd.v() && cd.aa64())?;
+        require((!cd.ha() || config.httu >= 1) && (!cd.hd() || config.httu >= 2))?;
         require(match config.stall {
             StallModel::Both => !(cd.s() && stream.stall_disabled),
             StallModel::None => !cd.s(),
@@ -67,6 +68,8 @@ impl Context {
                 upper,
                 hpd: had && config.had,
                 affd: cd.affd(),
+                ha: cd.ha(),
+                hd: cd.hd(),
                 single,
                 pa52: wide && oas == 52,
                 lva: wide && config.vax52,

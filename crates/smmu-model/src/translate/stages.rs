@@ -25,11 +25,11 @@ impl Smmu {
                 self.stats.translated += 1;
                 return Outcome::Latch(translation(&mapping, txn.t.address));
             }
-            if !mapping.stage1.contains(wanted(&txn.t)) {
+            if !mapping.possible.contains(wanted(&txn.t)) {
                 self.stats.tlb_hits += 1;
                 return self.stage1_fault(id, txn, FaultKind::Permission);
             }
-            // Stage 2 refuses. The entry does not know the IPA that the record needs: walk.
+            // Stage 2 refuses, and the entry does not know the IPA for the record; or the page is still clean.
         }
         self.stats.tlb_misses += 1;
         let table = match half {
@@ -53,23 +53,33 @@ impl Smmu {
             Step::Fetch(walk) if nested => self.stage2(id, txn, walk.address(), Purpose::Stage1(walk)),
             Step::Fetch(walk) => txn.wait(Fetch::Stage1(walk), walk.address()),
             Step::Fault(fault) => self.stage1_fault(id, txn, fault.kind),
-            Step::Done(leaf) => {
-                if !leaf.permissions(&txn.context.controls).contains(wanted(&txn.t)) {
-                    self.stage1_fault(id, txn, FaultKind::Permission)
-                } else if nested {
-                    self.stage2(id, txn, leaf.pa, Purpose::Output(leaf))
-                } else {
-                    let mapping = self.stage1_mapping(txn, &leaf);
-                    self.translated(txn, mapping)
-                }
-            }
+            Step::Done(leaf) => self.stage1_leaf(id, txn, leaf),
         }
+    }
+
+    /// The end of the stage 1 walk; again when the leaf has been updated.
+    pub(super) fn stage1_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf) -> Outcome {
+        let nested = txn.stream.path == Path::Nested;
+        if !leaf.permissions(&txn.context.controls).contains(wanted(&txn.t)) {
+            return self.stage1_fault(id, txn, FaultKind::Permission);
+        }
+        if leaf.updated(txn.writes()) != leaf.descriptor {
+            return match nested {
+                true => self.stage2(id, txn, leaf.at, Purpose::Update(leaf)),
+                false => txn.wait(Fetch::Update1(leaf), leaf.at),
+            };
+        }
+        if nested {
+            return self.stage2(id, txn, leaf.pa, Purpose::Output(leaf));
+        }
+        let mapping = self.stage1_mapping(txn, &leaf);
+        self.translated(txn, mapping)
     }
 
     /// What a stage 1 leaf says, in the form of the IOTLB.
     fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf) -> Mapping {
         let table = txn.stage1_table();
-        let permissions = leaf.permissions(&txn.context.controls);
+        let possible = leaf.permissions(&txn.context.controls);
         let attrs = MemAttrs::stage1(leaf, txn.context.mair);
         let shift = self.entry_shift(leaf);
         Mapping {
@@ -79,8 +89,8 @@ impl Smmu {
             granule: table.granule,
             level: leaf.level,
             global: !leaf.ng() && txn.stream.world != World::El2,
-            permissions,
-            stage1: permissions,
+            permissions: so_far(leaf, possible),
+            possible,
             attrs,
         }
     }
@@ -110,10 +120,14 @@ impl Smmu {
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
         if let Some(&mapping) = self.tlb.get(txn.stage2_regime(), ipa) {
-            if purpose == Purpose::Input {
-                self.stats.tlb_hits += 1;
+            let needed = purpose.needs(txn);
+            if mapping.permissions.contains(needed) || !mapping.possible.contains(needed) {
+                if purpose == Purpose::Input {
+                    self.stats.tlb_hits += 1;
+                }
+                return self.stage2_done(id, txn, mapping, purpose);
             }
-            return self.stage2_done(id, txn, mapping, purpose);
+            // The page is still clean.
         }
         if purpose == Purpose::Input {
             self.stats.tlb_misses += 1;
@@ -160,45 +174,51 @@ impl Smmu {
     pub(super) fn stage2_step(&mut self, id: TxnId, txn: &mut Txn, step: Step, purpose: Purpose) -> Outcome {
         match step {
             Step::Fetch(walk) => txn.wait(Fetch::Stage2(walk, purpose), walk.address()),
-            Step::Fault(fault) => self.stage2_fault(id, txn, fault.kind, purpose.class()),
-            Step::Done(leaf) => {
-                let shift = self.entry_shift(&leaf);
-                let permissions = leaf
-                    .permissions(&pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() });
-                let mapping = Mapping {
-                    output: leaf.pa >> shift << shift,
-                    shift,
-                    span: shift,
-                    granule: txn.stream.stage2.tables.granule,
-                    level: leaf.level,
-                    global: false,
-                    permissions,
-                    stage1: Permissions::all(),
-                    attrs: MemAttrs::stage2(&leaf),
-                };
-                self.fill(txn.stage2_regime(), txn.ipa, mapping, txn.epoch);
-                self.stage2_done(id, txn, mapping, purpose)
-            }
+            Step::Fault(fault) => self.stage2_fault(id, txn, fault.kind, &purpose),
+            Step::Done(leaf) => self.stage2_leaf(id, txn, leaf, purpose),
         }
+    }
+
+    /// The end of a stage 2 walk; again when the leaf has been updated.
+    pub(super) fn stage2_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf, purpose: Purpose) -> Outcome {
+        let controls = pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() };
+        let possible = leaf.permissions(&controls);
+        let permitted = possible.contains(purpose.needs(txn));
+        if permitted && leaf.updated(purpose.writes(txn)) != leaf.descriptor {
+            return txn.wait(Fetch::Update2(leaf, purpose), leaf.at);
+        }
+        let shift = self.entry_shift(&leaf);
+        let mapping = Mapping {
+            output: leaf.pa >> shift << shift,
+            shift,
+            span: shift,
+            granule: txn.stream.stage2.tables.granule,
+            level: leaf.level,
+            global: false,
+            permissions: so_far(&leaf, possible),
+            possible,
+            attrs: MemAttrs::stage2(&leaf),
+        };
+        // A clear access flag is not cached; here only a refused access leaves it clear.
+        if !leaf.needs_af() {
+            self.fill(txn.stage2_regime(), txn.ipa, mapping, txn.epoch);
+        }
+        self.stage2_done(id, txn, mapping, purpose)
     }
 
     /// Stage 2 has an answer for `txn.ipa`.
     fn stage2_done(&mut self, id: TxnId, txn: &mut Txn, mapping: Mapping, purpose: Purpose) -> Outcome {
         let output = translation(&mapping, txn.ipa);
         let for_itself = matches!(purpose, Purpose::Output(_) | Purpose::Input);
-        let permitted = if for_itself {
-            mapping.permissions.contains(wanted(&txn.t))
-        } else {
-            let device = txn.stream.stage2.ptw && mapping.attrs.is_device();
-            mapping.permissions.contains(Permissions::PRIV_READ) && !device
-        };
-        if !permitted {
-            return self.stage2_fault(id, txn, FaultKind::Permission, purpose.class());
+        let device = !for_itself && txn.stream.stage2.ptw && mapping.attrs.is_device();
+        if device || !mapping.permissions.contains(purpose.needs(txn)) {
+            return self.stage2_fault(id, txn, FaultKind::Permission, &purpose);
         }
         match purpose {
             Purpose::L1Cd => txn.wait(Fetch::L1Cd, output.pa),
             Purpose::Cd => txn.wait(Fetch::Cd, output.pa),
             Purpose::Stage1(walk) => txn.wait(Fetch::Stage1(walk), output.pa),
+            Purpose::Update(leaf) => txn.wait(Fetch::Update1(leaf), output.pa),
             Purpose::Input => {
                 self.stats.translated += 1;
                 let attrs = txn.stream.overrides.attrs(txn.t.attrs).combined(mapping.attrs);
@@ -229,12 +249,44 @@ impl Smmu {
         )
     }
 
-    fn stage2_fault(&mut self, id: TxnId, txn: &Txn, kind: FaultKind, class: Class) -> Outcome {
-        self.translation_fault(id, txn, kind, Place { class, s2: true, ipa: txn.ipa, tt_read: true })
+    fn stage2_fault(&mut self, id: TxnId, txn: &Txn, kind: FaultKind, purpose: &Purpose) -> Outcome {
+        let tt_read = !matches!(purpose, Purpose::Update(_));
+        let place = Place { class: purpose.class(), s2: true, ipa: txn.ipa, tt_read };
+        self.translation_fault(id, txn, kind, place)
+    }
+}
+
+/// What a leaf permits before hardware marks it dirty.
+fn so_far(leaf: &Leaf, possible: Permissions) -> Permissions {
+    if leaf.needs_dirty() { possible - (Permissions::PRIV_WRITE | Permissions::USER_WRITE) } else { possible }
+}
+
+impl Purpose {
+    /// The permissions that stage 2 has to give.
+    fn needs(&self, txn: &Txn) -> Permissions {
+        match self {
+            Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => Permissions::PRIV_READ,
+            Purpose::Update(_) => Permissions::PRIV_READ | Permissions::PRIV_WRITE,
+            Purpose::Output(_) | Purpose::Input => wanted(&txn.t),
+        }
+    }
+
+    /// Whether it makes the page dirty.
+    pub(super) fn writes(&self, txn: &Txn) -> bool {
+        match self {
+            Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => false,
+            Purpose::Update(_) => true,
+            Purpose::Output(_) | Purpose::Input => txn.writes(),
+        }
     }
 }
 
 impl Txn {
+    /// Whether the transaction changes memory.
+    pub(super) fn writes(&self) -> bool {
+        !self.t.kind.is_read()
+    }
+
     pub(super) fn regime(&self) -> Regime {
         let Context { asid, aset, .. } = self.context;
         Regime { world: self.stream.world, vmid: self.stream.vmid, asid, aset }

@@ -158,7 +158,8 @@ impl Stream {
 
     fn decode_stage2(&mut self, ste: &Ste, config: &Config) -> Result<(), BadSte> {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
-        require(ste.s2aa64() && !ste.s2endi() && !ste.s2ha() && !ste.s2hd())?;
+        require(ste.s2aa64() && !ste.s2endi())?;
+        require((!ste.s2ha() || config.httu >= 1) && (!ste.s2hd() || config.httu >= 2))?;
         let granule = granule(Granule::from_tg0(ste.s2tg() as u8), config).ok_or(BadSte)?;
         let oas = output_bits(ste.s2ps() as u8).min(config.oas);
         let wide = granule == Granule::G64K && oas == 52;
@@ -169,6 +170,8 @@ impl Stream {
             ttb: if wide { ste.s2ttb() & 0x000f_ffff_ffff_fff0 } else { table_base(ste.s2ttb(), false) },
             oas,
             affd: ste.s2affd(),
+            ha: ste.s2ha(),
+            hd: ste.s2hd(),
             pa52: wide,
             sh: ste.s2sh0() as u8,
             ..Stage2::default()

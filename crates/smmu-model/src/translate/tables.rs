@@ -1,5 +1,7 @@
 //! The stream table and the CD tables: where an STE and a CD are, and what is fetched of them (sections 3.3.1 to 3.3.3).
 
+use pgtable::Leaf;
+
 use super::context::Context;
 use super::stream::{Path, Stream};
 use super::txn::{Fetch, Purpose, Txn};
@@ -171,6 +173,17 @@ impl Smmu {
                     Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
                 }
             }
+            Fetch::Update1(leaf) => match self.update(txn, mem, &leaf, txn.writes()) {
+                Ok(Some(leaf)) => self.stage1_leaf(id, txn, leaf),
+                // Somebody changed the descriptor: look again.
+                Ok(None) => self.stage1(id, txn),
+                Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
+            },
+            Fetch::Update2(leaf, purpose) => match self.update(txn, mem, &leaf, purpose.writes(txn)) {
+                Ok(Some(leaf)) => self.stage2_leaf(id, txn, leaf, purpose),
+                Ok(None) => self.stage2(id, txn, txn.ipa, purpose),
+                Err(Abort) => self.walk_abort(txn, purpose.class(), true),
+            },
             Fetch::Stage2(walk, purpose) => {
                 self.stats.s2_fetches += 1;
                 match read_u64(mem, txn.at) {
@@ -179,6 +192,26 @@ impl Smmu {
                 }
             }
         }
+    }
+
+    /// Sets the access flag, and for a write the dirty state, of the descriptor at `txn.at` (section 3.13). `None`: it is
+    /// not what it was any more.
+    fn update(
+        &mut self,
+        txn: &Txn,
+        mem: &dyn Memory,
+        leaf: &Leaf,
+        write: bool,
+    ) -> Result<Option<Leaf>, Abort> {
+        let descriptor = leaf.updated(write);
+        if mem.compare_exchange_u64(txn.at, leaf.descriptor, descriptor)? != leaf.descriptor {
+            return Ok(None);
+        }
+        self.stats.af_updates += u64::from(leaf.needs_af());
+        self.stats.dirty_updates += u64::from(write && leaf.needs_dirty());
+        let mut leaf = *leaf;
+        leaf.descriptor = descriptor;
+        Ok(Some(leaf))
     }
 
     /// Reads a 64-byte structure, at once or one 8-byte unit a step. Says whether it is complete.
@@ -211,7 +244,7 @@ impl Purpose {
     pub(super) fn class(&self) -> Class {
         match self {
             Purpose::L1Cd | Purpose::Cd => Class::Cd,
-            Purpose::Stage1(_) => Class::Ttd,
+            Purpose::Stage1(_) | Purpose::Update(_) => Class::Ttd,
             Purpose::Output(_) | Purpose::Input => Class::Input,
         }
     }

@@ -16,6 +16,8 @@ pub(crate) enum Purpose {
     Cd,
     /// The fetch of a stage 1 descriptor.
     Stage1(Walk),
+    /// The update of a stage 1 descriptor's access flag or dirty state.
+    Update(Leaf),
     /// The output of stage 1.
     Output(Leaf),
     /// The transaction itself; there is no stage 1.
@@ -39,6 +41,10 @@ pub(crate) enum Fetch {
     Stage1(Walk),
     /// Stage 2 descriptor, for the translation of [`Txn::ipa`].
     Stage2(Walk, Purpose),
+    /// Not a fetch: the atomic update of a stage 1 descriptor.
+    Update1(Leaf),
+    /// The atomic update of a stage 2 descriptor.
+    Update2(Leaf, Purpose),
 }
 
 /// A transaction that is not translated yet.

@@ -5,6 +5,7 @@ mod lab;
 mod caches;
 mod commands;
 mod events;
+mod httu;
 mod interrupts;
 mod registers;
 mod stage1;
