@@ -4,6 +4,7 @@
 
 use crate::core::{Core, Ctx, Flow, Pstate, SP};
 use crate::platform::{IrqLines, SysKey};
+use crate::sys::debug;
 
 /// The instruction cannot complete: the exception has been taken already and `pc` is at the vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +40,12 @@ pub mod ec {
     pub const SP_ALIGNMENT: u8 = 0x26;
     /// SError.
     pub const SERROR: u8 = 0x2f;
+    /// Breakpoint from a lower level; from the same level, one more.
+    pub const BREAKPOINT: u8 = 0x30;
     /// Software Step from a lower level; from the same level, one more.
     pub const STEP: u8 = 0x32;
+    /// Watchpoint from a lower level; from the same level, one more.
+    pub const WATCHPOINT: u8 = 0x34;
     /// BRK.
     pub const BRK: u8 = 0x3c;
 }
@@ -49,6 +54,9 @@ pub mod ec {
 const IL: u64 = 1 << 25;
 /// Condition fields of a syndrome for an instruction that is not conditional: CV = 1, COND = AL.
 const NO_CONDITION: u32 = 0x1e0_0000;
+
+/// The fault status code of debug exceptions.
+const DEBUG: u32 = 0x22;
 
 /// What a synchronous exception reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,14 +256,26 @@ pub fn data_abort(core: &mut Core, ctx: &mut Ctx<'_>, abort: DataAbort) -> Fault
 /// instruction a fetch of its own.
 #[inline]
 pub fn step_enabled(core: &Core) -> bool {
-    core.sys.mdscr_el1 & 1 != 0 && step_enabled_at(core, core.pstate.el, core.pstate.daif)
+    core.sys.mdscr_el1 & debug::SS != 0 && step_enabled_at(core, core.pstate.el, core.pstate.daif)
 }
 
 /// As [`step_enabled`], for the level and masks that an exception return goes to.
 fn step_enabled_at(core: &Core, el: u8, daif_bits: u32) -> bool {
-    let s = &core.sys;
-    let kernel = s.mdscr_el1 >> 13 & 1 != 0 && daif_bits & daif::D == 0;
-    s.mdscr_el1 & 1 != 0 && s.oslsr >> 1 & 1 == 0 && s.osdlr & 1 == 0 && (el == 0 || kernel)
+    core.sys.mdscr_el1 & debug::SS != 0 && debug::enabled_at(&core.sys, el, daif_bits)
+}
+
+/// A breakpoint matched the instruction at `pc`.
+#[cold]
+pub fn breakpoint(core: &mut Core, ctx: &mut Ctx<'_>) -> Fault {
+    let ec = ec::BREAKPOINT + u8::from(core.pstate.el != 0);
+    take(core, ctx, Syndrome { ec, iss: DEBUG, far: None })
+}
+
+/// A watchpoint matched the access to `va`, which was not made.
+#[cold]
+pub fn watchpoint(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, write: bool) -> Fault {
+    let ec = ec::WATCHPOINT + u8::from(core.pstate.el != 0);
+    take(core, ctx, Syndrome { ec, iss: u32::from(write) << 6 | DEBUG, far: Some(va) })
 }
 
 /// A Software Step exception: taken instead of an instruction when stepping is enabled and PSTATE.SS is 0.
@@ -263,7 +283,7 @@ fn step_enabled_at(core: &Core, el: u8, daif_bits: u32) -> bool {
 pub fn software_step(core: &mut Core, ctx: &mut Ctx<'_>) -> Fault {
     let ec = ec::STEP + u8::from(core.pstate.el != 0);
     // ISV = 1, EX = whether a load-exclusive was stepped, IFSC = debug.
-    let iss = 1 << 24 | u32::from(core.sys.stepped_exclusive) << 6 | 0x22;
+    let iss = 1 << 24 | u32::from(core.sys.stepped_exclusive) << 6 | DEBUG;
     core.sys.stepped_exclusive = false;
     take(core, ctx, Syndrome { ec, iss, far: None })
 }

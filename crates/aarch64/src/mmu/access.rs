@@ -1,11 +1,11 @@
 //! The slow path of data accesses: alignment, translation of each page, devices, watched pages, big-endian order.
 
 use super::tlb::View;
-use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, Want, translate};
+use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, WATCHPOINT, Want, translate};
 use super::{AccessKind, Prim, data_view, host};
 use crate::core::{Core, Ctx};
 use crate::exception::{self, DataAbort, Fault};
-use crate::sys::{ZVA_BYTES, sctlr};
+use crate::sys::{ZVA_BYTES, debug, sctlr};
 
 /// Where the bytes of one access are: in one page, or the end of one and the start of another.
 struct Span {
@@ -44,11 +44,18 @@ fn locate(core: &mut Core, ctx: &mut Ctx<'_>, r: Request) -> Result<Span, At> {
     let first = page(r.va)?;
     let here = 0x1000 - (r.va & 0xfff);
     let second = if here < r.size { Some((page(r.va.wrapping_add(here))?, here)) } else { None };
+    // Watchpoints come after all faults of the MMU.
+    if let Some(va) = debug::watchpoint(core, r.va, r.size, r.write, view.privileged()) {
+        return Err((va, WATCHPOINT));
+    }
     Ok(Span { first, second })
 }
 
-/// Takes the Data Abort for a fault.
+/// Takes the Data Abort for a fault, or the Watchpoint exception.
 fn abort(core: &mut Core, ctx: &mut Ctx<'_>, (va, dfsc): At, write: bool) -> Fault {
+    if dfsc == WATCHPOINT {
+        return exception::watchpoint(core, ctx, va, write);
+    }
     exception::data_abort(core, ctx, DataAbort { va, dfsc, write, maintenance: false })
 }
 
@@ -203,6 +210,8 @@ pub fn zero_block(core: &mut Core, ctx: &mut Ctx<'_>, va: u64) -> Result<(), Fau
     // Any Device memory is an Alignment fault, as if this were unaligned.
     let page =
         translate(core, ctx, view, va, Want { write: true, aligned: false }).map_err(|status| (va, status));
+    let watched = debug::watchpoint(core, block, ZVA_BYTES, true, view.privileged());
+    let page = page.and_then(|page| watched.map_or(Ok(page), |va| Err((va, WATCHPOINT))));
     let done = page.and_then(|page| {
         let pa = page.pa & !(ZVA_BYTES - 1);
         (0..ZVA_BYTES).step_by(16).try_for_each(|offset| {

@@ -23,7 +23,7 @@ use self::translate::Want;
 use crate::core::{Core, Ctx, Pstate};
 use crate::exception;
 use crate::platform::SysKey;
-use crate::sys::{SysRegs, sctlr};
+use crate::sys::{SysRegs, debug, sctlr};
 
 /// What kind of access an instruction makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ impl Mmu {
     /// TTBR0_EL1 or TTBR1_EL1 was written: what is cached stays, tagged with its ASID.
     pub fn tables_changed(&mut self, sys: &SysRegs) {
         self.tlb.select(&mut self.fast, translate::current_asid(sys));
+    }
+
+    /// A debug register was written: watchpoints may have to see accesses from now on.
+    pub fn debug_changed(&mut self) {
+        self.fast.drop_all();
     }
 
     /// Stores to the RAM page at `pa` must take the slow path from now on.
@@ -217,13 +222,13 @@ pub fn store<T: Prim>(
 /// Translates `pc` for execution: the physical address of the instruction, which is RAM.
 ///
 /// # Errors
-/// The exception that was taken instead of the instruction: Software Step, PC alignment, Instruction Abort, Illegal
-/// Execution state, in this order of priority.
+/// The exception that was taken instead of the instruction: Software Step, PC alignment, Instruction Abort, Breakpoint,
+/// Illegal Execution state, in this order of priority.
 #[inline(always)]
 pub fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
     if let Some(pa) = core.mmu.fast.fetch(core.pc)
         && !core.pstate.il
-        && core.sys.mdscr_el1 & 1 == 0
+        && core.sys.mdscr_el1 & (debug::SS | debug::MDE) == 0
     {
         return Ok(pa);
     }
@@ -245,6 +250,9 @@ fn fetch_slow(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
         Ok(_) => return Err(exception::instruction_abort(core, ctx, translate::EXTERNAL)),
         Err(status) => return Err(exception::instruction_abort(core, ctx, status)),
     };
+    if debug::breaking(core) && debug::breakpoint(core) {
+        return Err(exception::breakpoint(core, ctx));
+    }
     if core.pstate.il {
         return Err(exception::illegal_state(core, ctx));
     }

@@ -9,7 +9,7 @@ use super::host;
 use super::tlb::{Cached, Filling, View, is_device};
 use crate::core::{Core, Ctx};
 use crate::exception::{self, DataAbort, Fault};
-use crate::sys::{PA_BITS, SysRegs, sctlr};
+use crate::sys::{PA_BITS, SysRegs, debug, sctlr};
 
 /// A fault status code, as in ISS.DFSC, ISS.IFSC and PAR_EL1.FST.
 pub(super) type Status = u32;
@@ -19,6 +19,8 @@ pub(super) const EXTERNAL: Status = 0x10;
 pub(super) const ALIGNMENT: Status = 0x21;
 /// IMPLEMENTATION DEFINED fault: unsupported exclusive or atomic access.
 pub(super) const UNSUPPORTED: Status = 0x35;
+/// A watchpoint matched: no fault status code, but handled as one until the exception is taken.
+pub(super) const WATCHPOINT: Status = 0x100;
 /// Device-nGnRnE as a byte of MAIR_EL1: what data accesses are with the MMU off.
 const DEVICE_NGNRNE: u8 = 0;
 /// Normal memory, non-cacheable in both domains.
@@ -178,7 +180,8 @@ pub(super) fn translate(
     }
     let sys = &core.sys;
     // Where each access is checked or swapped, the fast path has nothing to offer.
-    if view.is_code() || sys.sctlr_el1 & (sctlr::A | sctlr::EE | sctlr::E0E) == 0 {
+    let checked = sys.sctlr_el1 & (sctlr::A | sctlr::EE | sctlr::E0E) != 0 || debug::watching(sys);
+    if view.is_code() || !checked {
         core.mmu.fast.fill(&ctx.shared.ram, view, va, &cached);
     }
     Ok(Page::of(&cached, va))

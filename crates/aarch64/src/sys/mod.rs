@@ -1,5 +1,6 @@
 //! System registers: their state, one table that says how each is accessed, and the system instructions.
 
+pub mod debug;
 mod id;
 mod ops;
 mod table;

@@ -313,7 +313,7 @@ fn write(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Result<Flow, Fault> {
         (Dir::R, _) => Err(exception::undefined(core, ctx)),
         (_, Place::Field(field, mask)) => {
             *field(&mut core.sys) = value & mask;
-            Ok(Flow::Next)
+            Ok(if key.0 >> 14 == 2 { debug_written(core) } else { Flow::Next })
         }
         (_, Place::Is(_)) => Ok(Flow::Next),
         (_, Place::Calls(_, write)) => write(core, ctx, value),
@@ -562,10 +562,16 @@ fn write_v_cval(core: &mut Core, ctx: &mut Ctx<'_>, value: u64) -> Result<Flow, 
     timer_written(core, ctx)
 }
 
+/// After a debug register was written.
+fn debug_written(core: &mut Core) -> Flow {
+    core.mmu.debug_changed();
+    Flow::Sync
+}
+
 /// MDSCR_EL1: SS, TDCC, KDE, HDE, MDE. The rest belongs to external debug, which does not exist.
 fn write_mdscr(core: &mut Core, _: &mut Ctx<'_>, value: u64) -> Result<Flow, Fault> {
     core.sys.mdscr_el1 = value & 0xf001;
-    Ok(Flow::Sync)
+    Ok(debug_written(core))
 }
 
 fn write_oslar(core: &mut Core, _: &mut Ctx<'_>, value: u64) -> Result<Flow, Fault> {

@@ -473,3 +473,106 @@ fn nothing_that_a_guest_writes_panics() {
         }
     }
 }
+
+#[test]
+fn breakpoints() {
+    use crate::config::EngineKind;
+    for engine in [EngineKind::Step, EngineKind::Block] {
+        let mut rig = rig();
+        let base = crate::testing::RAM;
+        for i in 0..8 {
+            assert!(rig.shared.ram.write(base + 4 * i, &0xd503_201fu32.to_le_bytes()));
+        }
+        rig.set("VBAR_EL1", base + 0x1000);
+        rig.set("OSLAR_EL1", 0);
+        rig.set("DBGBVR0_EL1", base + 12);
+        // PMC, and what that means at EL0 and EL1 with KDE set or clear, D masked or not.
+        for (pmc, el, kde, masked, hit) in [
+            (2, 0, false, true, true),
+            (1, 0, false, true, false),
+            (3, 1, true, false, true),
+            (1, 1, true, true, false),
+            (1, 1, false, false, false),
+            (2, 1, true, false, false),
+        ] {
+            rig.set("DBGBCR0_EL1", 0xf << 5 | pmc << 1 | 1);
+            rig.set("MDSCR_EL1", debug::MDE | u64::from(kde) << 13);
+            rig.core.pstate.daif = if masked { 0x3c0 } else { 0x1c0 };
+            set_level(&mut rig.core, el, el == 1);
+            rig.core.set_pc(base);
+            let (core, mut ctx) = rig.parts();
+            crate::engine::run(core, &mut ctx, engine, if hit { 4 } else { 6 });
+            if hit {
+                let vector = if el == 0 { 0x1400 } else { 0x1200 };
+                assert_eq!((rig.core.pc, rig.core.sys.elr[1]), (base + vector, base + 12));
+                assert_eq!(esr(&rig), (0x30 + u64::from(el)) << 26 | 1 << 25 | 0x22);
+            } else {
+                assert_eq!(rig.core.pc, base + 24, "{pmc} EL{el}");
+            }
+            set_level(&mut rig.core, 1, true);
+        }
+        // Linked to a context, which has to be the current one.
+        rig.set("DBGBVR1_EL1", 77 << 2);
+        rig.set("DBGBCR1_EL1", 3 << 20 | 0xf << 5 | 3 << 1 | 1);
+        rig.set("DBGBCR0_EL1", 1 << 20 | 1 << 16 | 0xf << 5 | 3 << 1 | 1);
+        for (context, hit) in [(77 << 2, true), (5, false)] {
+            rig.set("CONTEXTIDR_EL1", context);
+            set_level(&mut rig.core, 0, false);
+            rig.core.set_pc(base + 8);
+            let (core, mut ctx) = rig.parts();
+            crate::engine::run(core, &mut ctx, engine, 2);
+            assert_eq!(rig.core.pc == base + 0x1400, hit);
+            set_level(&mut rig.core, 1, true);
+        }
+    }
+}
+
+#[test]
+fn watchpoints() {
+    use crate::mmu::{self, AccessKind};
+    use crate::testing::attr;
+    let va = 0x1000_0000;
+    let mut rig = Rig::with_mmu();
+    rig.map(va, crate::testing::RAM + 0x1_0000, attr::KERNEL | attr::USER);
+    rig.set("OSLAR_EL1", 0);
+    let load = |rig: &mut Rig, at: u64, kind| {
+        let (core, mut ctx) = rig.parts();
+        mmu::load::<u32>(core, &mut ctx, at, kind).is_err()
+    };
+    let store = |rig: &mut Rig, at: u64| {
+        let (core, mut ctx) = rig.parts();
+        mmu::store(core, &mut ctx, at, 0u32, AccessKind::Normal).is_err()
+    };
+    assert!(
+        !load(&mut rig, va + 8, AccessKind::Normal) && !store(&mut rig, va + 8),
+        "keys for the fast path"
+    );
+    // Bytes 4 and 5 of the doubleword at 8: stores from EL1.
+    rig.set("DBGWVR0_EL1", va + 8);
+    rig.set("DBGWCR0_EL1", 0x30 << 5 | 2 << 3 | 1 << 1 | 1);
+    rig.set("MDSCR_EL1", debug::MDE | 1 << 13);
+    let enable = |rig: &mut Rig| rig.core.pstate.daif = 0x1c0;
+    enable(&mut rig);
+    assert!(!load(&mut rig, va + 12, AccessKind::Normal));
+    assert!(!store(&mut rig, va + 8) && !store(&mut rig, va + 14));
+    for (at, far) in [(va + 12, va + 12), (va + 10, va + 12), (va + 13, va + 13)] {
+        assert!(store(&mut rig, at));
+        assert_eq!((esr(&rig), rig.core.sys.far[1]), (0x35 << 26 | 1 << 25 | 1 << 6 | 0x22, far));
+        enable(&mut rig);
+    }
+    // An MMU fault comes first.
+    assert!(store(&mut rig, va - 4));
+    assert_eq!(esr(&rig) >> 26, 0x25);
+    enable(&mut rig);
+    // Loads of EL0, in a region of 16 bytes: LDTR counts.
+    rig.set("DBGWVR0_EL1", va + 16);
+    rig.set("DBGWCR0_EL1", 4 << 24 | 0xff << 5 | 1 << 3 | 2 << 1 | 1);
+    assert!(!load(&mut rig, va + 20, AccessKind::Normal) && !store(&mut rig, va + 20));
+    assert!(load(&mut rig, va + 28, AccessKind::Unpriv));
+    assert_eq!((esr(&rig), rig.core.sys.far[1]), (0x35 << 26 | 1 << 25 | 0x22, va + 28));
+    // Masked.
+    assert!(!load(&mut rig, va + 28, AccessKind::Unpriv));
+    rig.set("MDSCR_EL1", 0);
+    enable(&mut rig);
+    assert!(!load(&mut rig, va + 28, AccessKind::Unpriv));
+}
