@@ -5,9 +5,10 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use swiotlb::{Attributes, Device, Direction, PoolMemory, Swiotlb};
+use swiotlb::{Attributes, Device, Direction, Growth, PoolMemory, Provider, Swiotlb};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Original buffers that a thread goes through in turn.
@@ -85,15 +86,38 @@ fn main() {
         }
     }
 
-    let never = Device::new(&tlb).expect("not restricted");
-    let lookup = |device: &Device<PoolMemory>, address: u64| {
-        time(1, 1_000_000, |_| {
-            move |_| {
-                black_box(black_box(device).is_bounce_buffer(black_box(address)));
-            }
-        })
+    let growth = Growth {
+        provider: Box::new(Addresses(AtomicU64::new(2 << 32))),
+        pool_slots: 512,
+        max_slots: 8 * 512,
+        max_transient: 0,
+        limit: u64::MAX,
     };
-    println!("lookup, device never bounced         {:.2} ns", lookup(&never, 0x1234_5678));
-    println!("lookup, bounced device, other memory {:.2} ns", lookup(&device, 0x1234_5678));
-    println!("lookup, bounced device, in the pool  {:.2} ns", lookup(&device, (1 << 32) + 4096));
+    let growing = Swiotlb::new(PoolMemory::anonymous(1 << 32, 1 << 20).expect("memory"), 1, Some(growth))
+        .expect("a pool");
+    for _ in 0..8 {
+        growing.grow().expect("memory");
+    }
+    let [never, used] = [(); 2].map(|()| Device::new(&growing).expect("not restricted"));
+    used.map(&memory, 0, 1, &Attributes::default()).expect("room");
+    let lookup = |name: &str, device: &Device<PoolMemory>, address: u64| {
+        let call = |n| _ = black_box(device.is_bounce_buffer(address + n as u64 % 8));
+        let ns = time(1, 1_000_000, |_| call);
+        println!("lookup {name:<44} {ns:.2} ns");
+    };
+    let empty = time(1, 1_000_000, |_| |n| _ = black_box(n % 8 == 9));
+    println!("lookup {:<44} {empty:.2} ns", "(the loop around it)");
+    lookup("by a device that was never bounced", &never, 0x1234_5678);
+    lookup("by one that was: in the default pool", &used, (1 << 32) + 4096);
+    lookup("by one that was: in the last of 8 added pools", &used, (2 << 32) + (7 << 20));
+    lookup("by one that was: in none of 9 pools", &used, 0x1234_5678);
+}
+
+/// Hands out the addresses from this one on.
+struct Addresses(AtomicU64);
+
+impl Provider<PoolMemory> for Addresses {
+    fn allocate(&self, bytes: usize, _: u64, _: u64) -> Option<PoolMemory> {
+        PoolMemory::anonymous(self.0.fetch_add(bytes as u64, Relaxed), bytes).ok()
+    }
 }

@@ -245,7 +245,14 @@ impl<M: Memory> Device<M> {
     /// bounced: one relaxed load and a branch, after a fence that x86 has no instruction for.
     #[inline]
     pub fn is_bounce_buffer(&self, address: u64) -> bool {
-        self.search(address, |_| ()).is_some()
+        lookup_fence();
+        self.uses_io_tlb.load(Relaxed) && self.is_in_a_pool(address)
+    }
+
+    /// Apart, so that the above stays short enough to be compiled into its caller.
+    #[inline(never)]
+    fn is_in_a_pool(&self, address: u64) -> bool {
+        self.search_pools(address, |_| ()).is_some()
     }
 
     /// Lets `f` see the pool that `address` is in (`swiotlb_find_pool`), which lasts at least until `f` returns.
@@ -267,12 +274,15 @@ impl<M: Memory> Device<M> {
         self.uses_io_tlb.load(Relaxed)
     }
 
-    #[inline]
+    /// The start of everything that is given an address.
+    #[inline(always)]
     fn search<R>(&self, address: u64, f: impl FnOnce(&Pool<M>) -> R) -> Option<R> {
         lookup_fence();
-        if !self.uses_io_tlb.load(Relaxed) {
-            return None;
-        }
+        if self.uses_io_tlb.load(Relaxed) { self.search_pools(address, f) } else { None }
+    }
+
+    #[inline]
+    fn search_pools<R>(&self, address: u64, f: impl FnOnce(&Pool<M>) -> R) -> Option<R> {
         match self.tlb.find(address, f)? {
             Ok(result) => Some(result),
             Err(f) => self.transient.read(|list| list.find(address).map(|pool| f(pool))),

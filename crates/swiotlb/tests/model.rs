@@ -397,17 +397,21 @@ impl Machine {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 60 }) })]
 
     #[test]
-    fn any_operations_agree_with_the_naive_allocator(seed: u64, steps in 1usize..600) {
+    fn any_operations_agree_with_the_naive_allocator(seed: u64, steps in 1usize..if cfg!(miri) { 20 } else { 600 }) {
         Machine::new(seed).run(steps);
     }
 }
 
 #[test]
 fn many_operations_agree_with_the_naive_allocator() {
-    let (seeds, steps) = if std::env::var_os("SMMULAB_LONG").is_some() { (400, 10_000) } else { (8, 2_000) };
+    let (seeds, steps) = match std::env::var_os("SMMULAB_LONG") {
+        _ if cfg!(miri) => (1, 20),
+        Some(_) => (400, 10_000),
+        None => (8, 2_000),
+    };
     for seed in 0..seeds {
         Machine::new(seed).run(steps);
     }

@@ -68,9 +68,9 @@ pub fn may_start(start: u64, first: usize, original: u64, size: usize, a: &Attri
     let address = from + before as u64;
     let page = a.alloc_align_mask == 0 && a.min_align_mask == 0 && before + size >= PAGE_SIZE;
     first / IO_TLB_SEGSIZE == last / IO_TLB_SEGSIZE
-        && from % (a.alloc_align_mask + 1) == 0
+        && from.is_multiple_of(a.alloc_align_mask + 1)
         && (address ^ original) & a.min_align_mask == 0
-        && (!page || from % PAGE_SIZE as u64 == 0)
+        && (!page || from.is_multiple_of(PAGE_SIZE as u64))
         && (a.boundary_mask == u64::MAX || from / (a.boundary_mask + 1) == to / (a.boundary_mask + 1))
         && to <= a.limit
 }
