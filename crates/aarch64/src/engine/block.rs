@@ -9,9 +9,16 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
     core.set_pc(core.pc);
     while left > 0 {
         let Some(index) = fetch(core, ctx) else { return };
-        let mut page = ctx.shared.code.take(index);
+        // A page whose decoded instructions are there is watched already.
+        let mut page = match ctx.shared.code.take(index) {
+            Some(page) => page,
+            None => {
+                ctx.shared.watch_code(core, index);
+                ctx.shared.code.make(index)
+            }
+        };
         let boundary = run_page(core, ctx, &mut page, index, &mut left);
-        ctx.shared.code.put(index, page);
+        ctx.shared.code.put(page);
         if boundary {
             return;
         }

@@ -82,14 +82,22 @@ impl Line {
 pub(crate) struct CodeCache {
     /// By page of RAM: its slot, plus one.
     slot: Vec<u32>,
-    /// The decoded pages and which page of RAM each is of.
-    pages: Vec<(usize, Option<Box<Page>>)>,
+    /// The decoded pages.
+    pages: Vec<Slot>,
     /// Slot to be replaced next once all are in use.
     next: usize,
-    /// Page of RAM that an engine has taken out, executing from it.
+    /// Slot whose page an engine has taken out, executing from it.
     running: Option<usize>,
     /// That page was written to since.
     stale: bool,
+}
+
+/// Place for a decoded page.
+struct Slot {
+    /// Which page of RAM it is of.
+    page: usize,
+    /// What is decoded of it. While it is here, the page is watched.
+    code: Option<Box<Page>>,
 }
 
 impl std::fmt::Debug for CodeCache {
@@ -103,56 +111,60 @@ impl CodeCache {
         Self { slot: vec![0; pages], pages: Vec::new(), next: 0, running: None, stale: false }
     }
 
-    /// Takes the decoded page out, for as long as it executes.
-    pub(crate) fn take(&mut self, page: usize) -> Box<Page> {
-        self.running = Some(page);
+    /// Takes the decoded page out, for as long as it executes. `None`: there is none, see [`CodeCache::make`].
+    #[inline]
+    pub(crate) fn take(&mut self, page: usize) -> Option<Box<Page>> {
+        let slot = (self.slot[page] as usize).wrapping_sub(1);
+        let code = self.pages.get_mut(slot)?.code.take();
+        self.running = Some(slot);
         self.stale = false;
-        match self.slot[page] {
-            0 => Page::new(),
-            slot => self.pages[slot as usize - 1].1.take().unwrap_or_else(Page::new),
-        }
+        code
     }
 
-    /// Puts it back, or drops it when it was written to meanwhile.
-    pub(crate) fn put(&mut self, page: usize, code: Box<Page>) {
-        self.running = None;
-        if self.stale {
-            return;
-        }
+    /// Finds a place for a page that has none, and gives an empty one as if taken out.
+    #[cold]
+    pub(crate) fn make(&mut self, page: usize) -> Box<Page> {
         let slot = match self.slot[page] {
-            0 => self.new_slot(page),
+            0 if self.pages.len() < PAGES => {
+                self.pages.push(Slot { page, code: None });
+                self.pages.len() - 1
+            }
+            0 => {
+                let slot = self.next;
+                self.next = (slot + 1) % PAGES;
+                let evicted = std::mem::replace(&mut self.pages[slot], Slot { page, code: None });
+                self.slot[evicted.page] = 0;
+                slot
+            }
             slot => slot as usize - 1,
         };
-        self.pages[slot].1 = Some(code);
+        self.slot[page] = slot as u32 + 1;
+        self.running = Some(slot);
+        self.stale = false;
+        Page::new()
     }
 
-    #[cold]
-    fn new_slot(&mut self, page: usize) -> usize {
-        let slot = if self.pages.len() < PAGES {
-            self.pages.push((page, None));
-            self.pages.len() - 1
-        } else {
-            let slot = self.next;
-            self.next = (slot + 1) % PAGES;
-            self.slot[self.pages[slot].0] = 0;
-            self.pages[slot].0 = page;
-            slot
-        };
-        self.slot[page] = slot as u32 + 1;
-        slot
+    /// Puts the page that executes back, or drops it when it was written to meanwhile.
+    #[inline]
+    pub(crate) fn put(&mut self, code: Box<Page>) {
+        if let Some(slot) = self.running.take()
+            && !self.stale
+        {
+            self.pages[slot].code = Some(code);
+        }
     }
 
     /// The pages that are decoded.
     pub(crate) fn all_pages(&self) -> Vec<usize> {
-        self.pages.iter().map(|(page, _)| *page).collect()
+        self.pages.iter().map(|slot| slot.page).collect()
     }
 
     /// Forgets what was decoded from a page. `true` when it is the one that executes.
     pub(crate) fn forget(&mut self, page: usize) -> bool {
-        if let Some(slot @ 1..) = self.slot.get(page).copied() {
-            self.pages[slot as usize - 1].1 = None;
-        }
-        let running = self.running == Some(page);
+        let slot = self.slot.get(page).map_or(0, |slot| *slot as usize).wrapping_sub(1);
+        let Some(place) = self.pages.get_mut(slot) else { return false };
+        place.code = None;
+        let running = self.running == Some(slot);
         self.stale |= running;
         running
     }

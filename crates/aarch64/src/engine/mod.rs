@@ -9,6 +9,7 @@ pub(crate) use code::{CodeCache, Page};
 use crate::config::EngineKind;
 use crate::core::{Core, Ctx};
 use crate::shared::Exit;
+use crate::sys::debug;
 use crate::{exception, mmu};
 
 /// Runs `core` for at most `budget` instructions; how many it was is in [`Core::retired`].
@@ -19,9 +20,9 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
             return Exit::Budget;
         }
         exception::take_pending_interrupt(core, ctx);
-        // Software Step needs a boundary after each instruction.
+        // Software Step and breakpoints need a boundary after each instruction.
         let stepping = exception::step_enabled(core);
-        let left = if stepping { 1 } else { stop - core.retired() };
+        let left = if stepping || debug::breaking(core) { 1 } else { stop - core.retired() };
         core.sys.stepped_exclusive &= !stepping;
         match kind {
             EngineKind::Step => step::run(core, ctx, left),
@@ -40,9 +41,7 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
 fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Option<usize> {
     let pc = core.pc;
     if let Ok(pa) = mmu::fetch(core, ctx) {
-        let page = ((pa - ctx.shared.ram.base()) >> 12) as usize;
-        ctx.shared.watch_code(core, page);
-        return Some(page);
+        return Some(((pa - ctx.shared.ram.base()) >> 12) as usize);
     }
     count(core, pc, 1);
     None

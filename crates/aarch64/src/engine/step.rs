@@ -10,6 +10,7 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, left: u64) {
         let start = core.pc;
         core.set_pc(start);
         let Some(page) = fetch(core, ctx) else { return };
+        ctx.shared.watch_code(core, page);
         let mut word = [0; 4];
         let pa = ctx.shared.ram.base() + ((page as u64) << 12 | (start & 0xffc));
         ctx.shared.ram.read(pa, &mut word);

@@ -14,7 +14,9 @@ fn run_select<const SF: bool, const INVERT: bool, const INCREMENT: bool>(
     let otherwise = core.r[op.m as usize];
     let otherwise = if INVERT { !otherwise } else { otherwise };
     let otherwise = if INCREMENT { otherwise.wrapping_add(1) } else { otherwise };
-    let value = if holds(core.nzcv, u32::from(op.a)) { core.r[op.n as usize] } else { otherwise };
+    // Without a branch: what the condition will be is hard to predict.
+    let mask = u64::from(holds(core.nzcv, u32::from(op.a))).wrapping_neg();
+    let value = otherwise ^ (otherwise ^ core.r[op.n as usize]) & mask;
     core.r[op.d as usize] = trunc::<SF>(value);
     Flow::Next
 }

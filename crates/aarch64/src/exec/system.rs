@@ -1,10 +1,11 @@
 //! Exception generation, hints, barriers and system-register moves.
 
-use super::chain::simple;
+use super::chain::{access, simple, whole};
 use super::{nop, undefined};
 use crate::config::Features;
 use crate::core::{Core, Ctx, Flow, Handler, Op};
 use crate::decode::bits;
+use crate::platform::SysKey;
 use crate::shared::{Broadcast, Exit};
 use crate::sys::timer;
 use crate::{exception, sys};
@@ -141,24 +142,76 @@ pub(crate) fn eret(word: u32, _: &Features) -> Option<Op> {
     Some(Op::new(run_eret, word))
 }
 
+/// The registers that a kernel reads all the time, where nothing can be wrong with that.
+fn try_mrs<const KEY: u16>(core: &mut Core, op: &Op) -> bool {
+    let (privileged, s) = (core.pstate.el != 0, &core.sys);
+    let (allowed, value) = match KEY {
+        SP_EL0 => (privileged && core.pstate.sp_sel, s.sp[0]),
+        TPIDR_EL1 => (privileged, s.tpidr_el1),
+        TPIDR_EL0 => (true, s.tpidr_el0),
+        _ => (privileged, u64::from(core.pstate.daif)),
+    };
+    if allowed {
+        core.r[op.d as usize] = value;
+    }
+    allowed
+}
+
+const SP_EL0: u16 = SysKey::new(3, 0, 4, 1, 0).0;
+const TPIDR_EL1: u16 = SysKey::new(3, 0, 13, 0, 4).0;
+const TPIDR_EL0: u16 = SysKey::new(3, 3, 13, 0, 2).0;
+const DAIF: u16 = SysKey::new(3, 3, 4, 2, 1).0;
+
+/// The register of an MRS or MSR.
+fn key(word: u32) -> u16 {
+    bits(word, 20, 5) as u16
+}
+
 /// MRS.
 pub(crate) fn mrs(word: u32, _: &Features) -> Option<Op> {
-    Some(Op::new(sys::mrs, word))
+    let runs = match key(word) {
+        SP_EL0 => access(try_mrs::<SP_EL0>, sys::mrs),
+        TPIDR_EL1 => access(try_mrs::<TPIDR_EL1>, sys::mrs),
+        TPIDR_EL0 => access(try_mrs::<TPIDR_EL0>, sys::mrs),
+        DAIF => access(try_mrs::<DAIF>, sys::mrs),
+        _ => whole(sys::mrs),
+    };
+    Some(Op { d: super::rd(word), ..Op::with(runs, word) })
+}
+
+/// After unmasking interrupts there is nothing to look into unless one is pending.
+#[inline]
+fn unmasked(core: &mut Core, ctx: &mut Ctx<'_>, flow: Flow) -> Flow {
+    let quiet = flow == Flow::Sync
+        && ctx.shared.exit.is_none()
+        && !exception::step_enabled(core)
+        && exception::pending_interrupt(core, ctx.platform.irq(core.index)).is_none();
+    if quiet { Flow::Next } else { flow }
+}
+
+fn run_msr_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
+    let flow = sys::msr(core, op, ctx);
+    unmasked(core, ctx, flow)
+}
+
+fn run_msr_immediate_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
+    let flow = sys::msr_immediate(core, op, ctx);
+    unmasked(core, ctx, flow)
 }
 
 /// MSR (register).
 pub(crate) fn msr(word: u32, _: &Features) -> Option<Op> {
-    Some(Op::new(sys::msr, word))
+    Some(Op::new(if key(word) == DAIF { run_msr_daif } else { sys::msr }, word))
 }
 
 /// MSR (immediate): the fields that there are.
 pub(crate) fn msr_immediate(word: u32, features: &Features) -> Option<Op> {
-    let allocated = match (bits(word, 18, 16), bits(word, 7, 5)) {
-        (0, 5) | (3, 6 | 7) => true,
-        (0, 4) => features.pan,
-        _ => false,
-    };
-    allocated.then(|| Op::new(sys::msr_immediate, word))
+    match (bits(word, 18, 16), bits(word, 7, 5)) {
+        (3, 6 | 7) => Some(Op::new(run_msr_immediate_daif, word)),
+        (0, 5) => Some(Op::new(sys::msr_immediate, word)),
+        (0, 4) if features.pan => Some(Op::new(sys::msr_immediate, word)),
+        _ => None,
+    }
 }
 
 /// SYS and SYSL.
