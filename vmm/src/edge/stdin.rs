@@ -15,6 +15,8 @@ pub(super) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The most that is taken from the host before the guest has taken it from here.
 const BUFFER: usize = 4096;
+/// What is taken from a file at once.
+const FROM_FILE: usize = 1 << 16;
 
 /// Bytes typed and not yet given to the guest.
 #[derive(Debug, Default)]
@@ -46,8 +48,10 @@ impl Keyboard {
 
     /// What was typed since the last call.
     pub fn take(&mut self) -> Vec<u8> {
-        if self.source == Source::File && self.pending.is_empty() && !self.read() {
-            self.source = Source::Ended;
+        while self.source == Source::File && self.pending.len() < FROM_FILE {
+            if !self.read() {
+                self.source = Source::Ended;
+            }
         }
         std::mem::take(&mut self.pending)
     }
