@@ -59,6 +59,12 @@ pub struct Config {
     pub had: bool,
     /// IDR3.XNX: stage-2 execute-never by privilege.
     pub xnx: bool,
+    /// IDR3.FWB: stage 2 can say the memory type by itself.
+    pub fwb: bool,
+    /// IDR3.STT: small tables, TxSZ up to 48.
+    pub stt: bool,
+    /// IDR3.E0PD: unprivileged accesses can be kept from one half of the addresses.
+    pub e0pd: bool,
     /// IDR3.RIL: range invalidation and level hints.
     pub ril: bool,
     /// IDR3.BBML: how table changes without break-before-make are taken, 0 to 2.
@@ -201,7 +207,7 @@ macro_rules! keys {
 
 keys! {
     s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
-    had, xnx, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
+    had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -235,6 +241,9 @@ impl Config {
             eventqs: 16,
             had: true,
             xnx: false,
+            fwb: false,
+            stt: false,
+            e0pd: false,
             ril: true,
             bbml: 0,
             gran4k: true,
@@ -287,6 +296,9 @@ impl Config {
             cmdqs: 19,
             eventqs: 19,
             xnx: true,
+            fwb: true,
+            stt: true,
+            e0pd: true,
             oas: 52,
             vax52: true,
             aidr: 3,
@@ -337,7 +349,7 @@ impl Config {
             (self.s1p || self.ssidsize == 0, "ssidsize needs s1p"),
             (self.ssidsize > 0 || !self.cd2l, "cd2l needs ssidsize"),
             (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
-            (self.s2p || !self.xnx, "xnx needs s2p"),
+            (self.s2p || !self.xnx && !self.fwb, "xnx and fwb need s2p"),
             (self.aidr <= 3, "aidr is at most 3"),
             (self.tlb <= 1 << 24 && self.walk_cache <= 1 << 24, "tlb and walk_cache are at most 16777216"),
             (

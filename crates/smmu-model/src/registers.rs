@@ -209,7 +209,15 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | ATTR_PERMS_OVR
                 | ATTR_TYPES_OVR
         }
-        r::IDR3 => bit(c.had, 2) | bit(c.xnx, 4) | bit(c.ril, 10) | field(c.bbml, 11),
+        r::IDR3 => {
+            bit(c.had, 2)
+                | bit(c.xnx, 4)
+                | bit(c.fwb, 8)
+                | bit(c.stt, 9)
+                | bit(c.ril, 10)
+                | field(c.bbml, 11)
+                | bit(c.e0pd, 13)
+        }
         r::IDR5 => {
             let oas = match c.oas {
                 32 => 0,

@@ -284,9 +284,9 @@ impl World {
         match how % 9 {
             // Each page of a contiguous run has to be named: nothing says that it is cached as one.
             0 | 1 | 7 if matches!(unit, Unit::Run(_)) => {
-                (0..pages).map(|n| [0x12 | vmid | asid, base + (n << 12) | 1]).collect()
+                (0..pages).map(|n| [0x12 | vmid | asid, (base + (n << 12)) | 1]).collect()
             }
-            0 => vec![[0x12 | vmid | asid, base + (u64::from(how) << 12 & ((pages << 12) - 1)) | 1]],
+            0 => vec![[0x12 | vmid | asid, (base + (u64::from(how) << 12 & ((pages << 12) - 1))) | 1]],
             1 => vec![[0x13 | vmid, base]],
             2 => vec![[0x11 | vmid | asid, 0]],
             3 => vec![[0x10 | vmid, 0]],
@@ -305,7 +305,9 @@ impl World {
         let base = IPA + unit.base();
         let pages = if matches!(unit, Unit::Run(_)) { 16 } else { 1 };
         match how % 4 {
-            0 => (0..pages).map(|n| [0x2a | vmid, base + (n << 12) | 1]).chain([[0x10 | vmid, 0]]).collect(),
+            0 => {
+                (0..pages).map(|n| [0x2a | vmid, (base + (n << 12)) | 1]).chain([[0x10 | vmid, 0]]).collect()
+            }
             1 => vec![[0x2a | vmid | 31 << 12 | 4 << 20, base | 1 << 10], [0x10 | vmid, 0]],
             2 => vec![[0x28 | vmid, 0]],
             _ => vec![NSNH_ALL],

@@ -53,8 +53,10 @@ pub(crate) struct Mapping {
     /// What might be permitted by a walk: stage 1's permissions if stage 2's are combined with them, and what a clean
     /// page permits once it is marked dirty. The rest is refused without a walk.
     pub(crate) possible: Permissions,
-    /// Attributes of the result.
+    /// Attributes of the result; of a stage 2 entry, what stage 2 alone says.
     pub(crate) attrs: MemAttrs,
+    /// MemAttr of a stage 2 entry whose stream has S2FWB.
+    pub(crate) fwb: Option<u8>,
 }
 
 /// What a cache that is tagged like this holds.
@@ -407,6 +409,7 @@ mod tests {
             permissions: Permissions::all(),
             possible: Permissions::all(),
             attrs: MemAttrs::WRITE_BACK,
+            fwb: None,
         }
     }
 

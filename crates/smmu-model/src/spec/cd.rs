@@ -83,6 +83,10 @@ impl Cd {
         had0: 1[1];
         /// HAD1.
         had1: 2[1];
+        /// E0PD0: no unprivileged accesses by TTB0.
+        e0pd0: 1[2];
+        /// E0PD1.
+        e0pd1: 2[2];
     }
     fields! {
         /// T0SZ.

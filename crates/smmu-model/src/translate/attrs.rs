@@ -2,6 +2,7 @@
 
 use pgtable::Leaf;
 
+use crate::cache::Mapping;
 use crate::transaction::{MemAttrs, Shareability};
 
 impl MemAttrs {
@@ -22,8 +23,14 @@ impl MemAttrs {
     }
 
     /// Of a stage 2 leaf, as if stage 1 allowed everything.
-    pub(crate) fn stage2(leaf: &Leaf) -> Self {
-        let mair = mair_of_memattr(leaf.mem_attr());
+    pub(crate) fn stage2(leaf: &Leaf, fwb: bool) -> Self {
+        let mair = match leaf.mem_attr() & 7 {
+            device @ 0..=3 if fwb => device << 2,
+            5 if fwb => 0x44,
+            6 | 7 if fwb => 0xff,
+            _ if fwb => 0,
+            _ => mair_of_memattr(leaf.mem_attr()),
+        };
         MemAttrs { mair, shareability: Shareability::from_sh(leaf.shareability()) }.normalised()
     }
 
@@ -37,12 +44,28 @@ impl MemAttrs {
                 weaker(self.mair >> 4, other.mair >> 4) << 4 | weaker(self.mair & 15, other.mair & 15)
             }
         };
-        let shareability = match (self.shareability, other.shareability) {
+        MemAttrs { mair, ..self }.shared_by(self, other)
+    }
+
+    /// The same type with the wider shareability of two stages.
+    fn shared_by(self, one: MemAttrs, other: MemAttrs) -> Self {
+        let shareability = match (one.shareability, other.shareability) {
             (Shareability::Outer, _) | (_, Shareability::Outer) => Shareability::Outer,
             (Shareability::Inner, _) | (_, Shareability::Inner) => Shareability::Inner,
             _ => Shareability::NonShareable,
         };
-        MemAttrs { mair, shareability }.normalised()
+        MemAttrs { shareability, ..self }.normalised()
+    }
+}
+
+impl Mapping {
+    /// What a stage 2 entry makes of stage 1's attributes. With S2FWB, MemAttr bits 2:0 say 6 for write-back whatever stage 1
+    /// says, and 7 for what stage 1 says; else, and without, the more restrictive counts (DDI 0487, D8.6.6).
+    pub(crate) fn over(&self, stage1: MemAttrs) -> MemAttrs {
+        match self.fwb.map(|memattr| memattr & 7) {
+            Some(6) => MemAttrs { mair: 0xff, ..stage1.combined(self.attrs) }.shared_by(stage1, self.attrs),
+            _ => stage1.combined(self.attrs),
+        }
     }
 }
 

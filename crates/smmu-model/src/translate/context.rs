@@ -1,12 +1,13 @@
 //! From a CD in memory to what it means, or C_BAD_CD (section 5.4).
 
-use pgtable::{Controls, Granule, Ranges, Stage1, output_bits};
+use pgtable::{Controls, Fault, FaultKind, Granule, Half, Ranges, Stage1, output_bits};
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Stream, granule};
 use crate::cache::World;
 use crate::config::{Config, StallModel};
 use crate::spec::cd::Cd;
+use crate::transaction::Transaction;
 
 /// A decoded, valid CD, as its stream sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub(crate) struct Context {
     pub(crate) lower: Stage1,
     pub(crate) upper: Stage1,
     pub(crate) controls: Controls,
+    /// E0PD0 and E0PD1.
+    pub(crate) e0pd: [bool; 2],
     /// MAIR0 and MAIR1.
     pub(crate) mair: u64,
     /// R: faults are recorded.
@@ -32,9 +35,19 @@ pub(crate) struct Context {
 pub(crate) struct BadCd;
 
 impl Context {
+    /// The half of the addresses that a transaction belongs to, or a translation fault.
+    #[inline]
+    pub(crate) fn select(&self, t: &Transaction) -> Result<Half, Fault> {
+        let half = self.ranges.select(t.address)?;
+        match self.e0pd[usize::from(half == Half::Upper)] && !t.privileged {
+            false => Ok(half),
+            true => Err(Fault::new(FaultKind::Translation, 0)),
+        }
+    }
+
     /// Whether an address that [`Ranges::select`] accepts is TTB1's.
     pub(crate) fn is_upper(&self, address: u64) -> bool {
-        self.ranges.select(address) == Ok(pgtable::Half::Upper)
+        self.ranges.select(address) == Ok(Half::Upper)
     }
 
     /// Decodes a CD that `stream` points at.
@@ -73,6 +86,7 @@ impl Context {
                 single,
                 pa52: wide && oas == 52,
                 lva: wide && config.vax52,
+                ttst: config.stt,
                 ..Stage1::default()
             };
             require(table.start_level().is_some())?;
@@ -105,6 +119,7 @@ impl Context {
             lower,
             upper,
             controls: Controls { wxn: cd.wxn(), pan: cd.pan() && !single, epan: false, xnx: config.xnx },
+            e0pd: [cd.e0pd0(), cd.e0pd1()].map(|e0pd| e0pd && config.e0pd && !single),
             mair: cd.mair(),
             record: cd.r(),
             abort: cd.a(),

@@ -149,12 +149,13 @@ impl Smmu {
         if !with_stage1 {
             return None;
         }
-        let (world, vmid, wants) = (stream.world, stream.vmid, wanted(&stream.overrides.access(t)));
+        let t = &stream.overrides.access(t);
+        let (world, vmid) = (stream.world, stream.vmid);
         let context = self.contexts.get(&context_key(t.sid, cd))?;
-        context.ranges.select(t.address).ok()?;
+        context.select(t).ok()?;
         let regime = Regime { world, vmid, asid: context.asid, aset: context.aset };
         let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
-        mapping.permissions.contains(wants).then(|| translation(mapping, t.address))
+        mapping.permissions.contains(wanted(t)).then(|| translation(mapping, t.address))
     }
 
     /// Begins, or begins anew: the stream comes first.

@@ -14,7 +14,7 @@ use crate::transaction::{MemAttrs, TxnId};
 impl Smmu {
     /// The context is known: look the address up, or begin the walk.
     pub(super) fn stage1(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
-        let half = match txn.context.ranges.select(txn.t.address) {
+        let half = match txn.context.select(&txn.t) {
             Ok(half) => half,
             Err(fault) => return self.stage1_fault(id, txn, fault.kind),
         };
@@ -92,6 +92,7 @@ impl Smmu {
             permissions: so_far(leaf, possible),
             possible,
             attrs,
+            fwb: None,
         }
     }
 
@@ -197,7 +198,8 @@ impl Smmu {
             global: false,
             permissions: so_far(&leaf, possible),
             possible,
-            attrs: MemAttrs::stage2(&leaf),
+            attrs: MemAttrs::stage2(&leaf, txn.stream.stage2.fwb),
+            fwb: txn.stream.stage2.fwb.then(|| leaf.mem_attr()),
         };
         // A clear access flag is not cached; here only a refused access leaves it clear.
         if !leaf.needs_af() {
@@ -221,7 +223,7 @@ impl Smmu {
             Purpose::Update(leaf) => txn.wait(Fetch::Update1(leaf), output.pa),
             Purpose::Input => {
                 self.stats.translated += 1;
-                let attrs = txn.stream.overrides.attrs(txn.t.attrs).combined(mapping.attrs);
+                let attrs = mapping.over(txn.stream.overrides.attrs(txn.t.attrs));
                 Outcome::Latch(crate::Translation { attrs, ..output })
             }
             Purpose::Output(leaf) => {
@@ -231,7 +233,7 @@ impl Smmu {
                     output: output.pa >> shift << shift,
                     shift,
                     permissions: first.permissions & mapping.permissions,
-                    attrs: first.attrs.combined(mapping.attrs),
+                    attrs: mapping.over(first.attrs),
                     ..first
                 };
                 self.translated(txn, combined)

@@ -59,6 +59,8 @@ pub(crate) struct Overrides {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stage2Config {
     pub(crate) tables: Stage2,
+    /// S2FWB.
+    pub(crate) fwb: bool,
     /// S2PTW: stage 1 tables must not be in Device memory.
     pub(crate) ptw: bool,
     /// S2S: faults stall.
@@ -170,11 +172,11 @@ impl Stream {
             ttb: if wide { ste.s2ttb() & 0x000f_ffff_ffff_fff0 } else { table_base(ste.s2ttb(), false) },
             oas,
             affd: ste.s2affd(),
+            ttst: config.stt,
             ha: ste.s2ha(),
             hd: ste.s2hd(),
             pa52: wide,
             sh: ste.s2sh0() as u8,
-            ..Stage2::default()
         };
         require(tables.fits(config.oas))?;
         // Without 52-bit descriptors, addresses end at 48 bits.
@@ -184,7 +186,8 @@ impl Stream {
             StallModel::None => !ste.s2s(),
             StallModel::Forced => ste.s2s(),
         })?;
-        self.stage2 = Stage2Config { tables, ptw: ste.s2ptw(), stall: ste.s2s(), record: ste.s2r() };
+        let fwb = config.fwb && ste.s2fwb();
+        self.stage2 = Stage2Config { tables, fwb, ptw: ste.s2ptw(), stall: ste.s2s(), record: ste.s2r() };
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ mod commands;
 mod events;
 mod httu;
 mod interrupts;
+mod observer;
 mod registers;
 mod stage1;
 mod stage2;

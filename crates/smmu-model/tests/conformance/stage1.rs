@@ -171,6 +171,38 @@ fn wxn_and_pan() {
     assert_eq!(lab.dma(Transaction { privileged: true, ..data }), End::Abort, "PAN");
 }
 
+/// 5.4: E0PD: unprivileged accesses to one half are translation faults, whatever is cached.
+#[test]
+fn e0pd() {
+    for (e0pd, end) in [(true, End::Abort), (false, End::To(0x8000_1000))] {
+        let (mut lab, mut tables) = Lab::stage1(Config { e0pd, ..linux() });
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        lab.context(0, CdFields { word1: TABLES | 4, ..CdFields::default() });
+        let privileged = Transaction { privileged: true, ..Transaction::new(SID, 0x1000, AccessKind::Read) };
+        assert_eq!(lab.dma(privileged), End::To(0x8000_1000));
+        assert_eq!(lab.read(0x1000), end);
+        if e0pd {
+            assert_eq!(lab.event(), [0x10 | STREAMID, READ, 0x1000, 0]);
+        }
+    }
+}
+
+/// 5.4: STT: small tables.
+#[test]
+fn small_tables() {
+    for (stt, end) in [(true, End::To(0x8000_1000)), (false, End::Abort)] {
+        let mut lab = Lab::new(Config { stt, ..linux() });
+        let mut cfg = pgtable::Stage1 { tsz: 48, oas: 44, ttst: true, ..pgtable::Stage1::default() };
+        let pool = TABLES..TABLES + 0x1000;
+        let mut tables = pgtable::Builder::stage1(&mut cfg, &mut Words(&lab.ram), pool).unwrap();
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        lab.context(0, CdFields { word0: cd(48, 0, 1), ..CdFields::default() });
+        lab.ste(SID, ste_stage1(CDS));
+        assert_eq!(lab.read(0x1000), end);
+        assert_eq!(lab.events().len(), usize::from(!stt));
+    }
+}
+
 /// Hierarchical permissions of table descriptors, and HAD.
 #[test]
 fn hierarchical_attributes() {

@@ -192,6 +192,45 @@ fn combined_attributes() {
     }
 }
 
+/// 5.2 and DDI 0487, D8.6.6: S2FWB: stage 2 forces write-back, or passes on what stage 1 says; ignored without FWB.
+#[test]
+fn forced_write_back() {
+    const WB: (u8, Shareability) = (0xff, Shareability::Inner);
+    const NC: (u8, Shareability) = (0x44, Shareability::Outer);
+    const DEVICE: (u8, Shareability) = (0x04, Shareability::Outer);
+    // MemAttr; then the result over stage 1 write-back, Device-nGnRE, non-cacheable (MAIR fields 0, 1, 2).
+    for (memattr, expected) in [
+        (6, [WB, (0xff, Shareability::Outer), (0xff, Shareability::Outer)]),
+        (7, [WB, DEVICE, NC]),
+        (5, [NC, DEVICE, NC]),
+        (1, [DEVICE, DEVICE, DEVICE]),
+    ] {
+        let mut lab = Lab::new(Config { fwb: true, ..config() });
+        let mut stage1 = lab.tables(Granule::G4K, 16, TABLES);
+        lab.context(0, CdFields::default());
+        let mut stage2 = tables(&mut lab);
+        lab.map(&mut stage2, TABLES, TABLES, 0x40_0000, S2_RW & !(0xf << 2) | 6 << 2);
+        lab.map(&mut stage2, CDS, CDS, 0x1000, S2_RW & !(0xf << 2) | 6 << 2);
+        lab.map(
+            &mut stage2,
+            0x5000_0000,
+            0x5000_0000,
+            0x1000,
+            S2_RW & !(0xf << 2) & !(3 << 8) | memattr << 2,
+        );
+        let [w0, w1, w2, w3] = ste(7, CDS, VMID);
+        lab.ste(SID, [w0, w1 | 1 << 25, w2, w3]);
+        let got = [0, 1, 2].map(|index| {
+            let va = 0x1000 * (u64::from(index) + 1);
+            lab.map(&mut stage1, va, 0x5000_0000, 0x1000, RW | d::attr_index(index));
+            let (id, t) = lab.translate(Transaction::new(SID, va, AccessKind::Read)).unwrap();
+            lab.smmu.complete(id);
+            (t.attrs.mair, t.attrs.shareability)
+        });
+        assert_eq!(got, expected, "MemAttr {memattr}");
+    }
+}
+
 /// 4.4: what the commands for two stages remove: the combined entry, stage 2's of the output, both of another VMID.
 #[test]
 fn invalidation() {
