@@ -219,3 +219,33 @@ fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     assert_eq!(lab.cmd(0), HALTED);
     assert_ne!(lab.get64(DATA), 0);
 }
+
+#[test]
+fn memory_attributes_reach_the_smmu() {
+    use smmu_model::{MemAttrs, Shareability};
+    // A stream in bypass that uses the incoming attributes: they come out of the SMMU as they went in.
+    for (half, mair, shareability) in [
+        (0x42ff, 0xff, Shareability::Inner),
+        (0x02ee, 0xbb, Shareability::NonShareable),
+        (0x8233, 0x44, Shareability::Outer),
+        (0x0210, 0x04, Shareability::Outer),
+    ] {
+        for (command, bits) in [(SUM64, half | 0x8233 << 16), (RAND48, half << 16 | 0x8233)] {
+            let mut lab = Lab::translated(Config::linux());
+            lab.ste(SID, [1 | 4 << 1, 1 << 44, 0, 0]);
+            lab.prepare(0, Order { attributes: bits, ..Order::new(DATA, 8) });
+            lab.launch(0, command);
+            let latched = |lab: &Lab| {
+                let smmu = serde_json::to_value(&*lab.smmu()).unwrap();
+                let translation = &smmu["txns"]["slots"][0]["state"]["Latched"];
+                serde_json::from_value::<MemAttrs>(translation["attrs"].clone()).ok()
+            };
+            while latched(&lab).is_none() {
+                assert!(lab.step());
+            }
+            assert_eq!(latched(&lab), Some(MemAttrs { mair, shareability }), "halfword {half:#x}");
+            lab.run();
+            assert_eq!(lab.cmd(0), HALTED);
+        }
+    }
+}
