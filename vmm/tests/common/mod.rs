@@ -1,8 +1,13 @@
 //! What the tests of the program share.
 #![allow(dead_code)]
 
+pub(crate) mod a64;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+/// Data register of the UART.
+pub(crate) const UART: u64 = 0x0900_0000;
 
 /// The program, ready for arguments.
 pub(crate) fn smmulab() -> Command {

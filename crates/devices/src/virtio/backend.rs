@@ -75,13 +75,19 @@ impl FileBackend {
         // Before it is opened: opening a FIFO would wait.
         let kind = std::fs::metadata(path)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a block device"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is neither a file nor a block device",
+            ));
         }
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
         let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
         // Where a file system has no locks there are none.
         if let Err(TryLockError::WouldBlock) = locked {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is in use (`,ro` disks can be shared)"));
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "it is in use (`,ro` disks can be shared)",
+            ));
         }
         let disk = Self::new(file, read_only)?;
         if disk.size == 0 {
