@@ -185,6 +185,7 @@ fn unmasked(core: &mut Core, ctx: &mut Ctx<'_>, flow: Flow) -> Flow {
     let quiet = flow == Flow::Sync
         && ctx.shared.exit.is_none()
         && !exception::step_enabled(core)
+        && !sys::debug::breaking(core)
         && exception::pending_interrupt(core, ctx.platform.irq(core.index)).is_none();
     if quiet { Flow::Next } else { flow }
 }

@@ -511,6 +511,18 @@ fn breakpoints() {
             }
             set_level(&mut rig.core, 1, true);
         }
+        // Unmasking is enough for the next instruction to be looked at.
+        rig.set("DBGBCR0_EL1", 0xf << 5 | 1 << 1 | 1);
+        rig.set("MDSCR_EL1", debug::MDE | 1 << 13);
+        assert!(rig.shared.ram.write(base + 8, &0xd503_48ffu32.to_le_bytes()));
+        rig.shared.device_writes();
+        rig.core.pstate.daif = 0x3c0;
+        rig.core.set_pc(base);
+        let (core, mut ctx) = rig.parts();
+        crate::engine::run(core, &mut ctx, engine, 4);
+        assert_eq!((rig.core.pc, rig.core.sys.elr[1]), (base + 0x1200, base + 12), "{engine:?}");
+        assert!(rig.shared.ram.write(base + 8, &0xd503_201fu32.to_le_bytes()));
+        rig.shared.device_writes();
         // Linked to a context, which has to be the current one.
         rig.set("DBGBVR1_EL1", 77 << 2);
         rig.set("DBGBCR1_EL1", 3 << 20 | 0xf << 5 | 3 << 1 | 1);
