@@ -3,12 +3,15 @@
 //! Devices reach it through vm-memory ([`GuestRam::mem`]); every such write passes the [`Watch`]. The CPU, for
 //! speed, uses plain host pointers ([`GuestRam::host`]) and is bound to respect the watch flags itself.
 
+mod touched;
 mod watch;
 
 use std::sync::Arc;
 
 use vm_memory::bitmap::WithBitmapSlice;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
+
+use touched::Touched;
 
 pub use watch::{CODE, Hit, MONITOR, PAGE_SIZE, Watch, WatchBitmap};
 
@@ -113,15 +116,14 @@ impl GuestRam {
     /// function of the content alone.
     pub fn for_each_nonzero_page(&self, mut f: impl FnMut(u64, &[u8])) {
         let mut page = [0u8; PAGE_SIZE];
-        for region in self.mem.iter() {
-            let mut offset = 0;
-            while offset < region.len() {
-                if self.mem.read_slice(&mut page, GuestAddress(self.base + offset)).is_ok()
-                    && page.iter().any(|&b| b != 0)
-                {
-                    f(offset, &page);
-                }
-                offset += PAGE_SIZE as u64;
+        let mut touched = Touched::new();
+        let first = self.host as usize / PAGE_SIZE;
+        for offset in (0..self.size).step_by(PAGE_SIZE) {
+            if touched.page(first + offset as usize / PAGE_SIZE)
+                && self.mem.read_slice(&mut page, GuestAddress(self.base + offset)).is_ok()
+                && page != [0; PAGE_SIZE]
+            {
+                f(offset, &page);
             }
         }
     }
@@ -152,6 +154,18 @@ mod tests {
         let mut seen = Vec::new();
         ram.for_each_nonzero_page(|offset, page| seen.push((offset, page[8])));
         assert_eq!(seen, [(0x2000, 0), (0x5000, 7)]);
+    }
+
+    #[test]
+    fn a_large_untouched_ram_is_looked_through_at_once() {
+        let ram = GuestRam::new(0x4000_0000, 64 << 30).unwrap();
+        let far = 0x4000_0000 + (63 << 30);
+        ram.write(far, &[3]);
+        let mut read = [0];
+        ram.read(0x8000_0000, &mut read);
+        let mut seen = Vec::new();
+        ram.for_each_nonzero_page(|offset, page| seen.push((offset, page[0])));
+        assert_eq!(seen, [(63 << 30, 3)]);
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub struct Watch {
 impl Watch {
     fn new(len: usize) -> Self {
         // Zeroed memory comes straight from the allocator, so that unwatched RAM costs nothing.
-        let flags = std::iter::repeat_with(AtomicU8::default).take(len.div_ceil(PAGE_SIZE)).collect();
+        let zeroes = vec![0u8; len.div_ceil(PAGE_SIZE)].into_boxed_slice();
+        // SAFETY: AtomicU8 has the size, alignment and bit validity of u8, and the box is the only owner.
+        let flags = unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicU8]) };
         Self { flags, any_hit: AtomicBool::new(false), hits: Mutex::new(Vec::new()) }
     }
 
