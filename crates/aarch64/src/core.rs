@@ -175,9 +175,9 @@ pub struct Op {
 /// Executes one predecoded instruction.
 pub type Handler = fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow;
 
-/// Executes one predecoded instruction and the straight run behind it, up to one that does not answer
+/// Executes the predecoded instructions of a straight run, the first of which is its own, up to one that does not answer
 /// [`Flow::Next`] or to [`Ctx::end_block`]. How many are left is in [`Place::left`].
-pub(crate) type Chain = fn(&mut Core, &Op, &[Op], &mut Ctx<'_>) -> Flow;
+pub(crate) type Chain = fn(&mut Core, &[Op], &mut Ctx<'_>) -> Flow;
 
 /// What a handler can reach outside its vCPU.
 pub struct Ctx<'a> {

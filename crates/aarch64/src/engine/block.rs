@@ -39,11 +39,12 @@ fn run_page(core: &mut Core, ctx: &mut Ctx<'_>, page: &mut Page, index: usize, l
         }
         let chunk = (*left).min(CHUNK) as usize;
         let n = usize::from(page.straight[at]).min(chunk);
-        let Some((first, rest)) = page.ops[at..at + n].split_first() else { return false };
+        let ops = &page.ops[at..at + n];
+        let Some(first) = ops.first() else { return false };
         let end_pc = core.pc.wrapping_add(4 * n as u64);
         let place = Place { page: Some(page), end_pc, after: chunk - n, left: 0 };
         let mut ctx = Ctx { platform: &mut *ctx.platform, shared: &mut *ctx.shared, ended: false, at: place };
-        let flow = (first.chain)(core, first, rest, &mut ctx);
+        let flow = (first.chain)(core, ops, &mut ctx);
         // Where control would be without the jump, which took no time.
         let behind = ctx.at.end_pc.wrapping_sub(4 * ctx.at.left as u64);
         if matches!(flow, Flow::Next | Flow::Sync) {

@@ -41,8 +41,8 @@ fn stop(flow: Flow, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
 
 #[inline(always)]
 fn go_on(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
-    match rest.split_first() {
-        Some((next, rest)) => (next.chain)(core, next, rest, ctx),
+    match rest.first() {
+        Some(next) => (next.chain)(core, rest, ctx),
         None => stop(Flow::Next, rest, ctx),
     }
 }
@@ -54,7 +54,8 @@ fn locate(core: &mut Core, rest: &[Op], ctx: &Ctx<'_>) {
 }
 
 /// A handler that may do anything.
-pub(crate) fn any(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+pub(crate) fn any(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let Some((op, rest)) = ops.split_first() else { return stop(Flow::Next, ops, ctx) };
     locate(core, rest, ctx);
     let flow = (op.run)(core, op, ctx);
     if flow != Flow::Next || ctx.ended {
@@ -67,7 +68,8 @@ fn run<F: Exec>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     the::<F>()(core, op, ctx)
 }
 
-fn simple_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+fn simple_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let Some((op, rest)) = ops.split_first() else { return stop(Flow::Next, ops, ctx) };
     the::<F>()(core, op, ctx);
     go_on(core, rest, ctx)
 }
@@ -78,7 +80,8 @@ pub(crate) fn simple<F: Exec>(_: F) -> Runs {
     Runs { run: run::<F>, chain: simple_chain::<F> }
 }
 
-fn branch_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+fn branch_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let Some((op, rest)) = ops.split_first() else { return stop(Flow::Next, ops, ctx) };
     locate(core, rest, ctx);
     match the::<F>()(core, op, ctx) {
         Flow::Jump => jump(core, rest, ctx),
@@ -97,11 +100,13 @@ fn jump(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
     {
         let (at, chunk) = ((target >> 2) as usize % page.ops.len(), ctx.at.after + rest.len());
         let n = usize::from(page.straight[at]).min(chunk);
-        if let Some((first, rest)) = page.ops.get(at..at + n).and_then(<[Op]>::split_first) {
+        if let Some(ops) = page.ops.get(at..at + n)
+            && let Some(first) = ops.first()
+        {
             core.moved(behind);
             ctx.at.after = chunk - n;
             ctx.at.end_pc = target.wrapping_add(4 * n as u64);
-            return (first.chain)(core, first, rest, ctx);
+            return (first.chain)(core, ops, ctx);
         }
     }
     stop(Flow::Jump, rest, ctx)
@@ -112,7 +117,8 @@ pub(crate) fn branch<F: Exec>(_: F) -> Runs {
     Runs { run: run::<F>, chain: branch_chain::<F> }
 }
 
-fn whole_chain<F: Exec>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+fn whole_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let Some((op, rest)) = ops.split_first() else { return stop(Flow::Next, ops, ctx) };
     locate(core, rest, ctx);
     let flow = the::<F>()(core, op, ctx);
     if flow != Flow::Next || ctx.ended {
@@ -126,14 +132,15 @@ pub(crate) fn whole<F: Exec>(_: F) -> Runs {
     Runs { run: run::<F>, chain: whole_chain::<F> }
 }
 
-fn access_chain<T: Try>(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
-    if the::<T>()(core, op) { go_on(core, rest, ctx) } else { slow_access(core, op, rest, ctx) }
+fn access_chain<T: Try>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    let Some((op, rest)) = ops.split_first() else { return stop(Flow::Next, ops, ctx) };
+    if the::<T>()(core, op) { go_on(core, rest, ctx) } else { slow_access(core, ops, ctx) }
 }
 
 #[cold]
 #[inline(never)]
-fn slow_access(core: &mut Core, op: &Op, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
-    any(core, op, rest, ctx)
+fn slow_access(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    any(core, ops, ctx)
 }
 
 /// A load or store: a fast path, which does not look at `pc`, and the whole.
