@@ -213,7 +213,7 @@ fn every_advertised_encoding_has_its_row() {
 fn every_decoded_word_is_of_its_encoding() {
     let by_name: BTreeMap<_, _> = ENCODINGS.iter().map(|e| (e.name, e)).collect();
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(3);
-    let mut check = |word: u32| {
+    let check = |word: u32| {
         let Some(name) = decode::name(word, &ALL) else { return };
         let e = by_name.get(name).unwrap_or_else(|| panic!("{name} is not in the specification"));
         assert!(matches(e, word), "{word:#010x} is not {name}");
