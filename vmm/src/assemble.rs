@@ -102,7 +102,7 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         Engine::Block => EngineKind::Block,
         Engine::Step => EngineKind::Step,
     };
-    let features = Features { lse: options.lse, ..Features::default() };
+    let features = Features { lse: options.lse, pan: options.pan, ..Features::default() };
     let cluster = Cluster::new(&Config { cpus: options.cpus, engine, features }, ram);
     Ok(Machine::new(cluster, board, options.cpus, options.quantum, entry.pc, entry.fdt))
 }

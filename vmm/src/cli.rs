@@ -112,6 +112,9 @@ pub struct MachineArgs {
     /// Advertise FEAT_LSE (atomic instructions) to the guest
     #[arg(long)]
     pub lse: bool,
+    /// Advertise FEAT_PAN (privileged access never) to the guest
+    #[arg(long)]
+    pub pan: bool,
 }
 
 /// `smmulab run`.

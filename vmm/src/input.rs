@@ -1,7 +1,7 @@
 //! Input from outside the machine, stamped with the virtual time at which it was given, recorded and given again.
 //!
-//! A recording is text: one JSON object a line, `{"at":NANOSECONDS,"keys":"HEX"}` or `{"at":NANOSECONDS,"frame":"HEX"}`,
-//! in the order of time. With the same images, options and seed it gives the same run to the bit.
+//! A recording is text: one JSON object a line, `{"at":NANOSECONDS,"keys":"HEX"}`, `{"at":NANOSECONDS,"frame":"HEX"}` or
+//! `{"at":NANOSECONDS,"quit":true}`, in the order of time. With the same images, options and seed it gives the same run to the bit.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,6 +18,8 @@ pub enum Input {
     Keys(Vec<u8>),
     /// An Ethernet frame for the network device.
     Frame(Vec<u8>),
+    /// The user left, and the run ended.
+    Quit,
 }
 
 /// A line of a recording.
@@ -29,6 +31,8 @@ struct Line {
     keys: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     frame: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    quit: bool,
 }
 
 fn to_hex(bytes: &[u8]) -> String {
@@ -69,8 +73,9 @@ impl Recorder {
     /// When the file cannot be written.
     pub fn note(&mut self, at: u64, input: &Input) -> Result<()> {
         let line = match input {
-            Input::Keys(bytes) => Line { at, keys: Some(to_hex(bytes)), frame: None },
-            Input::Frame(bytes) => Line { at, keys: None, frame: Some(to_hex(bytes)) },
+            Input::Keys(bytes) => Line { at, keys: Some(to_hex(bytes)), ..Line::default() },
+            Input::Frame(bytes) => Line { at, frame: Some(to_hex(bytes)), ..Line::default() },
+            Input::Quit => Line { at, quit: true, ..Line::default() },
         };
         serde_json::to_writer(&mut self.0, &line).context("cannot write the recording")?;
         writeln!(self.0).context("cannot write the recording")
@@ -102,10 +107,11 @@ impl Player {
             let place = || Place { path: path.into(), line: number + 1 }.to_string();
             let line = line.with_context(place)?;
             let line: Line = serde_json::from_str(&line).with_context(place)?;
-            let input = match (&line.keys, &line.frame) {
-                (Some(keys), None) => from_hex(keys).map(Input::Keys),
-                (None, Some(frame)) => from_hex(frame).map(Input::Frame),
-                _ => bail!("{}: neither keys nor a frame", place()),
+            let input = match (&line.keys, &line.frame, line.quit) {
+                (Some(keys), None, false) => from_hex(keys).map(Input::Keys),
+                (None, Some(frame), false) => from_hex(frame).map(Input::Frame),
+                (None, None, true) => Some(Input::Quit),
+                _ => bail!("{}: not one of keys, a frame and quit", place()),
             };
             let input = input.with_context(|| format!("{}: not hexadecimal", place()))?;
             if line.at < last {
@@ -151,6 +157,7 @@ mod tests {
         let mut recorder = Recorder::create(&path).unwrap();
         recorder.note(5, &Input::Keys(b"a\xff".to_vec())).unwrap();
         recorder.note(9, &Input::Frame(vec![0; 60])).unwrap();
+        recorder.note(11, &Input::Quit).unwrap();
         recorder.finish().unwrap();
         let mut player = Player::open(&path).unwrap();
         assert_eq!(player.take(4), None);
@@ -158,6 +165,7 @@ mod tests {
         assert_eq!(player.take(5), None);
         assert_eq!(player.next_at(), Some(9));
         assert_eq!(player.take(10), Some(Input::Frame(vec![0; 60])));
+        assert_eq!(player.take(11), Some(Input::Quit));
         assert_eq!(player.next_at(), None);
     }
 

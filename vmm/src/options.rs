@@ -140,6 +140,8 @@ pub struct MachineOptions {
     pub quantum: u64,
     /// FEAT_LSE.
     pub lse: bool,
+    /// FEAT_PAN.
+    pub pan: bool,
 }
 
 impl Default for MachineOptions {
@@ -155,6 +157,7 @@ impl Default for MachineOptions {
             engine: Engine::default(),
             quantum: 20_000,
             lse: false,
+            pan: false,
         }
     }
 }

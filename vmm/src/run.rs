@@ -95,6 +95,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         engine: machine.engine,
         quantum: machine.quantum,
         lse: machine.lse,
+        pan: machine.pan,
     };
     options.check().map_err(anyhow::Error::msg)?;
     Ok(options)
@@ -151,6 +152,7 @@ fn give(machine: &mut Machine, now: u64, input: &Input) {
         Input::Frame(frame) => {
             machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| net.receive(now, frame));
         }
+        Input::Quit => {}
     }
 }
 
@@ -163,6 +165,14 @@ enum Outcome {
     Quit,
     OutputGone(std::io::Error),
     Failed(anyhow::Error),
+}
+
+/// What the host, or a recording, had for the machine.
+enum Given {
+    Nothing,
+    Something,
+    /// The user left.
+    Quit,
 }
 
 struct Session {
@@ -185,7 +195,9 @@ impl Session {
         loop {
             // Output is taken at fixed points of virtual time, since devices wait when it is not.
             let now = self.machine.now();
-            self.machine.real_time_idle = self.edge.has_sources() || self.player.is_some();
+            // The points at which idle time stops, and output is taken, are the same when a recording is played.
+            self.machine.real_time_idle =
+                self.edge.has_sources() || self.player.is_some() || self.recorder.is_some();
             let until = (now - now % SLICE).saturating_add(SLICE).min(limit).min(self.next_recorded());
             let stop = self.machine.run(until);
             if let Err(e) = self.output() {
@@ -197,19 +209,25 @@ impl Session {
                 Stop::Until if self.machine.now() >= limit => return Outcome::TimeLimit,
                 Stop::Until => self.edge.wait(0),
                 Stop::Idle if self.next_recorded() < u64::MAX => {
-                    self.machine.sleep_until(self.next_recorded())
+                    self.machine.sleep_until(self.next_recorded().min(limit))
                 }
-                Stop::Idle if !self.edge.has_sources() => return Outcome::Hung,
-                Stop::Idle => self.sleep(limit),
+                Stop::Idle if self.edge.has_sources() => self.sleep(limit),
+                // What is left of a file may still wake it up.
+                Stop::Idle => {}
                 Stop::Sleep(time) => self.sleep(time.min(limit)),
             }
-            if self.edge.quit() {
-                return Outcome::Quit;
-            }
-            if let Err(e) = self.input() {
-                return Outcome::Failed(e);
+            match self.input() {
+                Ok(Given::Quit) => return Outcome::Quit,
+                Ok(Given::Nothing) if stop == Stop::Idle && self.nobody_comes() => return Outcome::Hung,
+                Ok(_) => {}
+                Err(e) => return Outcome::Failed(e),
             }
         }
+    }
+
+    /// Whether no input can come any more.
+    fn nobody_comes(&self) -> bool {
+        !self.edge.has_sources() && self.next_recorded() == u64::MAX
     }
 
     fn next_recorded(&self) -> u64 {
@@ -218,7 +236,7 @@ impl Session {
 
     /// Waits in real time for input, until virtual time `time` at the latest. Recorded input needs no waiting.
     fn sleep(&mut self, time: u64) {
-        if self.player.is_some() {
+        if !self.edge.has_sources() {
             return self.machine.sleep_until(time.min(self.next_recorded()));
         }
         let start = Instant::now();
@@ -234,13 +252,24 @@ impl Session {
     }
 
     /// Hands the machine what came from the host, or what the recording says.
-    fn input(&mut self) -> Result<()> {
+    fn input(&mut self) -> Result<Given> {
         let now = self.machine.now();
+        let mut given = Given::Nothing;
         if let Some(player) = &mut self.player {
             while let Some(input) = player.take(now) {
+                if input == Input::Quit {
+                    return Ok(Given::Quit);
+                }
                 give(&mut self.machine, now, &input);
+                given = Given::Something;
             }
-            return Ok(());
+            return Ok(given);
+        }
+        if self.edge.quit() {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.note(now, &Input::Quit)?;
+            }
+            return Ok(Given::Quit);
         }
         if self.typed.is_empty() {
             self.typed = self.edge.take_keys();
@@ -263,8 +292,9 @@ impl Session {
                 recorder.note(now, &input)?;
             }
             give(&mut self.machine, now, &input);
+            given = Given::Something;
         }
-        Ok(())
+        Ok(given)
     }
 
     /// Hands the host what the machine gave out.

@@ -16,7 +16,7 @@ const RIS: u64 = 0x14;
 const MIS: u64 = 0x18;
 const ICR: u64 = 0x1c;
 /// RTCPeriphID0-3 and RTCPCellID0-3, from 0xfe0.
-const ID: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+const ID: [u8; 8] = [0x31, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
 const SECOND: Time = 1_000_000_000;
 
@@ -171,6 +171,6 @@ mod tests {
     fn says_what_it_is() {
         let mut clock = Pl031::new(0);
         let id: Vec<u64> = (0..8).map(|n| clock.read(0, 0xfe0 + 4 * n, 4)).collect();
-        assert_eq!(id, [0x31, 0x10, 4, 0, 0xd, 0xf0, 5, 0xb1]);
+        assert_eq!(id, [0x31, 0x10, 0x14, 0, 0xd, 0xf0, 5, 0xb1]);
     }
 }

@@ -14,6 +14,8 @@ const VALID: u64 = 1 << 63;
 const INDIRECT: u64 = 1 << 62;
 const TYPE: u32 = 56;
 const ENTRY_SIZE: u32 = 48;
+/// Page_Size, in bits 9:8: 64 KiB.
+const PAGE_64K: u64 = 2;
 /// All but Type and Entry_Size, which are read-only.
 const BASER_RW: u64 = 0xf8e0_ffff_ffff_ffff;
 /// Level-1 entry of an indirect table: Physical_Address.
@@ -41,7 +43,8 @@ pub(crate) struct Baser {
 impl Baser {
     /// A register of the given Type.
     pub(crate) fn new(kind: u64) -> Self {
-        Self { value: kind << TYPE | (ENTRY_BYTES - 1) << ENTRY_SIZE }
+        // Page_Size is UNKNOWN after reset; guests written for `virt` expect 64 KiB there.
+        Self { value: kind << TYPE | (ENTRY_BYTES - 1) << ENTRY_SIZE | PAGE_64K << 8 }
     }
 
     /// The register as it reads.

@@ -223,7 +223,7 @@ fn its_registers_read_as_hardware_says() {
     bench.gic.gits_write(0x100, 8, u64::MAX);
     assert_eq!(bench.gic.gits_read(0x100, 8) >> 48 & 0x71f, 0x107);
     bench.gic.gits_write(0x10c, 4, 0xffff_ffff);
-    assert_eq!(bench.gic.gits_read(0x108, 8), 0xfce7_ffff_0000_0000);
+    assert_eq!(bench.gic.gits_read(0x108, 8), 0xfce7_ffff_0000_0200);
     assert_eq!(bench.gic.gits_read(0x110, 8), 0, "two tables");
     bench.gic.gits_write(0x80, 8, u64::MAX);
     assert_eq!(bench.gic.gits_read(0x80, 8), 0xb8ef_ffff_ffff_fcff);
