@@ -348,6 +348,36 @@ fn live_input_can_be_recorded_and_played() {
 }
 
 #[test]
+fn leaving_is_part_of_a_recording() {
+    let bench = Bench::new(echo());
+    let (recording, stats) = (bench.path("recording"), bench.path("stats"));
+    let leave = |extra: &[&str], stdin: Stdio| {
+        let output = bench.run_with(&[extra, &["--stats", &stats, "--time-limit", "10s"]].concat(), stdin);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        (stdout(&output), figures(Path::new(&stats)))
+    };
+    std::fs::write(bench.path("typed"), b"abc\x01x").unwrap();
+    let typed = File::open(bench.path("typed")).unwrap();
+    let live = leave(&["--record", &recording], typed.into());
+    assert_eq!(live, leave(&["--play", &recording], Stdio::null()));
+}
+
+/// A guest that sleeps until input comes.
+#[test]
+fn input_from_a_file_wakes_a_guest_that_waits_for_it() {
+    let mut p = Program::new();
+    p.poke(4, 0x0800_0000, 0x12).poke(4, 0x080a_0014, 0).poke(4, 0x0800_0084, u64::from(u32::MAX));
+    p.poke(4, 0x0800_0104, 1 << 1).poke(8, 0x0800_6108, 0); // SPI 1 enabled, routed to PE 0
+    p.li(0, 0xf0).op(0xd518_4600).li(0, 1).op(0xd518_cce0); // ICC_PMR_EL1, ICC_IGRPEN1_EL1
+    p.poke(4, UART + 0x38, 1 << 4).wfi(); // UARTIMSC: receive
+    p.li(4, UART).load(4, 0, 4).store(1, 0, 4).power_off();
+    let bench = Bench::new(p);
+    std::fs::write(bench.path("typed"), b"!").unwrap();
+    let (out, _) = bench.repeatable(&[], || File::open(bench.path("typed")).unwrap().into());
+    assert_eq!(text(&out), "!");
+}
+
+#[test]
 fn a_flood_of_output_arrives_whole() {
     let mut p = Program::new();
     p.li(5, 1_000_000).li(16, UART).li(17, u64::from(b'.'));
