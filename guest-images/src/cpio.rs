@@ -144,6 +144,7 @@ mod tests {
         let Ok(mut child) =
             Command::new("cpio").args(["-t", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
         else {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "the cpio program is not installed");
             println!("SKIPPED: the cpio program is not installed");
             return;
         };
