@@ -73,7 +73,7 @@ pub struct GuestArgs {
     /// An initramfs, instead of the image's
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// More words for the kernel command line
+    /// More words for the kernel command line, behind `console=ttyAMA0 panic=-1 cryptomgr.notests=1`
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
     /// A raw disk, attached as virtio-blk; repeatable. `,ro` makes it read-only
