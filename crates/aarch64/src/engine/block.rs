@@ -27,32 +27,37 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
 
 /// Instructions after which a chain of ops comes back here, whatever it does, so that it is never deeper than this even
 /// where calls at a function's end are not made jumps.
-const CHUNK: u64 = 4096;
+const CHUNK: u64 = 1024;
 
 /// Runs in one page until control leaves it (`false`) or there is something to check (`true`).
 fn run_page(core: &mut Core, ctx: &mut Ctx<'_>, page: &mut Page, index: usize, left: &mut u64) -> bool {
     let here = core.pc >> 12;
     loop {
         let at = (core.pc >> 2) as usize % page.ops.len();
-        if page.straight[at] == 0 {
-            page.decode(at, &ctx.shared.ram, index, &ctx.shared.features);
-        }
         let chunk = (*left).min(CHUNK) as usize;
-        let n = usize::from(page.straight[at]).min(chunk);
+        let n = (page.ops.len() - at).min(chunk);
         let ops = &page.ops[at..at + n];
         let Some(first) = ops.first() else { return false };
         let end_pc = core.pc.wrapping_add(4 * n as u64);
         let place = Place { page: Some(page), end_pc, after: chunk - n, left: 0 };
-        let mut ctx = Ctx { platform: &mut *ctx.platform, shared: &mut *ctx.shared, ended: false, at: place };
-        let flow = (first.chain)(core, ops, &mut ctx);
+        let (flow, ended, Place { end_pc, after, left: behind, .. }) = {
+            let mut ctx =
+                Ctx { platform: &mut *ctx.platform, shared: &mut *ctx.shared, ended: false, at: place };
+            ((first.chain)(core, ops, &mut ctx), ctx.ended, ctx.at)
+        };
+        let done = (chunk - after - behind) as u64;
+        if done == 0 {
+            page.decode(at, &ctx.shared.ram, index, &ctx.shared.features);
+            continue;
+        }
         // Where control would be without the jump, which took no time.
-        let behind = ctx.at.end_pc.wrapping_sub(4 * ctx.at.left as u64);
+        let behind = end_pc.wrapping_sub(4 * behind as u64);
         if matches!(flow, Flow::Next | Flow::Sync) {
             core.pc = behind;
         }
         core.moved(behind);
-        *left -= (chunk - ctx.at.after - ctx.at.left) as u64;
-        if ctx.ended || matches!(flow, Flow::Sync | Flow::Fault) {
+        *left -= done;
+        if ended || matches!(flow, Flow::Sync | Flow::Fault) {
             return true;
         }
         if core.pc >> 12 != here || core.pc & 3 != 0 || *left == 0 {

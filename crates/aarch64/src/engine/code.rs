@@ -6,6 +6,7 @@ use crate::config::Features;
 use crate::core::Op;
 use crate::decode::decode;
 use crate::exec;
+use crate::exec::chain::{self, Runs};
 
 /// Instructions in a page.
 pub(crate) const WORDS: usize = PAGE_SIZE / 4;
@@ -15,10 +16,10 @@ const PAGES: usize = 1536;
 
 /// The instructions of one physical page, decoded when they are first reached.
 pub(crate) struct Page {
-    /// How many ops from here on are decoded and follow each other, 0 when this one is not decoded.
-    pub(crate) straight: [u16; WORDS],
-    /// The ops.
+    /// The ops. Those that are not decoded stop a chain before themselves.
     pub(crate) ops: [Op; WORDS],
+    /// Which ones are decoded.
+    decoded: [bool; WORDS],
 }
 
 impl Page {
@@ -27,32 +28,27 @@ impl Page {
     #[cold]
     #[inline(never)]
     fn new() -> Box<Self> {
-        Box::new(Self { straight: [0; WORDS], ops: [Op::new(exec::undefined, 0); WORDS] })
+        let undecoded = Runs { run: exec::undefined, chain: chain::undecoded };
+        Box::new(Self { ops: [Op::with(undecoded, 0); WORDS], decoded: [false; WORDS] })
     }
 
     /// Decodes from word `at` up to the next unconditional branch, to what is decoded already, or to the end of the
-    /// page. Answers how many ops follow each other from `at`.
+    /// page.
     #[cold]
-    pub(crate) fn decode(&mut self, at: usize, ram: &GuestRam, page: usize, features: &Features) -> usize {
+    pub(crate) fn decode(&mut self, at: usize, ram: &GuestRam, page: usize, features: &Features) {
         let mut line = Line { number: 0, bytes: [0; LINE] };
         let base = ram.base() + (page * PAGE_SIZE) as u64;
-        let (mut end, mut after) = (at, 0);
-        while end < WORDS {
-            if self.straight[end] != 0 {
-                after = self.straight[end] as usize;
+        for at in at..WORDS {
+            if self.decoded[at] {
                 break;
             }
-            let word = line.word(ram, base, end);
-            self.ops[end] = decode(word, features);
-            end += 1;
+            let word = line.word(ram, base, at);
+            self.ops[at] = decode(word, features);
+            self.decoded[at] = true;
             if exec::ends_straight(word) {
                 break;
             }
         }
-        for (n, straight) in self.straight[at..end].iter_mut().rev().enumerate() {
-            *straight = (n + 1 + after) as u16;
-        }
-        self.straight[at] as usize
     }
 }
 

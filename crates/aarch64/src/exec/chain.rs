@@ -64,6 +64,11 @@ pub(crate) fn any(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
     go_on(core, rest, ctx)
 }
 
+/// What is in the place of an op that is not decoded: it is left for the engine to do that.
+pub(crate) fn undecoded(_: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
+    stop(Flow::Next, ops, ctx)
+}
+
 fn run<F: Exec>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     the::<F>()(core, op, ctx)
 }
@@ -89,7 +94,7 @@ fn branch_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow
     }
 }
 
-/// Goes on at `pc`, which the op before `rest` has set: directly if that is in this page and decoded.
+/// Goes on at `pc`, which the op before `rest` has set: directly if that is in this page.
 #[inline(always)]
 fn jump(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
     let (target, behind) = (core.pc, ctx.at.end_pc.wrapping_sub(4 * rest.len() as u64));
@@ -99,7 +104,7 @@ fn jump(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
         && target & 3 == 0
     {
         let (at, chunk) = ((target >> 2) as usize % page.ops.len(), ctx.at.after + rest.len());
-        let n = usize::from(page.straight[at]).min(chunk);
+        let n = (page.ops.len() - at).min(chunk);
         if let Some(ops) = page.ops.get(at..at + n)
             && let Some(first) = ops.first()
         {
