@@ -81,11 +81,18 @@ impl Machine {
         (&self.activity, self.now, self.turn, self.left)
     }
 
-    /// Runs until something stops it, at the latest at virtual time `until`.
+    /// Runs until something stops it, at the latest at virtual time `until`. In how many pieces a run is done makes no
+    /// difference to anything.
     ///
     /// The default order: all agents' steps that are due, in order of their times; then the vCPU whose turn it is,
     /// up to the end of its quantum, the next agent's step or the next timer, whichever is first.
     pub fn run(&mut self, until: u64) -> Stop {
+        let stop = self.run_unsettled(until);
+        self.cluster.settle(self.now);
+        stop
+    }
+
+    fn run_unsettled(&mut self, until: u64) -> Stop {
         loop {
             if self.now >= until {
                 return Stop::Until;

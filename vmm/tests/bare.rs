@@ -10,6 +10,11 @@ use common::a64::{NE, Program, XZR};
 use common::{UART, smmulab, stderr, stdout};
 use serde_json::Value;
 use tempfile::TempDir;
+use vmm::assemble::assemble;
+use vmm::load::Boot;
+use vmm::machine::Stop;
+use vmm::options::MachineOptions;
+use vmm::stats::state_hash;
 
 /// PSCI functions.
 const CPU_OFF: u64 = 0x8400_0002;
@@ -187,8 +192,8 @@ fn hammer(p: &mut Program, name: &str, base: u64, size: u64, rounds: u64) {
     p.subi(20, 20, 1).cbnz(20, name);
 }
 
-#[test]
-fn nonsense_in_every_register_has_an_answer() {
+/// A guest whose two vCPUs write nonsense into every register.
+fn nonsense(rounds: u64) -> Program {
     let mut p = Program::new();
     p.li(21, 0x1234_5678_9abc_def1);
     p.li(1, 1).adr(2, "both").li(0, CPU_ON).hvc().label("both");
@@ -207,12 +212,17 @@ fn nonsense_in_every_register_has_an_answer() {
         ("SMMU again", 0x0905_0000, 0x200),
     ];
     for (name, base, size) in windows {
-        hammer(&mut p, name, base, size, 300);
+        hammer(&mut p, name, base, size, rounds);
     }
     // The other CPU sleeps for ever; this one ends the run.
     p.op(0xd538_00a0).li(1, 0xff).and(0, 0, 1).cbnz(0, "sleep").print("alive\n").power_off();
     p.label("sleep").psci(CPU_OFF, &[]);
-    let bench = Bench::new(p);
+    p
+}
+
+#[test]
+fn nonsense_in_every_register_has_an_answer() {
+    let bench = Bench::new(nonsense(300));
     let disk = bench.path("disk");
     for smmu in ["on", "preset=full"] {
         std::fs::write(&disk, vec![0x5a; 1 << 20]).unwrap();
@@ -221,6 +231,29 @@ fn nonsense_in_every_register_has_an_answer() {
         let (out, stats) = bench.repeatable(&args, Stdio::null);
         assert_eq!(text(&out), "alive\n", "{smmu}");
         assert_eq!(stats["instructions_by_cpu"].as_array().unwrap().len(), 2);
+    }
+}
+
+/// Where the host looks at a machine, and how often, changes nothing in it.
+#[test]
+fn a_run_in_pieces_is_the_same_run() {
+    let bench = Bench::new(nonsense(10));
+    let boot = Boot { kernel: bench.path("Image").into(), initrd: vec![], append: String::new() };
+    let options = MachineOptions { cpus: 2, ram: 64 << 20, ..MachineOptions::default() };
+    let run = |piece: u64| {
+        let mut machine = assemble(&options, &boot).unwrap();
+        let stop = loop {
+            match machine.run(machine.now().saturating_add(piece)) {
+                Stop::Until => assert!(machine.now() < 1_000_000_000, "it never ends"),
+                stop => break stop,
+            }
+        };
+        assert_eq!((stop, machine.board.uart.take_output()), (Stop::PowerOff, b"alive\n".to_vec()));
+        (machine.now(), machine.retired(), state_hash(&machine).unwrap())
+    };
+    let whole = run(u64::MAX);
+    for piece in [1, 7, 1000, 19_999, 2_000_000] {
+        assert_eq!(run(piece), whole, "in pieces of {piece} ns");
     }
 }
 

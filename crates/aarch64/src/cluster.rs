@@ -192,6 +192,15 @@ impl Cluster {
         self.shared.exit = None;
     }
 
+    /// Brings what the vCPUs keep for the way to now up to `now`, so that the state does not tell how the runs that led
+    /// here were cut.
+    pub fn settle(&mut self, now: u64) {
+        for slot in &mut self.state.0 {
+            slot.core.time_base = (slot.core.retired(), now);
+            timer::sync_events(&mut slot.core);
+        }
+    }
+
     /// Whether a vCPU that waits in a WFI has to wake up: an interrupt is pending, masked or not.
     pub fn wfi_wake(&self, cpu: usize, platform: &dyn Platform) -> bool {
         let lines = platform.irq(cpu);
