@@ -102,7 +102,7 @@ fn play(lab: &mut Lab, act: Act) {
     match act {
         Act::Frame { frame, at, size, value } => lab.write(super::engine::frame(frame) + at, size, value),
         Act::Command { frame, command } => {
-            // A sane frame half of the time: the one before may have made it so.
+            // A stride that makes sense with the command, so that more of them run.
             let at = super::engine::frame(frame);
             lab.write(at + 0x38, 8, if command == 3 { 1 } else { 8 });
             lab.write(at, 4, command);
@@ -148,8 +148,13 @@ impl Lab {
     }
 }
 
+/// 24 cases, or as many as PROPTEST_CASES asks for.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn anything_may_be_written(physical: bool, acts in prop::collection::vec(act(), 1..200)) {
