@@ -91,7 +91,11 @@ impl Shape {
             split_fetch: bit(30),
             gbpa_abort: bit(31),
             page0_alias: self.1 & 64 != 0,
-            ..Config::linux()
+            httu: [2, 1, 0, 2][usize::from(self.2 >> 2 & 3)],
+            fwb: (!bit(0) || !s1p) && self.2 & 16 == 0,
+            stt: self.2 & 32 == 0,
+            e0pd: self.2 & 64 == 0,
+            ..if self.1 & 128 == 0 { Config::full() } else { Config::linux() }
         };
         let config = if config.oas == 52 && !gran64k { Config { oas: 48, ..config } } else { config };
         assert_eq!(config.validate(), Ok(()));
@@ -156,13 +160,16 @@ pub fn prepare(
         assert!(ram.write(*at, page));
     }
     let (ttb, ttb2) = image.roots;
-    let stall = smmu.config().stall;
+    let (stall, httu) = (smmu.config().stall, smmu.config().httu);
     let mut cds = Vec::new();
     for n in 0..128u64 {
         let s = stall == StallModel::Forced || stall == StallModel::Both && n % 2 == 1;
         // Odd ones have an upper half, too, with the same tables.
         let upper = if n % 2 == 1 { 16 << 16 | 2 << 22 } else { 1 << 30 };
-        let word0 = 16 | upper | 1 << 31 | 5 << 32 | 1 << 41 | u64::from(s) << 44 | 3 << 45 | (n + 1) << 48;
+        // Every other pair has its access flags and dirty state managed: HA and HD.
+        let managed = if n & 2 == 0 { 0 } else { u64::from(httu > 0) << 43 | u64::from(httu > 1) << 42 };
+        let word0 =
+            managed | 16 | upper | 1 << 31 | 5 << 32 | 1 << 41 | u64::from(s) << 44 | 3 << 45 | (n + 1) << 48;
         cds.extend([word0, ttb, ttb, 0x0044_04ff, 0, 0, 0, 0]);
     }
     put(ram, CDS, &cds);
@@ -170,7 +177,8 @@ pub fn prepare(
     let mut stes = Vec::new();
     for sid in 0..STREAMS {
         let s2s = u64::from(stall == StallModel::Forced || stall == StallModel::Both && sid & 8 != 0);
-        let stage2 = 5 | 32 << 32 | 1 << 38 | 5 << 48 | 1 << 51 | s2s << 57 | 1 << 58;
+        let managed = if sid & 16 == 0 { 0 } else { u64::from(httu > 0) << 56 | u64::from(httu > 1) << 55 };
+        let stage2 = managed | 5 | 32 << 32 | 1 << 38 | 5 << 48 | 1 << 51 | s2s << 57 | 1 << 58;
         let cd = CDS + u64::from(sid & 1) * 64;
         let mut ste = match kind(sid) {
             Kind::Stage1 => [1 | 5 << 1 | cd, 1 << 44, 0, 0],
@@ -235,6 +243,9 @@ fn build_tables() -> Image {
     map(RAM, FREE, page, false);
     map(RAM + FREE, 0x1_0000, page | d::AP_READ_ONLY, true);
     map(RAM + FREE + 0x1_0000, 0x2000, page & !d::NG, false);
+    // For hardware to manage.
+    map(RAM + FREE + 0x1_2000, 0x2000, page & !d::AF, false);
+    map(RAM + FREE + 0x1_4000, 0x2000, page | d::DBM | d::AP_READ_ONLY, false);
     map(doorbell, 0x1000, page, false);
     let page2 = d::AF | d::SH_INNER | d::S2AP_READ | d::S2AP_WRITE | 0xf << 2;
     let mut stage2 = Stage2 { tsz: 32, sl0: 1, oas: 48, ..Stage2::default() };
