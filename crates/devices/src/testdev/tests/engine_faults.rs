@@ -61,6 +61,20 @@ fn an_abort_stops_the_frame_and_tells_the_address() {
 }
 
 #[test]
+fn a_message_that_the_smmu_refuses() {
+    let (mut lab, mut tables) = lab(RW);
+    tables.set(&mut lab.words(), 3, GITS_TRANSLATER, 0).unwrap();
+    assert_eq!(lab.go(RAND48, Order { vector: Some(2), ..Order::new(VA, 8) }), HALTED);
+    assert_eq!(lab.frame_get(0, 4, 4), 1, "uctrl.MSI_ABORTED");
+    assert_eq!(lab.interrupts(), [0; 0]);
+    let denied = [record(event::F_TRANSLATION, SID), event::CLASS_IN, GITS_TRANSLATER, 0];
+    assert_eq!(lab.events(), [denied]);
+    lab.map(&mut tables, GITS_TRANSLATER & !0xfff, GITS_TRANSLATER & !0xfff, 0x1000, RW);
+    assert_eq!(lab.go(RAND48, Order { vector: Some(2), ..Order::new(VA, 8) }), HALTED);
+    assert_eq!((lab.frame_get(0, 4, 4), lab.interrupts()), (0, vec![0x102]));
+}
+
+#[test]
 fn faults_of_each_kind() {
     let one = |attrs: u64, pa: u64, command: u64, code: u64, access: u64| {
         let (mut lab, mut tables) = Lab::stage1(Config::linux(), SID);
