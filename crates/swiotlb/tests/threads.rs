@@ -53,6 +53,7 @@ struct Shared {
     mailboxes: [Mailbox; THREADS],
     operations: AtomicUsize,
     refused: AtomicUsize,
+    sent: AtomicUsize,
 }
 
 /// Whether all of `bytes` are `byte`.
@@ -67,6 +68,8 @@ fn buffer(index: usize, odd: u64) -> u64 {
 
 #[derive(Clone, Copy)]
 struct Mapping {
+    /// The number of the original.
+    index: usize,
     device: usize,
     address: u64,
     original: u64,
@@ -109,12 +112,12 @@ impl Shared {
                 assert!(all(&bytes[..before], 0) && all(&bytes[before + size..], 0));
             })
             .expect("what has just been mapped");
-        Some(Mapping { device, address, original, size, before })
+        Some(Mapping { index, device, address, original, size, before })
     }
 
     /// The device writes, and the mapping ends.
     fn unmap(&self, rng: &mut Xoshiro256PlusPlus, mapping: Mapping) {
-        let Mapping { device, address, original, size, before } = mapping;
+        let Mapping { device, address, original, size, before, .. } = mapping;
         let device = &self.devices[device];
         assert_eq!(device.original_address(address), Some(original));
         let stamp: u8 = rng.random();
@@ -132,10 +135,14 @@ impl Shared {
     /// What one thread does; `posted` are mappings it can describe to others by address.
     fn work(&self, thread: usize, steps: usize, posted: &Mutex<BTreeMap<u64, Mapping>>) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(thread as u64);
-        let mut live: Vec<(usize, Mapping)> = Vec::new();
+        let mut live: Vec<Mapping> = Vec::new();
         let mut idle: Vec<usize> = (thread * BUFFERS..(thread + 1) * BUFFERS).collect();
-        for _ in 0..steps {
+        for step in 0..steps {
             self.operations.fetch_add(1, Relaxed);
+            if step % 8 == 0 {
+                // On few CPUs a thread would otherwise do most of its work before the next one begins.
+                std::thread::yield_now();
+            }
             // Somebody else's mapping, received without any ordering.
             let received = self.mailboxes[thread].address.swap(0, Relaxed);
             if received != 0 {
@@ -144,38 +151,37 @@ impl Shared {
                 assert!(both[0] || both[1], "a received address is not found");
                 let mapping = posted.lock().unwrap().remove(&received).expect("posted before it was sent");
                 self.unmap(&mut rng, mapping);
+                idle.push(mapping.index);
             }
             match rng.random_range(0..10) {
                 0..5 => {
                     if let Some(index) = idle.pop() {
                         match self.map(&mut rng, thread, index) {
-                            Some(mapping) => live.push((index, mapping)),
+                            Some(mapping) => live.push(mapping),
                             None => idle.push(index),
                         }
                     }
                 }
                 5..9 => {
                     if !live.is_empty() {
-                        let (index, mapping) = live.swap_remove(rng.random_range(0..live.len()));
+                        let mapping = live.swap_remove(rng.random_range(0..live.len()));
                         self.unmap(&mut rng, mapping);
-                        idle.push(index);
+                        idle.push(mapping.index);
                     }
                 }
                 _ => {
-                    // The buffer number is used up; the mapping is the receiver's. Few enough of them to stay small.
+                    // The mapping, and its original, are the receiver's from now on.
                     let to = &self.mailboxes[(thread + 1) % THREADS];
-                    if live.len() > 2
-                        && idle.len() + live.len() > BUFFERS / 2
-                        && to.address.load(Relaxed) == 0
-                    {
-                        let (_, mapping) = live.pop().expect("there are more than two");
+                    if live.len() > 2 && to.address.load(Relaxed) == 0 {
+                        self.sent.fetch_add(1, Relaxed);
+                        let mapping = live.pop().expect("there are more than two");
                         posted.lock().unwrap().insert(mapping.address, mapping);
                         to.address.store(mapping.address, Relaxed);
                     }
                 }
             }
         }
-        live.into_iter().for_each(|(_, mapping)| self.unmap(&mut rng, mapping));
+        live.into_iter().for_each(|mapping| self.unmap(&mut rng, mapping));
     }
 }
 
@@ -191,6 +197,7 @@ fn run(steps: usize, growth: Option<Growth<PoolMemory>>) {
         mailboxes: Default::default(),
         operations: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
+        sent: AtomicUsize::new(0),
     };
     let posted = Mutex::new(BTreeMap::new());
     let done = AtomicBool::new(false);
@@ -223,7 +230,9 @@ fn run(steps: usize, growth: Option<Growth<PoolMemory>>) {
         tlb.reclaim();
     }
     let stats = tlb.stats();
-    println!("{} operations, {stats:?}", shared.operations.load(Relaxed));
+    let [operations, sent] = [&shared.operations, &shared.sent].map(|count| count.load(Relaxed));
+    println!("{operations} operations, {sent} mappings handed on, {stats:?}");
+    assert!(cfg!(miri) || sent >= THREADS);
     assert_eq!(stats.failures, shared.refused.load(Relaxed) as u64);
     assert_eq!((stats.used, stats.pools, stats.slots, stats.transient_slots), (0, 1, 512, 0));
     assert_eq!(tlb.count_free(), 512, "a slot is lost");
