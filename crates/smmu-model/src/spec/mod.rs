@@ -1,5 +1,18 @@
 //! The formats that software sees, as IHI 0070 lays them out: one file for each structure, no behaviour.
 
+/// Accessors of bit fields, by 64-bit word and bits of it; and of single bits.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident: $word:literal [$hi:literal:$lo:literal];)*) => {
+        $($(#[$doc])* #[must_use] pub fn $name(&self) -> u64 { bits(self.0[$word], $hi, $lo) })*
+    };
+}
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident: $word:literal [$bit:literal];)*) => {
+        $($(#[$doc])* #[must_use] pub fn $name(&self) -> bool { bit(self.0[$word], $bit) })*
+    };
+}
+
 pub mod cd;
 pub mod command;
 pub mod event;

@@ -31,18 +31,6 @@ impl L1Std {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ste(pub [u64; 8]);
 
-macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident: $word:literal [$hi:literal:$lo:literal];)*) => {
-        $($(#[$doc])* #[must_use] pub fn $name(&self) -> u64 { bits(self.0[$word], $hi, $lo) })*
-    };
-}
-
-macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident: $word:literal [$bit:literal];)*) => {
-        $($(#[$doc])* #[must_use] pub fn $name(&self) -> bool { bit(self.0[$word], $bit) })*
-    };
-}
-
 impl Ste {
     flags! {
         /// V: the STE is valid.
