@@ -1,6 +1,8 @@
 //! Where things are in the machine: the memory map and interrupt numbers of QEMU's `virt`, which firmware and
 //! bare-metal tests know (design contract 10).
 
+use devices::pci::layout as pci;
+
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -12,6 +14,10 @@ pub struct Window {
 
 impl Window {
     const fn new(base: u64, size: u64) -> Self {
+        Self { base, size }
+    }
+
+    const fn of((base, size): (u64, u64)) -> Self {
         Self { base, size }
     }
 
@@ -28,7 +34,7 @@ pub const GICD: Window = Window::new(0x0800_0000, 0x1_0000);
 /// GIC ITS: control frame, then the translation frame.
 pub const ITS: Window = Window::new(0x0808_0000, 0x2_0000);
 /// GITS_TRANSLATER, where MSIs are written.
-pub const GITS_TRANSLATER: u64 = ITS.base + 0x1_0040;
+pub const GITS_TRANSLATER: u64 = devices::dma::GITS_TRANSLATER;
 /// GIC redistributors, 128 KiB a vCPU.
 pub const GICR: Window = Window::new(0x080a_0000, 0xf6_0000);
 /// Size of one vCPU's redistributor frames.
@@ -40,15 +46,15 @@ pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
 /// SMMUv3: register pages 0 and 1.
 pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
 /// PCIe 32-bit memory window.
-pub const PCI_MMIO: Window = Window::new(0x1000_0000, 0x2eff_0000);
+pub const PCI_MMIO: Window = Window::of(pci::MMIO32);
 /// PCIe I/O window.
-pub const PCI_PIO: Window = Window::new(0x3eff_0000, 0x1_0000);
+pub const PCI_PIO: Window = Window::of(pci::PIO);
 /// First byte of RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;
 /// PCIe configuration space (ECAM), buses 0 to 255.
-pub const PCI_ECAM: Window = Window::new(0x40_1000_0000, 0x1000_0000);
+pub const PCI_ECAM: Window = Window::of(pci::ECAM);
 /// PCIe 64-bit memory window.
-pub const PCI_MMIO64: Window = Window::new(0x80_0000_0000, 0x80_0000_0000);
+pub const PCI_MMIO64: Window = Window::of(pci::MMIO64);
 /// RAM ends below the redistributors' high twin, as in `virt`.
 pub const RAM_MAX: u64 = 0x40_0000_0000 - RAM_BASE;
 

@@ -4,7 +4,6 @@ use aarch64::{Cluster, Exit};
 use serde::Serialize;
 
 use crate::board::Board;
-use crate::layout;
 use crate::psci::{self, Call, code};
 
 /// Why [`Machine::run`] came back.
@@ -210,14 +209,8 @@ impl Machine {
                 }
                 _ => code::INVALID_PARAMETERS,
             },
-            Call::Suspend { power_down: true, entry, context } => {
-                // The wake-up interrupt finds the vCPU reset: an implementation may also treat a power-down request
-                // as standby (DEN 0022 §5.4.5), which keeps its state.
-                let _ = (entry, context);
-                self.wait(cpu, Activity::Interrupt);
-                code::SUCCESS
-            }
-            Call::Suspend { .. } => {
+            // A power-down request may be treated as standby (DEN 0022 §5.4.5), which keeps the vCPU's state.
+            Call::Suspend => {
                 self.wait(cpu, Activity::Interrupt);
                 code::SUCCESS
             }
@@ -227,6 +220,3 @@ impl Machine {
         None
     }
 }
-
-/// The most vCPUs, for array sizes elsewhere.
-pub const MAX_CPUS: usize = layout::MAX_CPUS;

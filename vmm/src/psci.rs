@@ -5,15 +5,8 @@
 pub enum Call {
     /// PSCI_VERSION.
     Version,
-    /// CPU_SUSPEND: wait for an interrupt. A power-down state resumes at `entry` instead of returning.
-    Suspend {
-        /// Whether the vCPU loses its state (power_state bit 16).
-        power_down: bool,
-        /// Where a powered-down vCPU resumes.
-        entry: u64,
-        /// Its x0 there.
-        context: u64,
-    },
+    /// CPU_SUSPEND: wait for an interrupt. A power-down request is treated as standby, so its entry is not needed.
+    Suspend,
     /// CPU_OFF.
     Off,
     /// CPU_ON.
@@ -85,9 +78,7 @@ impl Call {
         };
         match function {
             0x8400_0000 => Self::Version,
-            0x8400_0001 | 0xc400_0001 => {
-                Self::Suspend { power_down: a & (1 << 16) != 0, entry: b, context: c }
-            }
+            0x8400_0001 | 0xc400_0001 => Self::Suspend,
             0x8400_0002 => Self::Off,
             0x8400_0003 | 0xc400_0003 => Self::On { target: a, entry: b, context: c },
             0x8400_0004 | 0xc400_0004 => Self::AffinityInfo { target: a, level: b },
