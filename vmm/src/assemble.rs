@@ -52,10 +52,7 @@ fn open(disk: &Disk) -> Result<FileBackend> {
 /// # Errors
 /// When RAM cannot be had, a disk cannot be opened, or there is nothing to boot: one line for the user.
 pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
-    let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let slots = disks.len() + options.devices.len();
-    anyhow::ensure!(slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks and test devices");
-    let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
+    let mut machine = build(options)?;
     let tree = Tree {
         cpus: options.cpus,
         ram: options.ram,
@@ -64,8 +61,20 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         smmu: matches!(options.smmu, Smmu::On(_)),
         seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
     };
-    let entry = load(&ram, boot, tree)?;
+    let entry = load(&machine.board.ram, boot, tree)?;
+    machine.power_on(entry.pc, entry.fdt);
+    Ok(machine)
+}
 
+/// Makes the machine with nothing in its RAM and no vCPU on.
+///
+/// # Errors
+/// When RAM cannot be had, or a disk cannot be opened: one line for the user.
+pub fn build(options: &MachineOptions) -> Result<Machine> {
+    let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let slots = disks.len() + options.devices.len();
+    anyhow::ensure!(slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks and test devices");
+    let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
     let smmu = match &options.smmu {
         Smmu::Off => None,
         Smmu::On(config) => Some(Arc::new(Mutex::new(smmu_model::Smmu::new((**config).clone())))),
@@ -104,5 +113,5 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
     };
     let features = Features { lse: options.lse, pan: options.pan, ..Features::default() };
     let cluster = Cluster::new(&Config { cpus: options.cpus, engine, features }, ram);
-    Ok(Machine::new(cluster, board, options.cpus, options.quantum, entry.pc, entry.fdt))
+    Ok(Machine::new(cluster, board, options.quantum))
 }

@@ -10,6 +10,7 @@ use devices::pl031::Pl031;
 use devices::{Agent, MmioDevice, Time};
 use guest_ram::GuestRam;
 
+use crate::actor::Actor;
 use crate::layout as at;
 use crate::smmu_agents::{Effect, SmmuAgents};
 
@@ -99,9 +100,51 @@ impl Board {
         true
     }
 
+    /// Everything outside the vCPUs that has a step to do, and when, given that what became pending did so at `now`.
+    pub fn agents(&mut self, now: Time) -> Vec<(Actor, Time)> {
+        let mut agents = Vec::new();
+        if let Some(smmu) = &mut self.smmu {
+            smmu.next_step(now);
+            agents.extend(smmu.due().map(|(agent, at)| (Actor::Smmu(agent), at)));
+        }
+        agents.extend(self.pci.agents().map(|(slot, lane, at)| (Actor::Pci(slot, lane), at)));
+        let others = [
+            (Actor::Its, self.gic.next_step()),
+            (Actor::Uart, self.uart.next_step()),
+            (Actor::Rtc, self.rtc.next_step()),
+        ];
+        agents.extend(others.into_iter().filter_map(|(actor, at)| Some((actor, at?))));
+        agents
+    }
+
+    /// Does one step of one of [`Board::agents`].
+    pub fn step_agent(&mut self, actor: Actor, now: Time) {
+        match actor {
+            Actor::Smmu(agent) => {
+                let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step_agent(agent));
+                self.smmu_effect(effect);
+            }
+            Actor::Pci(slot, lane) => self.pci.step_agent(slot, lane, now),
+            Actor::Its => self.gic.step(now),
+            Actor::Uart => {
+                self.uart.step(now);
+                self.uart_line();
+            }
+            Actor::Rtc => {
+                self.rtc.step(now);
+                self.rtc_line();
+            }
+            Actor::Cpu(_) => {}
+        }
+    }
+
     fn step_smmu(&mut self, now: Time) {
-        let Some(smmu) = self.smmu.as_mut() else { return };
-        match smmu.step(now) {
+        let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step(now));
+        self.smmu_effect(effect);
+    }
+
+    fn smmu_effect(&mut self, effect: Effect) {
+        match effect {
             Effect::None => {}
             Effect::Msi(msi) => self.smmu_msi(msi),
         }
@@ -126,6 +169,16 @@ impl Board {
         {
             smmu.smmu().msi_aborted(&msi);
         }
+    }
+
+    /// Whether an event for all vCPUs is on its way.
+    pub fn event(&self) -> bool {
+        self.event
+    }
+
+    /// Sets whether one is, when a state is restored.
+    pub fn set_event(&mut self, event: bool) {
+        self.event = event;
     }
 
     /// Whether an event for all vCPUs came since the last call.

@@ -1,5 +1,6 @@
 //! The smmulab machine: vCPUs, board and scheduler, and the command line that runs them.
 
+pub mod actor;
 pub mod assemble;
 pub mod bench;
 pub mod board;
@@ -15,5 +16,8 @@ pub mod options;
 pub mod psci;
 pub mod run;
 pub mod say;
+pub mod schedule;
 pub mod smmu_agents;
+pub mod snapshot;
+pub mod state;
 pub mod stats;

@@ -1,10 +1,12 @@
 //! The whole machine: vCPUs and board, and the scheduler that gives each its turn.
 
 use aarch64::{Cluster, Exit};
-use serde::Serialize;
+use devices::agent::earliest;
+use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
 use crate::psci::{self, Call, code};
+use crate::schedule::{Hold, Progress, Schedule};
 
 /// Why [`Machine::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub enum Stop {
 }
 
 /// What a vCPU is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Activity {
     Running,
     /// In WFI, or CPU_SUSPEND: until an interrupt is pending.
@@ -49,15 +51,41 @@ pub struct Machine {
     left: u64,
     /// Whether to come back with [`Stop::Sleep`] instead of skipping idle time.
     pub real_time_idle: bool,
+    /// Where the run departs from the default order, if it does.
+    schedule: Option<Schedule>,
+}
+
+/// Who is doing what and whose turn it is: the machine's own state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    activity: Vec<Activity>,
+    now: u64,
+    turn: usize,
+    left: u64,
 }
 
 impl Machine {
-    /// A machine in which all vCPUs but the first are off; the first starts at `entry` with `x0`.
-    pub fn new(mut cluster: Cluster, board: Board, cpus: usize, quantum: u64, entry: u64, x0: u64) -> Self {
-        cluster.reset(0, entry, x0);
-        let mut activity = vec![Activity::Off; cpus];
-        activity[0] = Activity::Running;
-        Self { cluster, board, activity, now: 0, quantum, turn: 0, left: quantum, real_time_idle: false }
+    /// A machine in which all vCPUs are off.
+    pub fn new(cluster: Cluster, board: Board, quantum: u64) -> Self {
+        let activity = vec![Activity::Off; cluster.cpus()];
+        let real_time_idle = false;
+        Self {
+            cluster,
+            board,
+            activity,
+            now: 0,
+            quantum,
+            turn: 0,
+            left: quantum,
+            real_time_idle,
+            schedule: None,
+        }
+    }
+
+    /// Turns the first vCPU on: it starts at `entry` with `x0`.
+    pub fn power_on(&mut self, entry: u64, x0: u64) {
+        self.cluster.reset(0, entry, x0);
+        self.activity[0] = Activity::Running;
     }
 
     /// Virtual time in nanoseconds.
@@ -75,9 +103,38 @@ impl Machine {
         self.now = self.now.max(time);
     }
 
-    /// The scheduler's own state, for the state hash.
-    pub fn schedule(&self) -> impl Serialize + '_ {
-        (&self.activity, self.now, self.turn, self.left)
+    /// The scheduler's own state.
+    pub fn turns(&self) -> Turns {
+        let Self { now, turn, left, .. } = *self;
+        Turns { activity: self.activity.clone(), now, turn, left }
+    }
+
+    /// Goes on from such a state. `false`, and nothing done, when it is of a machine with other vCPUs.
+    pub fn restore_turns(&mut self, turns: Turns) -> bool {
+        let fits = turns.activity.len() == self.activity.len() && turns.turn < self.activity.len();
+        if fits {
+            Turns { activity: self.activity, now: self.now, turn: self.turn, left: self.left } = turns;
+        }
+        fits
+    }
+
+    fn retired_by_cpu(&self) -> Vec<u64> {
+        (0..self.activity.len()).map(|i| self.cluster.core(i).retired()).collect()
+    }
+
+    /// Departs from the default order from now on, where `holds` say so.
+    pub fn follow(&mut self, holds: &[Hold]) {
+        self.schedule = Some(Schedule::new(holds, self.now, self.retired_by_cpu()));
+    }
+
+    /// The schedule that the machine follows.
+    pub fn schedule(&mut self) -> Option<&mut Schedule> {
+        self.schedule.as_mut()
+    }
+
+    /// How far everybody got since [`Machine::follow`].
+    pub fn progress(&self) -> Option<Progress> {
+        Some(self.schedule.as_ref()?.progress(self.now, &self.retired_by_cpu()))
     }
 
     /// Runs until something stops it, at the latest at virtual time `until`. In how many pieces a run is done makes no
@@ -96,13 +153,15 @@ impl Machine {
             if self.now >= until {
                 return Stop::Until;
             }
-            while self.board.step(self.now) {}
+            let agents = self.step_agents();
             if self.board.take_event() {
                 self.cluster.send_event();
             }
             let wake = self.update_timers();
-            let next = devices::agent::earliest(wake, self.board.next_step(self.now));
-            let Some(cpu) = self.pick() else {
+            let picked = self.pick();
+            let release = self.schedule.as_ref().and_then(|s| s.release(self.now));
+            let next = earliest(earliest(wake, agents), release);
+            let Some(cpu) = picked else {
                 match next {
                     Some(time) if self.real_time_idle && time > self.now => return Stop::Sleep(time),
                     Some(time) => self.now = time.clamp(self.now, until),
@@ -111,9 +170,14 @@ impl Machine {
                 continue;
             };
             let end = next.unwrap_or(u64::MAX).min(until).max(self.now + 1);
-            let budget = self.left.min(end - self.now);
+            let retired = self.cluster.core(cpu).retired();
+            let to_hold = self.schedule.as_ref().map_or(u64::MAX, |s| s.left(cpu, retired));
+            let budget = self.left.min(end - self.now).min(to_hold);
             self.board.begin_slice(self.now + budget);
             let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
+            if let Some(schedule) = &mut self.schedule {
+                schedule.ran(cpu, self.now, retired, ran.retired);
+            }
             self.now += ran.retired;
             self.left = self.left.saturating_sub(ran.retired);
             match ran.exit {
@@ -129,6 +193,24 @@ impl Machine {
         }
     }
 
+    /// Does all agents' steps that are due; when the next one is.
+    fn step_agents(&mut self) -> Option<u64> {
+        let now = self.now;
+        let Some(schedule) = &mut self.schedule else {
+            while self.board.step(now) {}
+            return self.board.next_step(now);
+        };
+        loop {
+            let agents = self.board.agents(now).into_iter();
+            let (at, who) = agents.map(|(who, due)| (schedule.delayed(who, due), who)).min()?;
+            if at > now {
+                return Some(at);
+            }
+            self.board.step_agent(who, now);
+            schedule.stepped(who, now);
+        }
+    }
+
     fn wait(&mut self, cpu: usize, activity: Activity) {
         self.activity[cpu] = activity;
         self.left = 0;
@@ -136,18 +218,24 @@ impl Machine {
 
     /// Brings every vCPU's timer outputs up to date; the earliest time at which one changes.
     fn update_timers(&mut self) -> Option<u64> {
-        let mut earliest = None;
+        let mut first = None;
         for cpu in 0..self.activity.len() {
             if self.activity[cpu] == Activity::Off {
                 continue;
             }
             self.cluster.update_timers(cpu, &mut self.board, self.now);
-            earliest = devices::agent::earliest(earliest, self.cluster.timer_deadline(cpu, self.now));
+            first = earliest(first, self.cluster.timer_deadline(cpu, self.now));
         }
-        earliest
+        first
     }
 
     fn runnable(&mut self, cpu: usize) -> bool {
+        if let Some(schedule) = &mut self.schedule
+            && self.activity[cpu] == Activity::Running
+            && !schedule.may_run(cpu, self.cluster.core(cpu).retired(), self.now)
+        {
+            return false;
+        }
         let woken = match self.activity[cpu] {
             Activity::Running => return true,
             Activity::Off => false,

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::layout;
 
 /// Which engine executes guest instructions. Both give the same results to the bit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Engine {
     /// Predecoded blocks: fast.
     #[default]
@@ -16,7 +18,7 @@ pub enum Engine {
 }
 
 /// A raw disk image given with `--disk FILE[,ro]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The file.
     pub path: PathBuf,
@@ -40,7 +42,7 @@ impl FromStr for Disk {
 }
 
 /// A device that makes the DMA a test asks for (docs/test-devices.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum TestDevice {
     /// QEMU's iommu-testdev (1b36:0005).
     Testdev,
@@ -49,7 +51,7 @@ pub enum TestDevice {
 }
 
 /// The SMMU in front of PCIe: `--smmu off|on|key=value,…`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Smmu {
     /// No SMMU: DMA addresses are physical.
     Off,
@@ -118,7 +120,8 @@ impl FromStr for Span {
 }
 
 /// The machine to build.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MachineOptions {
     /// vCPUs, 1 to [`layout::MAX_CPUS`].
     pub cpus: usize,

@@ -8,6 +8,8 @@ use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
 use smmu_model::{Msi, Smmu};
 
+use crate::actor::SmmuAgent;
+
 /// How long each kind of step takes, in nanoseconds of virtual time.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Latency {
@@ -42,8 +44,9 @@ pub struct SmmuAgents {
     due: Due,
 }
 
+/// When each agent steps next.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Due {
+pub struct Due {
     command: Option<Time>,
     event: Option<Time>,
     msi: Option<Time>,
@@ -76,26 +79,48 @@ impl SmmuAgents {
         [self.due.command, self.due.event, self.due.msi].into_iter().flatten().min()
     }
 
+    /// The agents that have a step to do, and when, as [`SmmuAgents::next_step`] found it.
+    pub fn due(&self) -> impl Iterator<Item = (SmmuAgent, Time)> + use<> {
+        let Due { command, event, msi } = self.due;
+        [(SmmuAgent::Msi, msi), (SmmuAgent::Event, event), (SmmuAgent::Command, command)]
+            .into_iter()
+            .filter_map(|(agent, at)| Some((agent, at?)))
+    }
+
     /// Does the one step that is due first: MSIs before events before commands.
     pub fn step(&mut self, now: Time) -> Effect {
-        let is_due = |due: Option<Time>| due.is_some_and(|t| t <= now);
+        let first = self.due().find(|&(_, at)| at <= now);
+        first.map_or(Effect::None, |(agent, _)| self.step_agent(agent))
+    }
+
+    /// Does one agent's step.
+    pub fn step_agent(&mut self, agent: SmmuAgent) -> Effect {
         let mut smmu = self.smmu.lock().unwrap_or_else(|e| e.into_inner());
-        if is_due(self.due.msi) {
-            self.due.msi = None;
-            return smmu.take_msi().map_or(Effect::None, Effect::Msi);
-        }
-        if is_due(self.due.event) {
-            self.due.event = None;
-            smmu.step_event(&PhysMem::new(&self.ram));
-        } else if is_due(self.due.command) {
-            self.due.command = None;
-            smmu.step_command(&PhysMem::new(&self.ram));
+        match agent {
+            SmmuAgent::Msi => {
+                self.due.msi = None;
+                return smmu.take_msi().map_or(Effect::None, Effect::Msi);
+            }
+            SmmuAgent::Event => {
+                self.due.event = None;
+                smmu.step_event(&PhysMem::new(&self.ram));
+            }
+            SmmuAgent::Command => {
+                self.due.command = None;
+                smmu.step_command(&PhysMem::new(&self.ram));
+            }
         }
         Effect::None
     }
 
-    /// When each agent is due, for the state hash.
-    pub fn state(&self) -> impl Serialize + use<> {
-        self.due
+    /// The model, and when each agent is due.
+    pub fn save(&self) -> (Smmu, Due) {
+        (self.smmu().clone(), self.due)
+    }
+
+    /// Goes on from a state that [`SmmuAgents::save`] gave.
+    pub fn restore(&mut self, (model, due): (Smmu, Due)) {
+        self.smmu().restore(model);
+        self.due = due;
     }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::machine::Machine;
+use crate::state::MachineState;
 
 /// A run in numbers. Everything outside `host` is a function of images, options, seed and recorded input.
 #[derive(Debug, Serialize)]
@@ -94,18 +95,8 @@ impl Write for HashWriter {
 /// Never for a machine whose state is plain data; serde's error type makes no such promise.
 pub fn state_hash(machine: &Machine) -> serde_json::Result<String> {
     let mut hash = HashWriter::new();
-    serde_json::to_writer(&mut hash, &machine.cluster.state())?;
-    serde_json::to_writer(&mut hash, &machine.schedule())?;
-    let board = &machine.board;
-    serde_json::to_writer(&mut hash, &board.gic.save())?;
-    serde_json::to_writer(&mut hash, &board.uart)?;
-    serde_json::to_writer(&mut hash, &board.rtc)?;
-    serde_json::to_writer(&mut hash, &board.pci.save())?;
-    if let Some(smmu) = &board.smmu {
-        serde_json::to_writer(&mut hash, &*smmu.smmu())?;
-        serde_json::to_writer(&mut hash, &smmu.state())?;
-    }
-    board.ram.for_each_nonzero_page(|offset, page| {
+    serde_json::to_writer(&mut hash, &MachineState::save(machine))?;
+    machine.board.ram.for_each_nonzero_page(|offset, page| {
         hash.0.update(&offset.to_le_bytes());
         hash.0.update(page);
     });

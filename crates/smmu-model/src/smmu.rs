@@ -89,6 +89,12 @@ impl Smmu {
         self.regs.smmuen()
     }
 
+    /// Goes on from a saved state. Whoever watches goes on watching.
+    pub fn restore(&mut self, state: Smmu) {
+        let observer = std::mem::take(&mut self.observer);
+        *self = Smmu { observer, ..state };
+    }
+
     /// Lets somebody watch. A copy of the SMMU, or one restored, is not watched.
     pub fn observe(&mut self, observer: Box<dyn Observer>) {
         self.observer = Seat(Some(observer));

@@ -5,7 +5,7 @@ mod host;
 mod msix;
 
 pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg};
-pub use host::{HostBridge, PciHost, Slot, layout};
+pub use host::{HostBridge, PciHost, PciHostState, Slot, layout};
 pub use msix::{CAP_MSIX, Msix, Sent};
 
 use std::any::Any;

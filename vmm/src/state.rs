@@ -1,0 +1,71 @@
+//! All of a machine's state but RAM, as plain data (design contract 7): what is saved, restored and hashed.
+
+use aarch64::State;
+use devices::gic::GicState;
+use devices::pci::PciHostState;
+use devices::pl011::Pl011;
+use devices::pl031::Pl031;
+use serde::{Deserialize, Serialize};
+use smmu_model::Smmu;
+
+use crate::machine::{Machine, Turns};
+use crate::smmu_agents::Due;
+
+/// The state of vCPUs, scheduler and devices.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineState {
+    vcpus: State,
+    turns: Turns,
+    gic: GicState,
+    uart: Pl011,
+    rtc: Pl031,
+    pci: PciHostState,
+    smmu: Option<(Smmu, Due)>,
+    event: bool,
+}
+
+/// A state does not belong to the machine that was to take it over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the saved state is of another machine")]
+pub struct OtherMachine;
+
+impl MachineState {
+    /// The state of a machine that does not run just now.
+    pub fn save(machine: &Machine) -> Self {
+        let board = &machine.board;
+        Self {
+            vcpus: machine.cluster.state().clone(),
+            turns: machine.turns(),
+            gic: board.gic.save(),
+            uart: board.uart.clone(),
+            rtc: board.rtc.clone(),
+            pci: board.pci.save(),
+            smmu: board.smmu.as_ref().map(|smmu| smmu.save()),
+            event: board.event(),
+        }
+    }
+
+    /// Gives a machine built from the same options this state. Its RAM has to hold what it held.
+    ///
+    /// # Errors
+    /// When the state does not fit; the machine is not usable then.
+    pub fn restore(self, machine: &mut Machine) -> Result<(), OtherMachine> {
+        if !machine.restore_turns(self.turns) {
+            return Err(OtherMachine);
+        }
+        machine.cluster.restore(self.vcpus);
+        let board = &mut machine.board;
+        board.gic.restore(self.gic).map_err(|_| OtherMachine)?;
+        board.uart = self.uart;
+        board.rtc = self.rtc;
+        board.pci.restore(self.pci).map_err(|_| OtherMachine)?;
+        match (&mut board.smmu, self.smmu) {
+            (None, None) => {}
+            (Some(smmu), Some(state)) => smmu.restore(state),
+            _ => return Err(OtherMachine),
+        }
+        board.set_event(self.event);
+        Ok(())
+    }
+}
