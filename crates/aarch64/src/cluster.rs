@@ -110,12 +110,13 @@ impl Cluster {
     fn enter(&mut self, cpu: usize) {
         self.device_writes();
         self.shared.monitors[cpu] = None;
+        self.shared.newly_traced();
         self.watch_reservations(Some(cpu));
     }
 
     /// Hands on what the vCPU that ran did to the others.
     fn leave(&mut self, cpu: usize) {
-        self.drop_write_keys(Some(cpu));
+        self.drop_keys(Some(cpu));
         for message in std::mem::take(&mut self.shared.broadcast) {
             for (_, slot) in self.state.0.iter_mut().enumerate().filter(|(index, _)| *index != cpu) {
                 match message {
@@ -135,7 +136,7 @@ impl Cluster {
         let pages =
             slots.filter_map(|(_, slot)| slot.core.monitor.and_then(|m| self.shared.page_of(&m))).collect();
         self.shared.watch_monitors(pages);
-        self.drop_write_keys(None);
+        self.drop_keys(None);
     }
 
     /// Lets the devices' writes since the last time take effect on decoded instructions and reservations.
@@ -163,13 +164,14 @@ impl Cluster {
         }
     }
 
-    /// Pages that became watched must not be stored to the fast way by anyone.
-    fn drop_write_keys(&mut self, except: Option<usize>) {
+    /// Pages that became watched must not be accessed the fast way by anyone.
+    fn drop_keys(&mut self, except: Option<usize>) {
         for page in std::mem::take(&mut self.shared.watched) {
             let pa = self.shared.ram.base() + (page * PAGE_SIZE) as u64;
+            let flags = self.shared.ram.watch().flags(page);
             for (index, slot) in self.state.0.iter_mut().enumerate() {
                 if Some(index) != except {
-                    slot.core.mmu.drop_write_keys(pa);
+                    slot.core.mmu.drop_keys(pa, flags);
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! A [`Cluster`] holds the vCPUs and runs one of them at a time. Two engines execute the same handlers: the stepping
 //! one is the reference, the block one keeps decoded instructions a page at a time. They agree to the bit.
 
+mod backtrace;
 mod cluster;
 pub mod config;
 pub mod core;
@@ -19,7 +20,8 @@ pub mod sys;
 #[cfg(test)]
 mod testing;
 
+pub use backtrace::Backtrace;
 pub use cluster::{Cluster, Ran, State};
 pub use config::{Config, EngineKind, Features};
-pub use platform::{At, BusFault, IrqLines, Platform, SysKey};
+pub use platform::{At, BusFault, IrqLines, Platform, SysKey, Traced};
 pub use shared::Exit;

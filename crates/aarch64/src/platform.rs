@@ -1,6 +1,9 @@
 //! What a vCPU sees of the machine outside itself.
 
+use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
+
+use crate::core::Core;
 
 /// Who accesses, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,24 @@ pub struct IrqLines {
     pub fiq: bool,
 }
 
+/// An access by a vCPU to a traced page (see [`guest_ram::Watch::trace`]). A store is not done yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Traced<'a> {
+    /// The vCPU, in the middle of the instruction at its `pc`.
+    pub core: &'a Core,
+    /// Guest memory.
+    pub ram: &'a GuestRam,
+    /// Physical address of the first byte.
+    pub pa: u64,
+    /// Bytes: 1 to 16, all in one page. One call is one single-copy atomic access at least as the architecture has it;
+    /// an access across two pages comes a byte at a time.
+    pub size: u8,
+    /// What a store writes, little-endian; `None` for a load.
+    pub value: Option<u128>,
+    /// The page's watch flags, which tell for whom this is.
+    pub flags: u8,
+}
+
 /// The machine as a vCPU sees it.
 pub trait Platform {
     /// Reads `size` (1, 2, 4 or 8) bytes at `pa`, which is not RAM.
@@ -58,4 +79,8 @@ pub trait Platform {
     /// Whether the platform wants the run to end after this instruction. Asked after every call above; reading it
     /// clears it.
     fn take_yield(&mut self) -> bool;
+    /// A vCPU accesses a traced page. Nothing that it can see may change here.
+    fn traced(&mut self, access: &Traced<'_>) {
+        let _ = access;
+    }
 }

@@ -1,6 +1,6 @@
 //! What the vCPUs share: RAM, decoded pages, exclusive reservations, broadcasts, and why a run ends.
 
-use guest_ram::{CODE, GuestRam, MONITOR, PAGE_SIZE};
+use guest_ram::{CODE, GuestRam, MONITOR, PAGE_SIZE, STORES};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Features;
@@ -47,7 +47,7 @@ pub struct Shared {
     pub(crate) code: CodeCache,
     /// Open reservations of the vCPUs that do not run, by index. The running one's is in [`Core::monitor`].
     pub(crate) monitors: Vec<Option<Reservation>>,
-    /// Pages (by index in RAM) that became watched: write keys for them must go from every vCPU's TLB.
+    /// Pages (by index in RAM) that became watched: keys for them must go from every vCPU's TLB.
     pub(crate) watched: Vec<usize>,
     /// Pages that are watched for a reservation.
     reserved: Vec<usize>,
@@ -124,7 +124,7 @@ impl Shared {
             self.ram.watch().clear(*page, MONITOR);
         }
         for &page in &pages {
-            if self.ram.watch().flags(page) == 0 {
+            if self.ram.watch().flags(page) & STORES == 0 {
                 self.watched.push(page);
             }
             self.ram.watch().set(page, MONITOR);
@@ -145,9 +145,29 @@ impl Shared {
     pub(crate) fn watch_page(&mut self, core: &mut Core, page: usize, flag: u8) {
         let before = self.ram.watch().flags(page);
         self.ram.watch().set(page, flag);
-        if before == 0 {
-            core.mmu.drop_write_keys(self.ram.base() + (page * PAGE_SIZE) as u64);
+        if before & STORES == 0 {
+            core.mmu.drop_keys(self.ram.base() + (page * PAGE_SIZE) as u64, flag);
             self.watched.push(page);
+        }
+    }
+
+    /// Takes note of the pages that became traced since the last time.
+    pub(crate) fn newly_traced(&mut self) {
+        if self.ram.watch().has_fresh() {
+            self.watched.extend(self.ram.watch().take_fresh());
+        }
+    }
+
+    /// The same while `core` runs: something outside began to trace pages when it was called.
+    #[inline]
+    pub(crate) fn traced_meanwhile(&mut self, core: &mut Core) {
+        if self.ram.watch().has_fresh() {
+            let first = self.watched.len();
+            self.newly_traced();
+            for &page in &self.watched[first..] {
+                let pa = self.ram.base() + (page * PAGE_SIZE) as u64;
+                core.mmu.drop_keys(pa, self.ram.watch().flags(page));
+            }
         }
     }
 }

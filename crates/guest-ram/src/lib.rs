@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use touched::Touched;
 
-pub use watch::{CODE, Hit, MONITOR, PAGE_SIZE, Watch, WatchBitmap};
+pub use watch::{CODE, Hit, LOADS, MONITOR, PAGE_SIZE, STORES, Tracer, Watch, WatchBitmap};
 
 /// The vm-memory type behind [`GuestRam`].
 pub type Mem = GuestMemoryMmap<WatchBitmap>;

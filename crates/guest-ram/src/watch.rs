@@ -1,7 +1,8 @@
-//! Per-page watch flags, and the log of device writes that hit a watched page.
+//! Per-page watch flags, the log of device writes that hit a watched page, and tracing: whoever wants to know of every
+//! access to a page marks it, and is told of those of the vCPUs and of devices alike.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
@@ -12,6 +13,33 @@ pub const PAGE_SIZE: usize = 4096;
 pub const CODE: u8 = 1;
 /// The page holds the address of an open exclusive reservation.
 pub const MONITOR: u8 = 2;
+/// Flags for which a vCPU's stores must be noticed.
+pub const STORES: u8 = CODE | MONITOR | 0b0101_0100;
+/// Flags for which a vCPU's loads must be noticed.
+pub const LOADS: u8 = 0b1010_1000;
+
+/// Somebody who traces accesses to pages. Each has flags of its own, so that one may stop while another goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracer(u8);
+
+impl Tracer {
+    /// The checker of the SMMU.
+    pub const CHECKER: Tracer = Tracer(2);
+    /// Whoever watches bounce buffers.
+    pub const POOL: Tracer = Tracer(4);
+
+    /// The flag of a page whose stores it wants to see.
+    #[must_use]
+    pub const fn stores(self) -> u8 {
+        1 << self.0
+    }
+
+    /// The flag of a page whose loads it wants to see.
+    #[must_use]
+    pub const fn loads(self) -> u8 {
+        2 << self.0
+    }
+}
 
 /// A write that touched a watched page: offset in RAM and length, both in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +56,12 @@ pub struct Watch {
     flags: Box<[AtomicU8]>,
     any_hit: AtomicBool,
     hits: Mutex<Vec<Hit>>,
+    any_fresh: AtomicBool,
+    /// Pages that became traced, for which the vCPUs may still have a fast way.
+    fresh: Mutex<Vec<usize>>,
+    any_traced: AtomicBool,
+    /// Writes by devices to traced pages.
+    traced: Mutex<Vec<Hit>>,
 }
 
 impl Watch {
@@ -36,7 +70,7 @@ impl Watch {
         let zeroes = vec![0u8; len.div_ceil(PAGE_SIZE)].into_boxed_slice();
         // SAFETY: AtomicU8 has the size, alignment and bit validity of u8, and the box is the only owner.
         let flags = unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicU8]) };
-        Self { flags, any_hit: AtomicBool::new(false), hits: Mutex::new(Vec::new()) }
+        Self { flags, ..Self::default() }
     }
 
     /// Flags of the page at index `page`; zero past the end of RAM.
@@ -59,6 +93,40 @@ impl Watch {
         }
     }
 
+    /// Traces a page: `bits` are flags of a [`Tracer`].
+    pub fn trace(&self, page: usize, bits: u8) {
+        if let Some(flags) = self.flags.get(page)
+            && flags.fetch_or(bits, Ordering::Relaxed) & bits != bits
+        {
+            lock(&self.fresh).push(page);
+            self.any_fresh.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether pages became traced since the last [`Watch::take_fresh`].
+    #[inline]
+    pub fn has_fresh(&self) -> bool {
+        self.any_fresh.load(Ordering::Relaxed)
+    }
+
+    /// Pages that became traced, by index. The vCPUs must give up their fast way to them.
+    pub fn take_fresh(&self) -> Vec<usize> {
+        self.any_fresh.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *lock(&self.fresh))
+    }
+
+    /// Whether a device wrote to a traced page since the last [`Watch::take_traced`].
+    #[inline]
+    pub fn has_traced(&self) -> bool {
+        self.any_traced.load(Ordering::Relaxed)
+    }
+
+    /// What devices wrote to traced pages, oldest first.
+    pub fn take_traced(&self) -> Vec<Hit> {
+        self.any_traced.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *lock(&self.traced))
+    }
+
     /// Whether a hit was logged since the last [`Watch::take_hits`].
     #[inline]
     pub fn has_hits(&self) -> bool {
@@ -68,7 +136,7 @@ impl Watch {
     /// The logged hits, oldest first.
     pub fn take_hits(&self) -> Vec<Hit> {
         self.any_hit.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *self.hits.lock().unwrap_or_else(|e| e.into_inner()))
+        std::mem::take(&mut *lock(&self.hits))
     }
 
     fn record(&self, offset: usize, len: usize) {
@@ -76,15 +144,24 @@ impl Watch {
             return;
         }
         let (first, last) = (offset / PAGE_SIZE, (offset + len - 1) / PAGE_SIZE);
-        if (first..=last).any(|p| self.flags(p) != 0) {
-            let hit = Hit { offset: offset as u64, len: len as u32 };
-            let mut hits = self.hits.lock().unwrap_or_else(|e| e.into_inner());
+        let flags = (first..=last).fold(0, |flags, page| flags | self.flags(page));
+        let hit = Hit { offset: offset as u64, len: len as u32 };
+        if flags & (CODE | MONITOR) != 0 {
+            let mut hits = lock(&self.hits);
             if hits.last() != Some(&hit) {
                 hits.push(hit);
             }
             self.any_hit.store(true, Ordering::Relaxed);
         }
+        if flags & STORES & !(CODE | MONITOR) != 0 {
+            lock(&self.traced).push(hit);
+            self.any_traced.store(true, Ordering::Relaxed);
+        }
     }
+}
+
+fn lock<T>(list: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    list.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// The [`Bitmap`] through which every vm-memory write reaches the [`Watch`].
@@ -141,5 +218,26 @@ mod tests {
         assert!(bitmap.watch().has_hits());
         assert_eq!(bitmap.watch().take_hits(), [Hit { offset: 2 * PAGE_SIZE as u64 - 1, len: 2 }]);
         assert!(!bitmap.watch().has_hits());
+    }
+
+    #[test]
+    fn tracers_do_not_disturb_each_other() {
+        let bitmap = WatchBitmap::with_len(4 * PAGE_SIZE);
+        let watch = bitmap.watch();
+        let (a, b) = (Tracer::CHECKER, Tracer::POOL);
+        watch.trace(1, a.stores());
+        watch.trace(1, b.stores() | b.loads());
+        watch.trace(1, a.stores());
+        assert_eq!(watch.take_fresh(), [1, 1], "once for each new flag");
+        watch.clear(1, b.stores() | b.loads());
+        assert_eq!(watch.flags(1), a.stores());
+        bitmap.mark_dirty(PAGE_SIZE, 8);
+        bitmap.mark_dirty(2 * PAGE_SIZE, 8);
+        assert!(!watch.has_hits(), "tracing is nothing to the vCPUs");
+        assert_eq!(watch.take_traced(), [Hit { offset: PAGE_SIZE as u64, len: 8 }]);
+        assert!(!watch.has_traced());
+        assert_eq!((STORES, LOADS), (0b0101_0111, 0b1010_1000));
+        assert_eq!((a.stores() | b.stores()) & STORES, a.stores() | b.stores());
+        assert_eq!((a.loads() | b.loads()) & LOADS, a.loads() | b.loads());
     }
 }

@@ -1,10 +1,13 @@
 //! The slow path of data accesses: alignment, translation of each page, devices, watched pages, big-endian order.
 
+use guest_ram::{CODE, LOADS, MONITOR, STORES};
+
 use super::tlb::View;
 use super::translate::{ALIGNMENT, EXTERNAL, Page, Status, UNSUPPORTED, WATCHPOINT, Want, translate};
 use super::{AccessKind, Prim, data_view, host};
 use crate::core::{Core, Ctx};
 use crate::exception::{self, DataAbort, Fault};
+use crate::platform::Traced;
 use crate::sys::{ZVA_BYTES, debug, sctlr};
 
 /// Where the bytes of one access are: in one page, or the end of one and the start of another.
@@ -84,6 +87,7 @@ pub(super) fn load_slow<T: Prim>(
         }
         Err(at) => Err(at),
     };
+    ctx.shared.traced_meanwhile(core);
     match value {
         Ok(value) if big_endian(core) => Ok(value.swapped()),
         Ok(value) => Ok(value),
@@ -111,12 +115,26 @@ pub(super) fn store_slow<T: Prim>(
         }),
         Err(at) => Err(at),
     };
+    ctx.shared.traced_meanwhile(core);
     done.map_err(|at| abort(core, ctx, at, true))
+}
+
+/// Tells the platform of an access to a traced page.
+#[cold]
+fn traced(core: &Core, ctx: &mut Ctx<'_>, pa: u64, size: u64, value: Option<u128>, flags: u8) {
+    let access = Traced { core, ram: &ctx.shared.ram, pa, size: size as u8, value, flags };
+    ctx.platform.traced(&access);
 }
 
 /// Reads from one page.
 fn read<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64) -> Result<T, At> {
-    if let Some(value) = host::read(&ctx.shared.ram, pa) {
+    if let Some(offset) = ctx.shared.ram.offset(pa, T::SIZE)
+        && let Some(value) = host::read(&ctx.shared.ram, pa)
+    {
+        let flags = ctx.shared.ram.watch().flags((offset >> 12) as usize);
+        if flags & LOADS != 0 {
+            traced(core, ctx, pa, T::SIZE, None, flags);
+        }
         return Ok(value);
     }
     device_access(r, pa, |part, offset| {
@@ -131,9 +149,12 @@ fn read<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64) -> Result<
 fn write<T: Prim>(core: &Core, ctx: &mut Ctx<'_>, r: Request, pa: u64, value: T) -> Result<(), At> {
     if let Some(offset) = ctx.shared.ram.offset(pa, T::SIZE) {
         // An access to one page stays in it, so its first byte tells whether it is watched.
-        if ctx.shared.ram.watch().flags((offset >> 12) as usize) != 0 && ctx.shared.watched_store(pa, T::SIZE)
-        {
+        let flags = ctx.shared.ram.watch().flags((offset >> 12) as usize);
+        if flags & (CODE | MONITOR) != 0 && ctx.shared.watched_store(pa, T::SIZE) {
             ctx.end_block();
+        }
+        if flags & STORES & !(CODE | MONITOR) != 0 {
+            traced(core, ctx, pa, T::SIZE, Some(value.widen()), flags);
         }
         host::write(&ctx.shared.ram, pa, value);
         return Ok(());
@@ -219,6 +240,7 @@ pub fn zero_block(core: &mut Core, ctx: &mut Ctx<'_>, va: u64) -> Result<(), Fau
             write(core, ctx, request, pa + offset, 0u128)
         })
     });
+    ctx.shared.traced_meanwhile(core);
     done.map_err(|at| abort(core, ctx, at, true))
 }
 

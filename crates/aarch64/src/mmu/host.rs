@@ -1,7 +1,7 @@
 //! The fast path: keys derived from the TLB, and the only place where guest RAM is reached through host pointers.
 #![allow(unsafe_code)]
 
-use guest_ram::GuestRam;
+use guest_ram::{GuestRam, LOADS, STORES};
 
 use super::tlb::{Cached, ENTRIES, View, index};
 
@@ -172,12 +172,13 @@ impl Fast {
         self.entries.fill(Entry::default());
     }
 
-    /// Forgets the write keys of the page at physical address `pa`.
-    pub(super) fn drop_write_keys(&mut self, pa: u64) {
+    /// Forgets the keys for data of the page at physical address `pa` that its watch `flags` forbid.
+    pub(super) fn drop_keys(&mut self, pa: u64, flags: u8) {
         let pa = pa & !0xfff;
         for e in &mut self.entries[..View::UserCode as usize] {
             if e.pa == pa {
-                e.write = 0;
+                e.write = if flags & STORES != 0 { 0 } else { e.write };
+                e.read = if flags & LOADS != 0 { 0 } else { e.read };
             }
         }
     }
@@ -195,9 +196,11 @@ impl Fast {
             self.ram = Some(ram.clone());
         }
         let key = self.key(va);
-        let writable = e.permits(true) && ram.watch().flags((offset >> 12) as usize) == 0;
+        let flags = ram.watch().flags((offset >> 12) as usize);
+        let readable = e.permits(false) && (flags & LOADS == 0 || view.is_code());
+        let writable = e.permits(true) && flags & STORES == 0;
         self.entries[index(view, va)] = Entry {
-            read: if e.permits(false) { key } else { 0 },
+            read: if readable { key } else { 0 },
             write: if writable { key } else { 0 },
             addend: (ram.host() as u64).wrapping_add(offset).wrapping_sub(va & !0xfff),
             pa: e.pa,

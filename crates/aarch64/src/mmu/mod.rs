@@ -106,9 +106,9 @@ impl Mmu {
         self.fast.drop_all();
     }
 
-    /// Stores to the RAM page at `pa` must take the slow path from now on.
-    pub fn drop_write_keys(&mut self, pa: u64) {
-        self.fast.drop_write_keys(pa);
+    /// Accesses to the RAM page at `pa` must take the slow path from now on, as its watch `flags` say.
+    pub fn drop_keys(&mut self, pa: u64, flags: u8) {
+        self.fast.drop_keys(pa, flags);
     }
 
     /// Another vCPU's TLBI, already checked there, with its operand.
@@ -257,6 +257,12 @@ fn fetch_slow(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
         return Err(exception::illegal_state(core, ctx));
     }
     Ok(pa)
+}
+
+/// The 64-bit word at `va` as EL1's tables have it now, for who looks on: no state changes.
+pub(crate) fn peek(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Option<u64> {
+    (va & 7 == 0).then_some(())?;
+    translate::peek(&core.sys, ram, va).and_then(|pa| host::read::<u64>(ram, pa))
 }
 
 /// SP must be aligned where SCTLR_EL1.SA (SA0 at EL0) says so.

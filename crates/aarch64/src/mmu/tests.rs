@@ -479,7 +479,7 @@ fn watched_pages_take_the_slow_path() {
     put(&mut rig, LOW, 1u64).unwrap();
     let page = ((PAGE - RAM) >> 12) as usize;
     rig.shared.ram.watch().set(page, guest_ram::CODE);
-    rig.core.mmu.drop_write_keys(PAGE);
+    rig.core.mmu.drop_keys(PAGE, guest_ram::CODE);
     assert_eq!(read(&mut rig, LOW), Ok(1));
     put(&mut rig, LOW, 2u64).unwrap();
     assert_eq!(rig.shared.ram.watch().flags(page), 0, "the code there was forgotten");

@@ -5,6 +5,8 @@ use pgtable::{
     table_base,
 };
 
+use guest_ram::GuestRam;
+
 use super::host;
 use super::tlb::{Cached, Filling, View, is_device};
 use crate::core::{Core, Ctx};
@@ -119,12 +121,12 @@ fn ranges(sys: &SysRegs) -> Ranges {
 
 /// Walks the tables for `va`.
 #[inline]
-fn walk(sys: &SysRegs, ctx: &Ctx<'_>, va: u64) -> Result<pgtable::Leaf, WalkFault> {
+fn walk(sys: &SysRegs, ram: &GuestRam, va: u64) -> Result<pgtable::Leaf, WalkFault> {
     let upper = ranges(sys).select(va)? == Half::Upper;
     let mut step = Walk::stage1(&stage1(sys, upper), va);
     loop {
         match step {
-            Step::Fetch(walk) => match host::read::<u64>(&ctx.shared.ram, walk.address()) {
+            Step::Fetch(walk) => match host::read::<u64>(ram, walk.address()) {
                 Some(descriptor) if sys.sctlr_el1 & sctlr::EE != 0 => {
                     step = walk.next(descriptor.swap_bytes())
                 }
@@ -189,7 +191,7 @@ pub(super) fn translate(
 
 /// Walks, checks, and caches the translation for `view`.
 fn fill(core: &mut Core, ctx: &Ctx<'_>, view: View, va: u64, want: Want) -> Result<Cached, Status> {
-    let leaf = walk(&core.sys, ctx, va).map_err(|fault| u32::from(fault.status_code()))?;
+    let leaf = walk(&core.sys, &ctx.shared.ram, va).map_err(|fault| u32::from(fault.status_code()))?;
     let controls = Controls {
         wxn: core.sys.sctlr_el1 & sctlr::WXN != 0,
         pan: view == View::KernelPanData,
@@ -216,6 +218,14 @@ fn fill(core: &mut Core, ctx: &Ctx<'_>, view: View, va: u64, want: Want) -> Resu
     };
     let mmu = &mut core.mmu;
     Ok(mmu.tlb.fill(&mut mmu.fast, view, va, filling))
+}
+
+/// Where `va` leads by the tables as they are now, for who looks on: no state changes.
+pub(super) fn peek(sys: &SysRegs, ram: &GuestRam, va: u64) -> Option<u64> {
+    if sys.sctlr_el1 & sctlr::M == 0 {
+        return Some(va);
+    }
+    walk(sys, ram, va).ok().map(|leaf| leaf.pa)
 }
 
 /// AT S1E0R, S1E0W, S1E1R, S1E1W: PAR_EL1 gets the result.

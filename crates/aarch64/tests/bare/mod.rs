@@ -7,7 +7,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use aarch64::sys::timer::VIRTUAL_INTID;
-use aarch64::{At, BusFault, Cluster, Config, EngineKind, Exit, Features, IrqLines, Platform, Ran, SysKey};
+use aarch64::{
+    At, BusFault, Cluster, Config, EngineKind, Exit, Features, IrqLines, Platform, Ran, SysKey, Traced,
+};
 use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use guest_ram::GuestRam;
@@ -51,7 +53,7 @@ pub(crate) const CNTV_CVAL_EL0: u32 = reg(3, 3, 14, 3, 2);
 const VECTOR: u16 = 0x1000;
 
 /// What is not a vCPU.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) struct Board {
     /// Interrupt inputs by vCPU, besides the virtual timer's IRQ.
     pub(crate) lines: Vec<IrqLines>,
@@ -63,6 +65,37 @@ pub(crate) struct Board {
     pub(crate) accesses: Vec<(u64, usize, u64, u8, Option<u64>)>,
     /// End the run after the next platform call.
     pub(crate) yield_wanted: bool,
+    /// Every access to a traced page.
+    pub(crate) traced: Vec<Seen>,
+    /// Pages to trace when the next access to a device or traced page comes, with flags.
+    pub(crate) trace_next: Option<(GuestRam, u64, u8)>,
+}
+
+/// An access to a traced page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Seen {
+    pub(crate) now: u64,
+    pub(crate) cpu: usize,
+    pub(crate) pa: u64,
+    pub(crate) size: u8,
+    pub(crate) value: Option<u128>,
+    pub(crate) trace: aarch64::Backtrace,
+}
+
+impl PartialEq for Board {
+    fn eq(&self, other: &Self) -> bool {
+        let seen = |b: &Self| (b.lines.clone(), b.timers.clone(), b.yield_wanted);
+        seen(self) == seen(other)
+            && (&self.ppis, &self.accesses, &self.traced) == (&other.ppis, &other.accesses, &other.traced)
+    }
+}
+
+impl Board {
+    fn begin_tracing(&mut self) {
+        if let Some((ram, pa, flags)) = self.trace_next.take() {
+            ram.watch().trace(((pa - RAM) >> 12) as usize, flags);
+        }
+    }
 }
 
 impl Platform for Board {
@@ -80,6 +113,7 @@ impl Platform for Board {
             return Err(BusFault);
         }
         self.accesses.push((at.now, at.cpu, offset, size, Some(value)));
+        self.begin_tracing();
         Ok(())
     }
     fn icc_read(&mut self, _: At, _: SysKey) -> Option<u64> {
@@ -100,6 +134,12 @@ impl Platform for Board {
     }
     fn take_yield(&mut self) -> bool {
         std::mem::take(&mut self.yield_wanted)
+    }
+    fn traced(&mut self, access: &Traced<'_>) {
+        let &Traced { core, pa, size, value, .. } = access;
+        let (At { cpu, now }, trace) = (core.at(), core.backtrace(access.ram));
+        self.traced.push(Seen { now, cpu, pa, size, value, trace });
+        self.begin_tracing();
     }
 }
 

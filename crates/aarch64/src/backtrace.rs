@@ -1,0 +1,40 @@
+//! Which code a vCPU is in, for people: addresses by the frame records that AAPCS64 (6.4.6) chains from X29.
+
+use guest_ram::GuestRam;
+
+use crate::core::Core;
+use crate::mmu;
+
+/// Frame records that are followed.
+const FRAMES: usize = 8;
+
+/// Where a vCPU is and how it got there, as far as frame records tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backtrace {
+    /// The instruction being executed.
+    pub pc: u64,
+    /// X30: the caller of a function that keeps no frame record; stale in one that does.
+    pub lr: u64,
+    /// Return addresses of the frame records, innermost first; 0 behind the last.
+    pub callers: [u64; FRAMES],
+}
+
+impl Core {
+    /// Follows the frame records from X29. Reads memory by the present tables and changes nothing.
+    #[must_use]
+    pub fn backtrace(&self, ram: &GuestRam) -> Backtrace {
+        let mut trace = Backtrace { pc: self.pc, lr: self.r[30], callers: [0; FRAMES] };
+        let mut record = self.r[29];
+        for caller in &mut trace.callers {
+            let next = mmu::peek(self, ram, record);
+            let (Some(next), Some(lr)) = (next, mmu::peek(self, ram, record.wrapping_add(8))) else { break };
+            *caller = lr;
+            // Records lie behind each other on one stack; another stack's may lie anywhere.
+            if lr == 0 || next == record {
+                break;
+            }
+            record = next;
+        }
+        trace
+    }
+}
