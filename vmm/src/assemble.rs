@@ -6,6 +6,7 @@ use aarch64::{Cluster, Config, EngineKind, Features};
 use anyhow::{Context, Result};
 use devices::dma::{Fabric, ItsInbox};
 use devices::gic::{self, Gic};
+use devices::lab::Lab;
 use devices::pci::{PciHost, Slot};
 use devices::pl031::Pl031;
 use devices::testdev::{self, IommuTestdev};
@@ -59,6 +60,7 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         bootargs: "",
         initrd: None,
         smmu: matches!(options.smmu, Smmu::On(_)),
+        lab: options.lab.is_some(),
         seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
     };
     let entry = load(&machine.board.ram, boot, tree)?;
@@ -106,7 +108,8 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         inbox.clone(),
     );
     let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), Latency::default()));
-    let board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, agents, inbox);
+    let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, agents, inbox);
+    board.lab = options.lab.clone().map(Lab::new);
     let engine = match options.engine {
         Engine::Block => EngineKind::Block,
         Engine::Step => EngineKind::Step,

@@ -4,6 +4,7 @@ use aarch64::platform::{At, BusFault, IrqLines, Platform, SysKey};
 use devices::agent::earliest;
 use devices::dma::{ItsInbox, Message};
 use devices::gic::Gic;
+use devices::lab::Lab;
 use devices::pci::PciHost;
 use devices::pl011::Pl011;
 use devices::pl031::Pl031;
@@ -30,6 +31,8 @@ pub struct Board {
     pub smmu: Option<SmmuAgents>,
     /// MSIs on their way to the ITS.
     pub inbox: ItsInbox,
+    /// The lab device, if there is one.
+    pub lab: Option<Lab>,
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
@@ -58,6 +61,7 @@ impl Board {
             pci,
             smmu,
             inbox,
+            lab: None,
             slice_end: 0,
             yield_asked: false,
             event: false,
@@ -246,6 +250,11 @@ impl Platform for Board {
         if let Some(offset) = at::RTC.offset(pa) {
             return Ok(self.rtc.read(now, offset, size));
         }
+        if let Some(offset) = at::LAB.offset(pa)
+            && let Some(lab) = &mut self.lab
+        {
+            return Ok(lab.read(now, offset, size));
+        }
         Err(BusFault)
     }
 
@@ -273,6 +282,11 @@ impl Platform for Board {
         } else if let Some(offset) = at::RTC.offset(pa) {
             self.rtc.write(now, offset, size, value);
             self.rtc_line();
+        } else if let Some(offset) = at::LAB.offset(pa)
+            && let Some(lab) = &mut self.lab
+        {
+            lab.write(now, offset, size, value);
+            self.yield_asked |= lab.marked();
         } else {
             return Err(BusFault);
         }

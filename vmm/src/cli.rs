@@ -115,7 +115,19 @@ pub struct MachineArgs {
     /// Advertise FEAT_PAN (privileged access never) to the guest
     #[arg(long)]
     pub pan: bool,
+    /// A lab device, at which the guest marks points of a scenario (docs/race.md)
+    #[arg(long)]
+    pub lab: bool,
+    /// A parameter for the guest to read at the lab device; repeatable
+    #[arg(long, value_name = "N", requires = "lab")]
+    pub param: Vec<u64>,
 }
+
+/// What a snapshot says instead.
+const NOT_WITH_FROM: [&str; 20] = [
+    "image", "kernel", "initrd", "append", "disk", "net", "cpus", "mem", "smmu", "device", "seed", "engine",
+    "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
+];
 
 /// `smmulab run`.
 #[derive(Args, Clone, Debug)]
@@ -142,6 +154,15 @@ pub struct RunArgs {
     /// Give the machine a recording instead of live input: the same run again, to the bit
     #[arg(long, value_name = "FILE", help_heading = "Run", conflicts_with = "record")]
     pub play: Option<PathBuf>,
+    /// Save the whole machine at --snapshot-at, and go on; its disks must be `,ro`
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub snapshot: Option<PathBuf>,
+    /// When: at this virtual time, instead of the guest's first snapshot mark at the lab device
+    #[arg(long, value_name = "TIME", help_heading = "Run", requires = "snapshot")]
+    pub snapshot_at: Option<Span>,
+    /// Go on from a snapshot, with its guest and its machine, instead of booting
+    #[arg(long, value_name = "FILE", help_heading = "Run", conflicts_with_all = NOT_WITH_FROM)]
+    pub from: Option<PathBuf>,
     /// Write counters and hashes of the run as one JSON object
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub stats: Option<PathBuf>,

@@ -27,6 +27,8 @@ pub struct Tree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Whether an SMMU stands before PCIe.
     pub smmu: bool,
+    /// Whether there is a lab device.
+    pub lab: bool,
     /// Seeds for the guest's address-space layout and random pool; a function of the run's seed.
     pub seeds: [u64; 4],
 }
@@ -58,6 +60,12 @@ impl Tree<'_> {
         peripherals(&mut fdt)?;
         if self.smmu {
             smmu(&mut fdt)?;
+        }
+        if self.lab {
+            let lab = fdt.begin_node(&format!("lab@{:x}", at::LAB.base))?;
+            fdt.property_string("compatible", "smmulab,lab")?;
+            fdt.property_array_u64("reg", &window(at::LAB))?;
+            fdt.end_node(lab)?;
         }
         self.pcie(&mut fdt)?;
         fdt.end_node(root)?;
@@ -212,8 +220,15 @@ mod tests {
     #[test]
     fn the_smmu_node_is_there_only_when_asked_for() {
         let tree = |smmu| {
-            let tree =
-                Tree { cpus: 2, ram: 1 << 30, bootargs: "quiet", initrd: Some((1, 2)), smmu, seeds: [1; 4] };
+            let tree = Tree {
+                cpus: 2,
+                ram: 1 << 30,
+                bootargs: "quiet",
+                initrd: Some((1, 2)),
+                smmu,
+                lab: false,
+                seeds: [1; 4],
+            };
             let blob = tree.write().unwrap();
             blob.windows(11).any(|w| w == b"arm,smmu-v3")
         };
@@ -223,7 +238,15 @@ mod tests {
 
     #[test]
     fn a_nul_in_the_command_line_is_an_error() {
-        let tree = Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", initrd: None, smmu: true, seeds: [0; 4] };
+        let tree = Tree {
+            cpus: 1,
+            ram: 1 << 30,
+            bootargs: "a\0b",
+            initrd: None,
+            smmu: true,
+            lab: false,
+            seeds: [0; 4],
+        };
         assert!(tree.write().is_err());
     }
 }

@@ -45,6 +45,8 @@ pub const UART: Window = Window::new(0x0900_0000, 0x1000);
 pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
 /// SMMUv3: register pages 0 and 1.
 pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
+/// The lab device, where the platform bus of `virt` begins.
+pub const LAB: Window = Window::new(0x0c00_0000, 0x1000);
 /// PCIe 32-bit memory window.
 pub const PCI_MMIO: Window = Window::of(pci::MMIO32);
 /// PCIe I/O window.
@@ -77,7 +79,7 @@ mod tests {
 
     #[test]
     fn windows_do_not_overlap() {
-        let mut all = [GICD, ITS, GICR, UART, RTC, SMMU, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
+        let mut all = [GICD, ITS, GICR, UART, RTC, SMMU, LAB, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
         all.sort_by_key(|w| w.base);
         for pair in all.windows(2) {
             assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");

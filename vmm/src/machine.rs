@@ -2,6 +2,7 @@
 
 use aarch64::{Cluster, Exit};
 use devices::agent::earliest;
+use devices::lab::{Lab, Mark};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
@@ -21,6 +22,8 @@ pub enum Stop {
     Idle,
     /// Every vCPU waits until this virtual time, at which something inside the machine happens.
     Sleep(u64),
+    /// The guest marked a point of a scenario at the lab device, with its code.
+    Marked(Mark, u32),
 }
 
 /// What a vCPU is doing.
@@ -189,6 +192,9 @@ impl Machine {
                         return stop;
                     }
                 }
+            }
+            if let Some((mark, code)) = self.board.lab.as_mut().and_then(Lab::take_mark) {
+                return Stop::Marked(mark, code);
             }
         }
     }

@@ -145,6 +145,8 @@ pub struct MachineOptions {
     pub lse: bool,
     /// FEAT_PAN.
     pub pan: bool,
+    /// Parameters of the lab device, if there is one.
+    pub lab: Option<Vec<u64>>,
 }
 
 impl Default for MachineOptions {
@@ -161,6 +163,7 @@ impl Default for MachineOptions {
             quantum: 20_000,
             lse: false,
             pan: false,
+            lab: None,
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::load::Boot;
 use crate::machine::{Machine, Stop};
 use crate::options::MachineOptions;
 use crate::say::say;
+use crate::snapshot::{self, Snapshot};
 use crate::stats::{self, HashWriter, Host, Stats};
+use devices::lab::Mark;
 use devices::pci::Slot;
 use devices::virtio::{Console, Net};
 
@@ -31,35 +33,46 @@ const SLICE: u64 = 2_000_000;
 /// # Errors
 /// One line for the user; the status is then [`status::USAGE`].
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let options = machine_options(&args.machine, &args.guest)?;
-    let boot = boot(&args.guest, args.exec.as_deref())?;
-    let log = match (&args.kernel_log, &args.exec) {
-        (Some(path), _) => Log::File(create(path)?),
-        (None, Some(_)) => Log::Stderr,
-        (None, None) => Log::Stdout,
+    let (machine, options, exec) = match &args.from {
+        Some(path) => {
+            let Snapshot { machine, options, exec } = snapshot::load(path)?;
+            (machine, options, exec)
+        }
+        None => {
+            let options = machine_options(&args.machine, &args.guest)?;
+            let machine = assemble(&options, &boot(&args.guest, args.exec.as_deref())?)?;
+            (machine, options, args.exec.is_some())
+        }
+    };
+    let log = match &args.kernel_log {
+        Some(path) => Log::File(create(path)?),
+        None if exec => Log::Stderr,
+        None => Log::Stdout,
     };
     // The file is made before the run, so that a path that cannot be written is known before the work is done.
     let stats_file = args.stats.as_deref().map(create).transpose()?;
-    let machine = assemble(&options, &boot)?;
+    let plan = args.snapshot.clone().map(|path| Plan { path, at: args.snapshot_at.map(|span| span.0), exec });
     let mut session = Session {
         machine,
+        plan,
+        options,
         passt: None,
         typed: Vec::new(),
         recorder: args.record.as_deref().map(Recorder::create).transpose()?,
         player: args.play.as_deref().map(Player::open).transpose()?,
         edge: Edge::new().context("cannot make an event loop")?,
         log,
-        trailer: args.exec.is_some().then(ExitTrailer::new),
+        trailer: exec.then(ExitTrailer::new),
         hashes: [HashWriter::new(), HashWriter::new()],
         bytes: [0; 2],
     };
     let live = session.player.is_none();
-    if options.net && live {
+    if session.options.net && live {
         let passt = Passt::start()?;
         session.edge.watch(&passt);
         session.passt = Some(passt);
     }
-    let raw = if args.exec.is_none() && live {
+    let raw = if !exec && live {
         session.edge.watch_stdin();
         Some(RawMode::enter())
     } else {
@@ -70,12 +83,15 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let outcome = session.drive(limit);
     let elapsed = start.elapsed();
     drop(raw);
-    let code = session.finish(outcome, args.exec.is_some())?;
+    let code = session.finish(outcome, exec)?;
     if let Some(recorder) = session.recorder.take() {
         recorder.finish()?;
     }
     if let Some(file) = stats_file {
         session.write_stats(file, elapsed).context("cannot write the statistics")?;
+    }
+    if let Some(plan) = session.plan {
+        anyhow::bail!("the run ended before its snapshot {} was due", plan.path.display());
     }
     Ok(code)
 }
@@ -97,6 +113,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         quantum: machine.quantum,
         lse: machine.lse,
         pan: machine.pan,
+        lab: machine.lab.then(|| machine.param.clone()),
     };
     options.check().map_err(anyhow::Error::msg)?;
     Ok(options)
@@ -176,8 +193,19 @@ enum Given {
     Quit,
 }
 
+/// A snapshot to take.
+struct Plan {
+    path: PathBuf,
+    /// At this virtual time; without one, at the guest's mark.
+    at: Option<u64>,
+    exec: bool,
+}
+
 struct Session {
     machine: Machine,
+    /// The snapshot that is still to be taken.
+    plan: Option<Plan>,
+    options: MachineOptions,
     passt: Option<Passt>,
     /// Typed and not yet given to the UART, which had no room.
     typed: Vec<u8>,
@@ -199,12 +227,19 @@ impl Session {
             // The points at which idle time stops, and output is taken, are the same when a recording is played.
             self.machine.real_time_idle =
                 self.edge.has_sources() || self.player.is_some() || self.recorder.is_some();
-            let until = (now - now % SLICE).saturating_add(SLICE).min(limit).min(self.next_recorded());
+            let mut until = (now - now % SLICE).saturating_add(SLICE).min(limit).min(self.next_recorded());
+            if let Some(at) = self.plan.as_ref().and_then(|plan| plan.at) {
+                until = until.min(at.max(now + 1));
+            }
             let stop = self.machine.run(until);
             if let Err(e) = self.output() {
                 return Outcome::OutputGone(e);
             }
+            if let Err(e) = self.snapshot(stop) {
+                return Outcome::Failed(e);
+            }
             match stop {
+                Stop::Marked(mark, code) => log::info!("the guest marks {mark:?}, code {code}"),
                 Stop::PowerOff => return Outcome::PowerOff,
                 Stop::Reset => return Outcome::Reset,
                 Stop::Until if self.machine.now() >= limit => return Outcome::TimeLimit,
@@ -223,6 +258,18 @@ impl Session {
                 Ok(_) => {}
                 Err(e) => return Outcome::Failed(e),
             }
+        }
+    }
+
+    /// Takes the snapshot that is planned, if this is the moment.
+    fn snapshot(&mut self, stop: Stop) -> Result<()> {
+        let due = self.plan.take_if(|plan| match plan.at {
+            Some(at) => self.machine.now() >= at,
+            None => matches!(stop, Stop::Marked(Mark::Snapshot, _)),
+        });
+        match due {
+            Some(plan) => snapshot::save(&self.machine, &self.options, plan.exec, &plan.path),
+            None => Ok(()),
         }
     }
 

@@ -37,29 +37,42 @@ const BUFFER: usize = 1 << 20;
 #[derive(Serialize, Deserialize)]
 struct Header {
     smmulab: String,
+    /// The guest runs a `--exec` command.
+    exec: bool,
     options: MachineOptions,
     state: MachineState,
+}
+
+/// What a snapshot holds.
+pub struct Snapshot {
+    /// The machine, ready to go on.
+    pub machine: Machine,
+    /// What it was built from.
+    pub options: MachineOptions,
+    /// Whether its guest runs a `--exec` command.
+    pub exec: bool,
 }
 
 /// Writes a machine to a file. What was at `path` before is replaced only when the snapshot is complete.
 ///
 /// # Errors
 /// When a disk could change under the snapshot, or the file cannot be written: one line for the user.
-pub fn save(machine: &Machine, options: &MachineOptions, path: &Path) -> Result<()> {
+pub fn save(machine: &Machine, options: &MachineOptions, exec: bool, path: &Path) -> Result<()> {
     if let Some(disk) = options.disks.iter().find(|disk| !disk.read_only) {
         bail!("a snapshot cannot keep what is on the disk {}: give it as FILE,ro", disk.path.display());
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write the snapshot {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(cannot)?;
-    write(machine, options, file.as_file_mut()).with_context(cannot)?;
+    write(machine, options, exec, file.as_file_mut()).with_context(cannot)?;
     file.persist(path).map_err(|e| e.error).with_context(cannot)?;
     Ok(())
 }
 
-fn write(machine: &Machine, options: &MachineOptions, file: &mut File) -> Result<()> {
+fn write(machine: &Machine, options: &MachineOptions, exec: bool, file: &mut File) -> Result<()> {
     let header = serde_json::to_vec(&Header {
         smmulab: env!("CARGO_PKG_VERSION").into(),
+        exec,
         options: options.clone(),
         state: MachineState::save(machine),
     })?;
@@ -88,12 +101,12 @@ fn write(machine: &Machine, options: &MachineOptions, file: &mut File) -> Result
 ///
 /// # Errors
 /// When the file cannot be read, is damaged or of another version, or the machine cannot be built: one line for the user.
-pub fn load(path: &Path) -> Result<(Machine, MachineOptions)> {
+pub fn load(path: &Path) -> Result<Snapshot> {
     let file = File::open(path).with_context(|| format!("cannot read the snapshot {}", path.display()))?;
     read(file).with_context(|| format!("cannot use the snapshot {}", path.display()))
 }
 
-fn read(file: File) -> Result<(Machine, MachineOptions)> {
+fn read(file: File) -> Result<Snapshot> {
     let size = file.metadata()?.len();
     let mut input = Hashing { inner: BufReader::with_capacity(BUFFER, file), hash: Xxh3::new() };
     let mut magic = [0; 8];
@@ -109,7 +122,7 @@ fn read(file: File) -> Result<(Machine, MachineOptions)> {
     let mut header = vec![0; length as usize];
     input.get(&mut header)?;
     let header: Header = serde_json::from_slice(&header).context("it is damaged, or of another program")?;
-    let Header { smmulab, options, state } = header;
+    let Header { smmulab, exec, options, state } = header;
     ensure!(
         smmulab == env!("CARGO_PKG_VERSION"),
         "it is of smmulab {smmulab}, not {}",
@@ -132,7 +145,7 @@ fn read(file: File) -> Result<(Machine, MachineOptions)> {
     let complete = u128::from_le_bytes(end) == digest && input.inner.read(&mut [0])? == 0;
     ensure!(complete, "it is damaged: its checksum is wrong");
     state.restore(&mut machine)?;
-    Ok((machine, options))
+    Ok(Snapshot { machine, options, exec })
 }
 
 /// Hashes what passes.

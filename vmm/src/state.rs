@@ -2,6 +2,7 @@
 
 use aarch64::State;
 use devices::gic::GicState;
+use devices::lab::Lab;
 use devices::pci::PciHostState;
 use devices::pl011::Pl011;
 use devices::pl031::Pl031;
@@ -23,6 +24,7 @@ pub struct MachineState {
     pci: PciHostState,
     smmu: Option<(Smmu, Due)>,
     event: bool,
+    lab: Option<Lab>,
 }
 
 /// A state does not belong to the machine that was to take it over.
@@ -43,6 +45,7 @@ impl MachineState {
             pci: board.pci.save(),
             smmu: board.smmu.as_ref().map(|smmu| smmu.save()),
             event: board.event(),
+            lab: board.lab.clone(),
         }
     }
 
@@ -65,6 +68,10 @@ impl MachineState {
             (Some(smmu), Some(state)) => smmu.restore(state),
             _ => return Err(OtherMachine),
         }
+        if board.lab.is_some() != self.lab.is_some() {
+            return Err(OtherMachine);
+        }
+        board.lab = self.lab;
         board.set_event(self.event);
         Ok(())
     }

@@ -101,8 +101,8 @@ fn a_snapshot_has_the_same_future() {
     let before = String::from_utf8(machine.board.uart.take_output()).unwrap();
     assert!(before.contains('a') && before.len() < 80, "{before}");
     let file = lab.path("snapshot");
-    snapshot::save(&machine, &lab.options, &file).unwrap();
-    let (mut copy, _) = snapshot::load(&file).unwrap();
+    snapshot::save(&machine, &lab.options, false, &file).unwrap();
+    let mut copy = snapshot::load(&file).unwrap().machine;
     assert_eq!(state_hash(&copy).unwrap(), state_hash(&machine).unwrap());
     assert_eq!(finish(&mut copy), finish(&mut machine));
 }
@@ -113,7 +113,7 @@ fn damaged_snapshots_are_refused_and_nothing_is_overwritten() {
     let mut machine = lab.machine();
     machine.run(300);
     let file = lab.path("snapshot");
-    snapshot::save(&machine, &lab.options, &file).unwrap();
+    snapshot::save(&machine, &lab.options, false, &file).unwrap();
     let good = std::fs::read(&file).unwrap();
     let error = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
@@ -137,6 +137,6 @@ fn damaged_snapshots_are_refused_and_nothing_is_overwritten() {
     let mut options = lab.options.clone();
     options.disks.push("disk".parse().unwrap());
     std::fs::write(&file, b"precious").unwrap();
-    assert!(snapshot::save(&machine, &options, &file).unwrap_err().to_string().contains("FILE,ro"));
+    assert!(snapshot::save(&machine, &options, false, &file).unwrap_err().to_string().contains("FILE,ro"));
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }

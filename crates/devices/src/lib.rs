@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bus;
 pub mod dma;
 pub mod gic;
+pub mod lab;
 pub mod pci;
 pub mod pl011;
 pub mod pl031;
