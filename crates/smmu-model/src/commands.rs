@@ -66,7 +66,9 @@ impl Smmu {
         let done = match mem.read(geometry.entry(self.regs.cmdq.cons), &mut bytes) {
             Ok(()) => {
                 let word = |n: usize| u64::from_le_bytes(bytes[n..n + 8].try_into().unwrap_or_default());
-                self.execute(&Command([word(0), word(8)]))
+                let (at, command) = (geometry.entry(self.regs.cmdq.cons), Command([word(0), word(8)]));
+                self.observer.tell(|o| o.fetched(at));
+                self.execute(&command)
             }
             Err(_) => Done::Error(Cerror::Abt),
         };
@@ -88,6 +90,7 @@ impl Smmu {
 
     fn execute(&mut self, command: &Command) -> Done {
         let Some(opcode) = command.opcode().filter(|&op| self.is_legal(op, command)) else {
+            self.observer.tell(|o| o.command_error(command, Cerror::Ill));
             return Done::Error(Cerror::Ill);
         };
         if opcode == Opcode::Sync && self.sync_blocked() {

@@ -30,10 +30,11 @@ mod stats;
 mod transaction;
 mod translate;
 
+pub use cache::World;
 pub use config::{Config, ConfigError, KEYS, StallModel};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
-pub use observer::Observer;
+pub use observer::{Descriptor, Observer};
 pub use smmu::Smmu;
 pub use stats::Stats;
 pub use transaction::{AccessKind, MemAttrs, Progress, Shareability, Transaction, Translation, TxnId};

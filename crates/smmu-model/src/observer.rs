@@ -1,13 +1,102 @@
 //! Somebody who watches and never interferes: statistics, tests, a checker.
 
-use crate::spec::command::Command;
+use pgtable::Granule;
+
+use crate::cache::World;
+use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
+use crate::transaction::{Transaction, Translation, TxnId};
+
+/// A descriptor that a walk fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Physical address of the descriptor.
+    pub at: u64,
+    /// What was read.
+    pub value: u64,
+    /// Level of its table.
+    pub level: i8,
+    /// Its table is where the walk begins.
+    pub first: bool,
+    /// The granule of its table.
+    pub granule: Granule,
+    /// 52-bit output addresses are in use.
+    pub pa52: bool,
+    /// VA, or IPA at stage 2.
+    pub input: u64,
+    /// StreamID that the walk was for.
+    pub sid: u32,
+    /// Index of the CD.
+    pub cd: u32,
+    /// StreamWorld and stage.
+    pub world: World,
+    /// The VMID by which it is tagged.
+    pub vmid: u16,
+    /// The ASID by which it is tagged; 0 at stage 2.
+    pub asid: u16,
+}
 
 /// Is told what the SMMU does. Every method does nothing unless implemented.
 pub trait Observer: Send {
     /// A command was consumed.
     fn command(&mut self, command: &Command) {
         let _ = command;
+    }
+
+    /// A command was read at this address; [`Observer::command`], [`Observer::command_error`] or nothing (a CMD_SYNC that
+    /// has to wait) follows.
+    fn fetched(&mut self, at: u64) {
+        let _ = at;
+    }
+
+    /// A command stopped the queue.
+    fn command_error(&mut self, command: &Command, error: Cerror) {
+        let _ = (command, error);
+    }
+
+    /// A word of a register was written, and reads as `value` now.
+    fn register(&mut self, offset: u64, value: u32) {
+        let _ = (offset, value);
+    }
+
+    /// An STE was fetched.
+    fn ste(&mut self, sid: u32, at: u64, words: &[u64; 8]) {
+        let _ = (sid, at, words);
+    }
+
+    /// A CD was fetched; `cd` is its index.
+    fn cd(&mut self, sid: u32, cd: u32, at: u64, words: &[u64; 8]) {
+        let _ = (sid, cd, at, words);
+    }
+
+    /// A walk fetched a descriptor.
+    fn descriptor(&mut self, descriptor: &Descriptor) {
+        let _ = descriptor;
+    }
+
+    /// Hardware changed a descriptor's access flag or dirty state.
+    fn updated(&mut self, at: u64, value: u64) {
+        let _ = (at, value);
+    }
+
+    /// A transaction goes on with this translation until [`Observer::completed`].
+    fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
+        let _ = (id, t, translation);
+    }
+
+    /// A transaction passes while SMMUEN is 0.
+    fn passed(&mut self, t: &Transaction) {
+        let _ = t;
+    }
+
+    /// A transaction is over, with its data or without.
+    fn completed(&mut self, id: TxnId) {
+        let _ = id;
+    }
+
+    /// A transaction stalls or is terminated for this, whether or not it is recorded.
+    fn faulted(&mut self, event: &Event) {
+        let _ = event;
     }
 
     /// An event record was written to the queue.
@@ -33,6 +122,14 @@ impl std::fmt::Debug for Seat {
 }
 
 impl Seat {
+    /// Tells whoever watches.
+    #[inline]
+    pub(crate) fn tell(&mut self, what: impl FnOnce(&mut dyn Observer)) {
+        if let Some(observer) = &mut self.0 {
+            what(observer.as_mut());
+        }
+    }
+
     pub(crate) fn command(&mut self, command: &Command) {
         if let Some(observer) = &mut self.0 {
             observer.command(command);

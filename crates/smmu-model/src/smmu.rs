@@ -129,6 +129,8 @@ impl Smmu {
         if offset == r::CR0 {
             self.acknowledge();
         }
+        let now = self.regs.read(&self.config, offset, ack);
+        self.observer.tell(|o| o.register(offset, now));
     }
 
     /// CR0 was written: enables and queue disables are done at once; SMMUEN is off only once its transactions are done

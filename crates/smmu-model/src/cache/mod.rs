@@ -4,4 +4,5 @@ mod sets;
 mod tlb;
 
 pub(crate) use sets::Sets;
-pub(crate) use tlb::{Asid, Mapping, Regime, Scope, Table, Tlb, Walks, World};
+pub use tlb::World;
+pub(crate) use tlb::{Asid, Mapping, Regime, Scope, Table, Tlb, Walks};

@@ -8,9 +8,9 @@ use super::sets::{Key, Sets};
 use crate::transaction::MemAttrs;
 
 /// The StreamWorld that a translation belongs to, and its stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(u8)]
-pub(crate) enum World {
+pub enum World {
     /// Non-secure EL1: stage 1, or stage 1 with its stage 2 folded in.
     #[default]
     NsEl1,

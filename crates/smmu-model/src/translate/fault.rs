@@ -56,9 +56,11 @@ impl Smmu {
         };
         if stall && id.slot < u32::from(crate::STALL_MAX) {
             let tag = id.slot as u16;
+            self.observer.tell(|o| o.faulted(&txn.event(kind, Some(tag))));
             self.record(txn.event(kind, Some(tag)));
             return Outcome::Stall;
         }
+        self.observer.tell(|o| o.faulted(&txn.event(kind, None)));
         if record {
             self.record(txn.event(kind, None));
         }

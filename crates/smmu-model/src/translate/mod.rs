@@ -52,6 +52,7 @@ impl Smmu {
             self.stats.tlb_hits += 1;
             self.stats.translated += 1;
             let id = self.txns.add(self.epoch, true, State::Latched(translation));
+            self.observer.tell(|o| o.latched(id, t, &translation));
             return Progress::Latched(id, translation);
         }
         let id = self.txns.add(self.epoch, true, State::Free);
@@ -84,6 +85,7 @@ impl Smmu {
     /// The transaction's data has moved; or its device gives it up, at whatever point it is.
     pub fn complete(&mut self, id: TxnId) {
         self.txns.remove(id);
+        self.observer.tell(|o| o.completed(id));
         self.settle_disable();
     }
 
@@ -91,7 +93,10 @@ impl Smmu {
     fn settle(&mut self, id: TxnId, txn: Box<Txn>, outcome: Outcome) -> Progress {
         let (state, progress) = match outcome {
             Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
-            Outcome::Latch(translation) => (State::Latched(translation), Progress::Latched(id, translation)),
+            Outcome::Latch(translation) => {
+                self.observer.tell(|o| o.latched(id, &txn.incoming, &translation));
+                (State::Latched(translation), Progress::Latched(id, translation))
+            }
             Outcome::Stall => {
                 self.stats.stalled += 1;
                 (State::Stalled(txn), Progress::Stalled(id))
@@ -121,6 +126,7 @@ impl Smmu {
             return Progress::Aborted;
         }
         self.stats.bypassed += 1;
+        self.observer.tell(|o| o.passed(t));
         let overrides = Overrides {
             privcfg: (attributes >> 16 & 3) as u8,
             instcfg: (attributes >> 18 & 3) as u8,

@@ -7,6 +7,7 @@ use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, translation, wanted, without_top_byte};
 use crate::cache::{Mapping, Regime, Table, World};
+use crate::observer::Descriptor;
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
 use crate::transaction::{MemAttrs, TxnId};
@@ -297,6 +298,40 @@ impl Txn {
     /// The table base that the address belongs to.
     fn stage1_table(&self) -> &Stage1 {
         if self.context.is_upper(self.t.address) { &self.context.upper } else { &self.context.lower }
+    }
+
+    /// The descriptor of stage 1 that was fetched, for who watches.
+    pub(super) fn first_stage(&self, level: i8, value: u64) -> Descriptor {
+        let (table, Regime { world, vmid, asid, .. }) = (self.stage1_table(), self.regime());
+        Descriptor {
+            at: self.at,
+            value,
+            level,
+            first: table.start_level() == Some(level),
+            granule: table.granule,
+            pa52: table.pa52,
+            input: without_top_byte(self.t.address),
+            sid: self.t.sid,
+            cd: self.cd,
+            world,
+            vmid,
+            asid,
+        }
+    }
+
+    /// The same of stage 2.
+    pub(super) fn second_stage(&self, level: i8, value: u64) -> Descriptor {
+        let (table, Regime { world, vmid, asid, .. }) = (&self.stream.stage2.tables, self.stage2_regime());
+        Descriptor {
+            first: table.start_level() == Some(level),
+            granule: table.granule,
+            pa52: table.pa52,
+            input: self.ipa,
+            world,
+            vmid,
+            asid,
+            ..self.first_stage(level, value)
+        }
     }
 
     fn stage2_regime(&self) -> Regime {

@@ -71,6 +71,7 @@ impl Smmu {
 
     /// The STE has come.
     fn ste(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        self.observer.tell(|o| o.ste(txn.incoming.sid, txn.at, &txn.words));
         let e2h = self.regs.cr2 & cr2::E2H != 0;
         match Stream::decode(&Ste(txn.words), &self.config, e2h) {
             Ok(stream) => {
@@ -120,6 +121,7 @@ impl Smmu {
 
     /// The CD has come.
     fn cd(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        self.observer.tell(|o| o.cd(txn.t.sid, txn.cd, txn.at, &txn.words));
         match Context::decode(&Cd(txn.words), &txn.stream, &self.config) {
             Ok(context) => {
                 if txn.epoch == self.epoch {
@@ -169,7 +171,10 @@ impl Smmu {
             Fetch::Stage1(walk) => {
                 self.stats.s1_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(descriptor) => self.stage1_descriptor(id, txn, walk.next(descriptor)),
+                    Ok(descriptor) => {
+                        self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
+                        self.stage1_descriptor(id, txn, walk.next(descriptor))
+                    }
                     Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
                 }
             }
@@ -187,7 +192,10 @@ impl Smmu {
             Fetch::Stage2(walk, purpose) => {
                 self.stats.s2_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(descriptor) => self.stage2_descriptor(id, txn, walk.next(descriptor), purpose),
+                    Ok(descriptor) => {
+                        self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
+                        self.stage2_descriptor(id, txn, walk.next(descriptor), purpose)
+                    }
                     Err(Abort) => self.walk_abort(txn, purpose.class(), true),
                 }
             }
@@ -207,6 +215,7 @@ impl Smmu {
         if mem.compare_exchange_u64(txn.at, leaf.descriptor, descriptor)? != leaf.descriptor {
             return Ok(None);
         }
+        self.observer.tell(|o| o.updated(txn.at, descriptor));
         self.stats.af_updates += u64::from(leaf.needs_af());
         self.stats.dirty_updates += u64::from(write && leaf.needs_dirty());
         let mut leaf = *leaf;
