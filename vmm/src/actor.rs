@@ -24,6 +24,8 @@ pub enum Actor {
     Smmu(SmmuAgent),
     /// A lane of a PCI function: a request, a frame, a queue.
     Pci(Slot, usize),
+    /// A lane of a test engine in the device tree.
+    Engine(usize, usize),
     /// The ITS.
     Its,
     /// The console UART.
@@ -41,6 +43,7 @@ impl fmt::Display for Actor {
             Self::Smmu(SmmuAgent::Event) => f.write_str("smmu.event"),
             Self::Smmu(SmmuAgent::Command) => f.write_str("smmu.command"),
             Self::Pci(slot, lane) => write!(f, "pci.{:02x}.{}.{lane}", slot.0 >> 3, slot.0 & 7),
+            Self::Engine(index, lane) => write!(f, "engine.{index}.{lane}"),
             Self::Its => f.write_str("its"),
             Self::Uart => f.write_str("uart"),
             Self::Rtc => f.write_str("rtc"),
@@ -52,7 +55,8 @@ impl fmt::Display for Actor {
 /// A text that names no actor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, pci.DEVICE.FUNCTION.LANE, its, uart or rtc"
+    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, pci.DEVICE.FUNCTION.LANE, engine.N.LANE, \
+     its, uart or rtc"
 )]
 pub struct UnknownActor(String);
 
@@ -71,6 +75,10 @@ impl FromStr for Actor {
             _ => {
                 if let Some(cpu) = text.strip_prefix("cpu") {
                     return cpu.parse().map(Self::Cpu).map_err(|_| unknown());
+                }
+                if let Some((index, lane)) = text.strip_prefix("engine.").and_then(|t| t.split_once('.')) {
+                    let number = |text: &str| text.parse().map_err(|_| unknown());
+                    return Ok(Self::Engine(number(index)?, number(lane)?));
                 }
                 let mut parts = text.strip_prefix("pci.").ok_or_else(unknown)?.splitn(3, '.');
                 let mut part = |radix, most| {
@@ -107,6 +115,7 @@ mod tests {
             Actor::Smmu(SmmuAgent::Event),
             Actor::Smmu(SmmuAgent::Msi),
             Actor::Pci(Slot::device(30), 17),
+            Actor::Engine(7, 512),
             Actor::Its,
             Actor::Uart,
             Actor::Rtc,
@@ -115,7 +124,7 @@ mod tests {
         for actor in all {
             assert_eq!(actor.to_string().parse(), Ok(actor));
         }
-        for bad in ["cpu", "cpux", "pci.20.0.0", "pci.01.8.0", "pci.01.0", "smmu", ""] {
+        for bad in ["cpu", "cpux", "pci.20.0.0", "pci.01.8.0", "pci.01.0", "engine.1", "smmu", ""] {
             assert!(bad.parse::<Actor>().is_err(), "{bad}");
         }
     }

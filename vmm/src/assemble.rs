@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use aarch64::{Cluster, Config, EngineKind, Features};
 use anyhow::{Context, Result};
-use devices::dma::{Fabric, ItsInbox};
+use devices::dma::{DmaPort, Fabric, ItsInbox, Requester};
 use devices::gic::{self, Gic};
 use devices::lab::Lab;
-use devices::pci::{PciHost, Slot};
+use devices::pci::{PciFunction, PciHost, Slot};
 use devices::pl031::Pl031;
-use devices::testdev::{self, IommuTestdev};
+use devices::testdev::{self, IommuTestdev, PlatformEngine};
 use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci};
 use guest_ram::GuestRam;
 
@@ -48,6 +48,12 @@ fn open(disk: &Disk) -> Result<FileBackend> {
         .with_context(|| format!("cannot use the disk {}", disk.path.display()))
 }
 
+fn add(pci: &mut PciHost, slot: Option<Slot>, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) {
+    if let Some(slot) = slot {
+        pci.add(slot, make);
+    }
+}
+
 /// Makes the machine and loads what it boots.
 ///
 /// # Errors
@@ -61,6 +67,7 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         initrd: None,
         smmu: matches!(options.smmu, Smmu::On(_)),
         lab: options.lab.is_some(),
+        engines: options.platform_engines(),
         seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
     };
     let entry = load(&machine.board.ram, boot, tree)?;
@@ -74,7 +81,8 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
 /// When RAM cannot be had, or a disk cannot be opened: one line for the user.
 pub fn build(options: &MachineOptions) -> Result<Machine> {
     let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let slots = disks.len() + options.devices.len();
+    let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine);
+    let slots = disks.len() + functions.count();
     anyhow::ensure!(slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks and test devices");
     let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
     let smmu = match &options.smmu {
@@ -82,7 +90,8 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         Smmu::On(config) => Some(Arc::new(Mutex::new(smmu_model::Smmu::new((**config).clone())))),
     };
     let inbox = ItsInbox::default();
-    let mut pci = PciHost::new(Fabric::new(ram.clone(), smmu.clone(), inbox.clone()));
+    let fabric = Fabric::new(ram.clone(), smmu.clone(), inbox.clone());
+    let mut pci = PciHost::new(fabric.clone());
     let timing = Timing::default();
     pci.add(Slot::device(CONSOLE), |port| Box::new(VirtioPci::new(port, Console::new(), timing)));
     let rng = Rng::new(derive(options.seed, 16));
@@ -90,16 +99,26 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     if options.net {
         pci.add(Slot::device(NET), |port| Box::new(VirtioPci::new(port, Net::new(MAC), timing)));
     }
-    let mut slots = (FIRST_DISK..).map(Slot::device);
+    let mut slots = (FIRST_DISK..=LAST_SLOT).map(Slot::device);
     for (disk, slot) in disks.into_iter().zip(&mut slots) {
         pci.add(slot, |port| Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing)));
     }
-    for (device, slot) in options.devices.iter().zip(slots) {
+    let mut platform = Vec::new();
+    for device in &options.devices {
         let timing = testdev::Timing::default();
-        pci.add(slot, |port| match device {
-            TestDevice::Testdev => Box::new(IommuTestdev::new(port, timing)),
-            TestDevice::Engine => Box::new(testdev::Engine::new(port, 1, timing)),
-        });
+        match device {
+            TestDevice::Testdev => {
+                add(&mut pci, slots.next(), |port| Box::new(IommuTestdev::new(port, timing)));
+            }
+            TestDevice::Engine => {
+                add(&mut pci, slots.next(), |port| Box::new(testdev::Engine::new(port, 1, timing)));
+            }
+            TestDevice::PlatformEngine => {
+                let sid = at::ENGINE_SID + platform.len() as u32;
+                let port = fabric.port_for(Requester { sid, ssid: None, device_id: sid });
+                platform.push(PlatformEngine::new(port, timing));
+            }
+        }
     }
 
     let gic = Gic::new(
@@ -108,7 +127,7 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         inbox.clone(),
     );
     let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), Latency::default()));
-    let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, agents, inbox);
+    let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
     board.lab = options.lab.clone().map(Lab::new);
     let engine = match options.engine {
         Engine::Block => EngineKind::Block,

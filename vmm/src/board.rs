@@ -8,6 +8,7 @@ use devices::lab::Lab;
 use devices::pci::PciHost;
 use devices::pl011::Pl011;
 use devices::pl031::Pl031;
+use devices::testdev::PlatformEngine;
 use devices::{Agent, MmioDevice, Time};
 use guest_ram::GuestRam;
 
@@ -27,6 +28,8 @@ pub struct Board {
     pub rtc: Pl031,
     /// PCIe and all that sits on it.
     pub pci: PciHost,
+    /// Devices of the device tree that make DMA.
+    pub platform: Vec<PlatformEngine>,
     /// The SMMU, if there is one.
     pub smmu: Option<SmmuAgents>,
     /// MSIs on their way to the ITS.
@@ -50,6 +53,7 @@ impl Board {
         gic: Gic,
         rtc: Pl031,
         pci: PciHost,
+        platform: Vec<PlatformEngine>,
         smmu: Option<SmmuAgents>,
         inbox: ItsInbox,
     ) -> Self {
@@ -59,6 +63,7 @@ impl Board {
             uart: Pl011::new(),
             rtc,
             pci,
+            platform,
             smmu,
             inbox,
             lab: None,
@@ -80,11 +85,13 @@ impl Board {
         let pci = self.pci.next_step();
         let uart = self.uart.next_step();
         let rtc = self.rtc.next_step();
-        [pci, self.gic.next_step(), uart, rtc].into_iter().fold(smmu, earliest)
+        [pci, self.next_engine().map(|(at, ..)| at), self.gic.next_step(), uart, rtc]
+            .into_iter()
+            .fold(smmu, earliest)
     }
 
-    /// Does one step that is due: the agent with the earliest time, ties in the fixed order SMMU, PCIe, ITS, UART,
-    /// RTC. Returns whether there was one.
+    /// Does one step that is due: the agent with the earliest time, ties in the fixed order SMMU, PCIe, platform
+    /// devices, ITS, UART, RTC. Returns whether there was one.
     pub fn step(&mut self, now: Time) -> bool {
         let Some(first) = self.next_step(now).filter(|&t| t <= now) else { return false };
         let due = |t: Option<Time>| t == Some(first);
@@ -92,6 +99,8 @@ impl Board {
             self.step_smmu(now);
         } else if due(self.pci.next_step()) {
             self.pci.step(now);
+        } else if let Some((_, index, lane)) = self.next_engine().filter(|&(at, ..)| at == first) {
+            self.step_engine(index, lane, now);
         } else if due(self.gic.next_step()) {
             self.gic.step(now);
         } else if due(self.uart.next_step()) {
@@ -112,6 +121,9 @@ impl Board {
             agents.extend(smmu.due().map(|(agent, at)| (Actor::Smmu(agent), at)));
         }
         agents.extend(self.pci.agents().map(|(slot, lane, at)| (Actor::Pci(slot, lane), at)));
+        for (index, engine) in self.platform.iter().enumerate() {
+            agents.extend(engine.lanes_due().map(|(at, lane)| (Actor::Engine(index, lane), at)));
+        }
         let others = [
             (Actor::Its, self.gic.next_step()),
             (Actor::Uart, self.uart.next_step()),
@@ -129,6 +141,7 @@ impl Board {
                 self.smmu_effect(effect);
             }
             Actor::Pci(slot, lane) => self.pci.step_agent(slot, lane, now),
+            Actor::Engine(index, lane) => self.step_engine(index, lane, now),
             Actor::Its => self.gic.step(now),
             Actor::Uart => {
                 self.uart.step(now);
@@ -140,6 +153,32 @@ impl Board {
             }
             Actor::Cpu(_) => {}
         }
+    }
+
+    /// The platform device, and its lane, that steps next.
+    fn next_engine(&self) -> Option<(Time, usize, usize)> {
+        let lanes = self.platform.iter().enumerate();
+        lanes.filter_map(|(index, engine)| engine.next_lane().map(|(at, lane)| (at, index, lane))).min()
+    }
+
+    fn step_engine(&mut self, index: usize, lane: usize, now: Time) {
+        let edge = self.platform.get_mut(index).and_then(|engine| engine.step_lane(lane, now));
+        if let Some(wire) = edge {
+            self.pulse(at::ENGINE_SPI + index as u32 * u32::from(PlatformEngine::WIRES) + u32::from(wire));
+        }
+    }
+
+    /// An edge on the wire of a shared peripheral interrupt.
+    fn pulse(&mut self, spi: u32) {
+        self.gic.set_spi(at::SPI_BASE + spi, true);
+        self.gic.set_spi(at::SPI_BASE + spi, false);
+    }
+
+    /// The platform device at an address, and the offset within.
+    fn engine_at(&mut self, pa: u64) -> Option<(&mut PlatformEngine, u64)> {
+        let offset = at::ENGINES.offset(pa)?;
+        let engine = self.platform.get_mut((offset / PlatformEngine::WINDOW) as usize)?;
+        Some((engine, offset % PlatformEngine::WINDOW))
     }
 
     fn step_smmu(&mut self, now: Time) {
@@ -157,9 +196,7 @@ impl Board {
         for (line, edge) in [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror].into_iter().enumerate()
         {
             if edge {
-                let intid = at::SPI_BASE + at::SMMU_SPI + line as u32;
-                self.gic.set_spi(intid, true);
-                self.gic.set_spi(intid, false);
+                self.pulse(at::SMMU_SPI + line as u32);
             }
         }
     }
@@ -255,6 +292,9 @@ impl Platform for Board {
         {
             return Ok(lab.read(now, offset, size));
         }
+        if let Some((engine, offset)) = self.engine_at(pa) {
+            return Ok(engine.read(now, offset, size));
+        }
         Err(BusFault)
     }
 
@@ -287,6 +327,8 @@ impl Platform for Board {
         {
             lab.write(now, offset, size, value);
             self.yield_asked |= lab.marked();
+        } else if let Some((engine, offset)) = self.engine_at(pa) {
+            engine.write(now, offset, size, value);
         } else {
             return Err(BusFault);
         }

@@ -97,7 +97,7 @@ pub struct MachineArgs {
     /// The SMMUv3 before PCIe: off, on, or key=value,… (docs/smmu-model.md lists the keys)
     #[arg(long, value_name = "off|on|KEY=VALUE,…", default_value = "on")]
     pub smmu: Smmu,
-    /// A DMA test device, in the PCI slot after the disks'; repeatable (docs/test-devices.md)
+    /// A DMA test device; repeatable. PCI functions are in the slots after the disks' (docs/test-devices.md)
     #[arg(long, value_enum, value_name = "KIND")]
     pub device: Vec<TestDevice>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed

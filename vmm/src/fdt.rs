@@ -1,5 +1,6 @@
 //! The device tree, with the nodes and bindings of QEMU's `virt`.
 
+use devices::testdev::PlatformEngine;
 use vm_fdt::{Error, FdtWriter};
 
 use crate::layout as at;
@@ -15,7 +16,7 @@ const EDGE: u32 = 1;
 const LEVEL: u32 = 4;
 
 /// What the tree depends on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Tree<'a> {
     /// vCPUs.
     pub cpus: usize,
@@ -29,6 +30,8 @@ pub struct Tree<'a> {
     pub smmu: bool,
     /// Whether there is a lab device.
     pub lab: bool,
+    /// Test engines behind the SMMU, if there is one.
+    pub engines: usize,
     /// Seeds for the guest's address-space layout and random pool; a function of the run's seed.
     pub seeds: [u64; 4],
 }
@@ -66,6 +69,9 @@ impl Tree<'_> {
             fdt.property_string("compatible", "smmulab,lab")?;
             fdt.property_array_u64("reg", &window(at::LAB))?;
             fdt.end_node(lab)?;
+        }
+        for index in 0..self.engines {
+            self.engine(&mut fdt, index)?;
         }
         self.pcie(&mut fdt)?;
         fdt.end_node(root)?;
@@ -116,6 +122,25 @@ impl Tree<'_> {
             &[PPI, 13, LEVEL, PPI, 14, LEVEL, PPI, 11, LEVEL, PPI, 10, LEVEL],
         )?;
         fdt.end_node(timer)
+    }
+
+    /// A device that makes DMA and can wait for a stalled transaction: see docs/test-devices.md for the binding.
+    fn engine(&self, fdt: &mut FdtWriter, index: usize) -> Result<(), Error> {
+        let place = at::ENGINES.part(index, PlatformEngine::WINDOW);
+        let node = fdt.begin_node(&format!("smmu-test-engine@{:x}", place.base))?;
+        fdt.property_string("compatible", "smmulab,smmuv3-test-engine")?;
+        fdt.property_array_u64("reg", &window(place))?;
+        let wires = u32::from(PlatformEngine::WIRES);
+        let first = at::ENGINE_SPI + index as u32 * wires;
+        let irqs: Vec<u32> = (first..first + wires).flat_map(|spi| [SPI, spi, EDGE]).collect();
+        fdt.property_array_u32("interrupts", &irqs)?;
+        fdt.property_null("dma-coherent")?;
+        if self.smmu {
+            fdt.property_array_u32("iommus", &[PHANDLE_SMMU, at::ENGINE_SID + index as u32])?;
+            fdt.property_null("dma-can-stall")?;
+            fdt.property_u32("pasid-num-bits", 20)?;
+        }
+        fdt.end_node(node)
     }
 
     fn pcie(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
@@ -220,15 +245,9 @@ mod tests {
     #[test]
     fn the_smmu_node_is_there_only_when_asked_for() {
         let tree = |smmu| {
-            let tree = Tree {
-                cpus: 2,
-                ram: 1 << 30,
-                bootargs: "quiet",
-                initrd: Some((1, 2)),
-                smmu,
-                lab: false,
-                seeds: [1; 4],
-            };
+            let (bootargs, initrd, seeds) = ("quiet", Some((1, 2)), [1; 4]);
+            let tree =
+                Tree { cpus: 2, ram: 1 << 30, bootargs, initrd, smmu, engines: 1, seeds, ..Tree::default() };
             let blob = tree.write().unwrap();
             blob.windows(11).any(|w| w == b"arm,smmu-v3")
         };
@@ -238,15 +257,7 @@ mod tests {
 
     #[test]
     fn a_nul_in_the_command_line_is_an_error() {
-        let tree = Tree {
-            cpus: 1,
-            ram: 1 << 30,
-            bootargs: "a\0b",
-            initrd: None,
-            smmu: true,
-            lab: false,
-            seeds: [0; 4],
-        };
+        let tree = Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", ..Tree::default() };
         assert!(tree.write().is_err());
     }
 }

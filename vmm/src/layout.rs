@@ -2,6 +2,7 @@
 //! bare-metal tests know (design contract 10).
 
 use devices::pci::layout as pci;
+use devices::testdev::PlatformEngine;
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,11 @@ impl Window {
 
     const fn of((base, size): (u64, u64)) -> Self {
         Self { base, size }
+    }
+
+    /// The `index`th of as many windows of `size` bytes as there are in this one.
+    pub const fn part(&self, index: usize, size: u64) -> Self {
+        Self { base: self.base + index as u64 * size, size }
     }
 
     /// Offset of `pa` in the window, if it is inside.
@@ -45,8 +51,13 @@ pub const UART: Window = Window::new(0x0900_0000, 0x1000);
 pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
 /// SMMUv3: register pages 0 and 1.
 pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
-/// The lab device, where the platform bus of `virt` begins.
-pub const LAB: Window = Window::new(0x0c00_0000, 0x1000);
+/// Where `virt` puts devices that an option adds: its platform bus.
+pub const PLATFORM_BUS: Window = Window::new(0x0c00_0000, 0x0200_0000);
+/// The lab device, where the platform bus begins.
+pub const LAB: Window = Window::new(PLATFORM_BUS.base, 0x1000);
+/// Test engines in the device tree, at most [`MAX_ENGINES`], one after the other.
+pub const ENGINES: Window =
+    Window::new(PLATFORM_BUS.base + 0x0100_0000, MAX_ENGINES as u64 * PlatformEngine::WINDOW);
 /// PCIe 32-bit memory window.
 pub const PCI_MMIO: Window = Window::of(pci::MMIO32);
 /// PCIe I/O window.
@@ -70,6 +81,12 @@ pub const UART_SPI: u32 = 1;
 pub const RTC_SPI: u32 = 2;
 /// First of the SMMU's four wired interrupts: eventq, priq, cmdq-sync, gerror, as SPI numbers.
 pub const SMMU_SPI: u32 = 74;
+/// First of the wired interrupts of test engines, [`PlatformEngine::WIRES`] each, as SPI numbers.
+pub const ENGINE_SPI: u32 = 144;
+/// The most test engines in the device tree.
+pub const MAX_ENGINES: usize = 8;
+/// StreamID of the first test engine in the device tree; the others follow. All of PCI is below.
+pub const ENGINE_SID: u32 = 0x1_0000;
 /// The most vCPUs a machine may have.
 pub const MAX_CPUS: usize = 8;
 
@@ -79,10 +96,13 @@ mod tests {
 
     #[test]
     fn windows_do_not_overlap() {
-        let mut all = [GICD, ITS, GICR, UART, RTC, SMMU, LAB, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
+        let mut all =
+            [GICD, ITS, GICR, UART, RTC, SMMU, PLATFORM_BUS, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
         all.sort_by_key(|w| w.base);
         for pair in all.windows(2) {
             assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");
         }
+        assert!(PLATFORM_BUS.offset(ENGINES.base).is_some());
+        assert!(PLATFORM_BUS.offset(ENGINES.base + ENGINES.size - 1).is_some());
     }
 }

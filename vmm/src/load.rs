@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn tree() -> Tree<'static> {
-        Tree { cpus: 1, ram: 16 * MIB, bootargs: "", initrd: None, smmu: false, lab: false, seeds: [0; 4] }
+        Tree { cpus: 1, ram: 16 * MIB, ..Tree::default() }
     }
 
     fn boot(content: &[u8], initrd: Vec<Vec<u8>>, ram: u64) -> Result<Entry, LoadError> {

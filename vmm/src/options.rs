@@ -44,10 +44,12 @@ impl FromStr for Disk {
 /// A device that makes the DMA a test asks for (docs/test-devices.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum TestDevice {
-    /// QEMU's iommu-testdev (1b36:0005).
+    /// QEMU's iommu-testdev, a PCI function (1b36:0005)
     Testdev,
-    /// Arm's SMMUv3TestEngine (13b5:ff80).
+    /// Arm's SMMUv3TestEngine as a PCI function (13b5:ff80)
     Engine,
+    /// The same engine in the device tree, which may stall: StreamIDs from 0x10000
+    PlatformEngine,
 }
 
 /// The SMMU in front of PCIe: `--smmu off|on|key=value,…`.
@@ -131,7 +133,7 @@ pub struct MachineOptions {
     pub smmu: Smmu,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<Disk>,
-    /// Test devices, in the slots that follow the disks'.
+    /// Test devices: PCI functions in the slots that follow the disks', engines in the device tree.
     pub devices: Vec<TestDevice>,
     /// Whether there is a network device.
     pub net: bool,
@@ -169,6 +171,11 @@ impl Default for MachineOptions {
 }
 
 impl MachineOptions {
+    /// Test engines in the device tree.
+    pub fn platform_engines(&self) -> usize {
+        self.devices.iter().filter(|&&device| device == TestDevice::PlatformEngine).count()
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors
@@ -186,6 +193,20 @@ impl MachineOptions {
         }
         if self.quantum == 0 {
             return Err("--quantum takes at least 1 instruction".into());
+        }
+        let engines = self.platform_engines();
+        if engines > layout::MAX_ENGINES {
+            return Err(format!("at most {} of --device platform-engine", layout::MAX_ENGINES));
+        }
+        if let Smmu::On(config) = &self.smmu
+            && engines > 0
+            && config.sidsize < 17
+        {
+            return Err(
+                "--device platform-engine has StreamIDs from 0x10000: it needs --smmu preset=full, or \
+                 sidsize=17 or more"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -223,6 +244,8 @@ mod tests {
             MachineOptions { cpus: 9, ..ok.clone() },
             MachineOptions { ram: 1 << 20, ..ok.clone() },
             MachineOptions { quantum: 0, ..ok.clone() },
+            MachineOptions { devices: vec![TestDevice::PlatformEngine], ..ok.clone() },
+            MachineOptions { smmu: Smmu::Off, devices: vec![TestDevice::PlatformEngine; 9], ..ok.clone() },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

@@ -6,6 +6,7 @@ use devices::lab::Lab;
 use devices::pci::PciHostState;
 use devices::pl011::Pl011;
 use devices::pl031::Pl031;
+use devices::testdev::{PlatformEngine, PlatformEngineState};
 use serde::{Deserialize, Serialize};
 use smmu_model::Smmu;
 
@@ -22,6 +23,7 @@ pub struct MachineState {
     uart: Pl011,
     rtc: Pl031,
     pci: PciHostState,
+    platform: Vec<PlatformEngineState>,
     smmu: Option<(Smmu, Due)>,
     event: bool,
     lab: Option<Lab>,
@@ -43,6 +45,7 @@ impl MachineState {
             uart: board.uart.clone(),
             rtc: board.rtc.clone(),
             pci: board.pci.save(),
+            platform: board.platform.iter().map(PlatformEngine::save).collect(),
             smmu: board.smmu.as_ref().map(|smmu| smmu.save()),
             event: board.event(),
             lab: board.lab.clone(),
@@ -63,6 +66,12 @@ impl MachineState {
         board.uart = self.uart;
         board.rtc = self.rtc;
         board.pci.restore(self.pci).map_err(|_| OtherMachine)?;
+        if board.platform.len() != self.platform.len() {
+            return Err(OtherMachine);
+        }
+        for (engine, state) in board.platform.iter_mut().zip(self.platform) {
+            engine.restore(state).map_err(|_| OtherMachine)?;
+        }
         match (&mut board.smmu, self.smmu) {
             (None, None) => {}
             (Some(smmu), Some(state)) => smmu.restore(state),

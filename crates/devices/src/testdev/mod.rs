@@ -2,12 +2,13 @@
 //! emulators have, so that tests and drivers written for those run here.
 //!
 //! - [`IommuTestdev`]: QEMU's `iommu-testdev`, one write and a look at what arrived;
-//! - [`Engine`]: Arm's SMMUv3TestEngine, hundreds of frames that copy, fill and sum memory at the same time.
+//! - [`Engine`]: Arm's SMMUv3TestEngine, hundreds of frames that copy, fill and sum memory at the same time,
+//!   as a PCI function or, [`PlatformEngine`], as a device of the device tree whose transactions may stall.
 
 mod engine;
 mod iommu_testdev;
 
-pub use engine::{Engine, EngineState, FRAMES_PER_PAIR};
+pub use engine::{Engine, EngineState, FRAMES_PER_PAIR, PlatformEngine, PlatformEngineState};
 pub use iommu_testdev::{IommuTestdev, IommuTestdevState};
 
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@ mod engine;
 mod engine_faults;
 mod hostile;
 mod iommu_testdev;
+mod platform;
 mod qtest;
 mod scenarios;
 mod snapshots;
