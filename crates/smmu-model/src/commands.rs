@@ -3,6 +3,7 @@
 use pgtable::Granule;
 use serde::{Deserialize, Serialize};
 
+use crate::ats::EVERYTHING;
 use crate::cache::{Asid, Scope, World};
 use crate::config::StallModel;
 use crate::memory::Memory;
@@ -54,6 +55,8 @@ impl Smmu {
             && !self.regs.gerror_active(gerror::CMDQ_ERR)
             && !self.regs.cmdq.is_empty(self.cmdq())
             && !self.sync.is_some_and(|sync| self.blocks(&sync))
+            && !self.invalidations.full()
+            && !self.pri.full()
     }
 
     /// Consumes one command, or finds that it has to wait.
@@ -96,6 +99,12 @@ impl Smmu {
         if opcode == Opcode::Sync && self.sync_blocked() {
             return Done::Wait;
         }
+        if opcode == Opcode::Sync && self.invalidations.take_failure() {
+            // Said once: the same CMD_SYNC completes when it is tried again (section 7.1).
+            self.sync = None;
+            self.observer.tell(|o| o.command_error(command, Cerror::AtcInvSync));
+            return Done::Error(Cerror::AtcInvSync);
+        }
         *self.stats.commands.entry(opcode).or_default() += 1;
         self.observer.command(command);
         match opcode {
@@ -122,8 +131,8 @@ impl Smmu {
                     self.terminate(id, true);
                 }
             }
-            // Without ATS and PRI these are not legal.
-            Opcode::AtcInv | Opcode::PriResp => {}
+            Opcode::AtcInv => self.atc_inv(command),
+            Opcode::PriResp => self.pri_resp(command),
             Opcode::Sync => self.complete_sync(command),
             _ => {
                 if let Some(scope) = self.scope(opcode, command) {
@@ -166,7 +175,9 @@ impl Smmu {
                 Opcode::TlbiS12Vmall => c.s2p,
                 Opcode::TlbiS2Ipa => c.s2p && self.range_is_legal(command),
                 Opcode::Resume | Opcode::StallTerm => c.stall != StallModel::None,
-                Opcode::AtcInv | Opcode::PriResp => false,
+                Opcode::AtcInv => c.ats && command.size() <= EVERYTHING,
+                // The fourth response is reserved.
+                Opcode::PriResp => c.pri && command.response() != 3,
                 Opcode::Sync => command.signal().is_some(),
                 _ => true,
             }
@@ -257,9 +268,13 @@ impl Smmu {
     }
 
     /// What a CMD_SYNC waits for (section 4.7.3): all that commands removed is out of use, records of transactions that
-    /// are over are visible or lost, and the MSI of the last CMD_SYNC is out.
+    /// are over are visible or lost, devices have confirmed what their caches had to forget, and the MSI of the last
+    /// CMD_SYNC is out.
     fn blocks(&self, sync: &Sync) -> bool {
-        self.txns.any_before(sync.epoch) || self.event_before(sync.events) || self.sync_msi_pending()
+        self.txns.any_before(sync.epoch)
+            || self.event_before(sync.events)
+            || self.sync_msi_pending()
+            || self.invalidations.pending()
     }
 
     fn complete_sync(&mut self, command: &Command) {

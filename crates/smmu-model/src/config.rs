@@ -43,6 +43,16 @@ pub struct Config {
     pub httu: u8,
     /// IDR0.HYP: EL2 stream worlds.
     pub hyp: bool,
+    /// IDR0.ATS: Translation Requests, Translated transactions, ATC_INV.
+    pub ats: bool,
+    /// IDR0.NS1ATS is 0: split-stage ATS, of streams with both stages.
+    pub ats_split: bool,
+    /// IDR0.ATSRECERR: CR2.REC_CFG_ATS has errors of the configuration recorded for ATS, too.
+    pub atsrecerr: bool,
+    /// IDR0.PRI: page requests.
+    pub pri: bool,
+    /// IDR3.PPS: the SMMU's own responses to page requests have their PASID, whatever STE.PPAR says.
+    pub pps: bool,
     /// IDR0.SEV: CMD_SYNC can signal an event to the CPUs.
     pub sev: bool,
     /// IDR0.MSI: the SMMU's own interrupts can be MSIs.
@@ -55,6 +65,8 @@ pub struct Config {
     pub cmdqs: u8,
     /// IDR1.EVENTQS: log2 of the largest event queue, 0 to 19.
     pub eventqs: u8,
+    /// IDR1.PRIQS: log2 of the largest PRI queue, 0 to 19.
+    pub priqs: u8,
     /// IDR3.HAD: hierarchical attributes can be disabled.
     pub had: bool,
     /// IDR3.XNX: stage-2 execute-never by privilege.
@@ -206,7 +218,7 @@ macro_rules! keys {
 }
 
 keys! {
-    s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
+    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
@@ -233,12 +245,18 @@ impl Config {
             cd2l: false,
             httu: 0,
             hyp: false,
+            ats: false,
+            ats_split: false,
+            atsrecerr: false,
+            pri: false,
+            pps: false,
             sev: true,
             msi: true,
             sidsize: 16,
             ssidsize: 0,
             cmdqs: 16,
             eventqs: 16,
+            priqs: 16,
             had: true,
             xnx: false,
             fwb: false,
@@ -291,10 +309,15 @@ impl Config {
             cd2l: true,
             httu: 2,
             hyp: true,
+            ats: true,
+            ats_split: true,
+            atsrecerr: true,
+            pri: true,
             sidsize: 24,
             ssidsize: 20,
             cmdqs: 19,
             eventqs: 19,
+            priqs: 19,
             xnx: true,
             fwb: true,
             stt: true,
@@ -339,7 +362,16 @@ impl Config {
             (self.s1p || self.s2p, "neither stage 1 (s1p) nor stage 2 (s2p) is on"),
             (self.sidsize <= 32, "sidsize is at most 32"),
             (self.ssidsize <= 20, "ssidsize is at most 20"),
-            (self.cmdqs <= 19 && self.eventqs <= 19, "cmdqs and eventqs are at most 19"),
+            (
+                self.cmdqs <= 19 && self.eventqs <= 19 && self.priqs <= 19,
+                "cmdqs, eventqs and priqs are at most 19",
+            ),
+            (
+                self.ats || !self.ats_split && !self.atsrecerr && !self.pri,
+                "ats_split, atsrecerr and pri need ats",
+            ),
+            (!self.ats_split || self.s1p && self.s2p, "ats_split needs s1p and s2p"),
+            (self.pri || !self.pps, "pps needs pri"),
             (self.bbml <= 2, "bbml is 0, 1 or 2"),
             (self.httu <= 2, "httu is 0, 1 or 2"),
             (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),
@@ -384,7 +416,7 @@ mod tests {
         assert_eq!(message("ril"), "SMMU option 'ril' is not of the form key=value");
         assert_eq!(message("ril=perhaps"), "SMMU option ril: 'perhaps' is not on or off");
         assert_eq!(message("cmdqs=300"), "SMMU option cmdqs: '300' is not a number");
-        assert!(message("nonsense=1").starts_with("unknown SMMU option 'nonsense'; known are preset, s1p"));
+        assert!(message("nonsense=1").starts_with("unknown SMMU option 'nonsense'; known are preset, ats"));
         assert_eq!(message("preset=x"), "unknown SMMU preset 'x'; known are linux, qemu, full");
         assert_eq!(message("oas=45"), "SMMU: oas is 32, 36, 40, 42, 44, 48 or 52");
     }

@@ -19,7 +19,8 @@ impl Smmu {
         let (enable, irq) = match source {
             IrqSource::EventQ => (irq_ctrl::EVENTQ, self.regs.eventq_irq),
             IrqSource::Gerror => (irq_ctrl::GERROR, self.regs.gerror_irq),
-            IrqSource::PriQ | IrqSource::CmdSync => return,
+            IrqSource::PriQ => (irq_ctrl::PRIQ, self.regs.priq_irq),
+            IrqSource::CmdSync => return,
         };
         if self.regs.irq_ctrl & enable == 0 {
             return;
@@ -27,6 +28,7 @@ impl Smmu {
         let IrqConfig { address, data, attrs: a } = irq;
         match source {
             IrqSource::EventQ => self.wired.eventq = true,
+            IrqSource::PriQ => self.wired.priq = true,
             _ => self.wired.gerror = true,
         }
         if self.config.msi && address != 0 && !self.msis.iter().any(|msi| msi.source == source) {
@@ -67,7 +69,8 @@ impl Smmu {
         self.msis.iter().fold(self.regs.irq_ctrl, |ack, msi| match msi.source {
             IrqSource::EventQ => ack | irq_ctrl::EVENTQ,
             IrqSource::Gerror => ack | irq_ctrl::GERROR,
-            IrqSource::PriQ | IrqSource::CmdSync => ack,
+            IrqSource::PriQ => ack | irq_ctrl::PRIQ,
+            IrqSource::CmdSync => ack,
         })
     }
 

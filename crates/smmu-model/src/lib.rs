@@ -8,12 +8,16 @@
 //!   data;
 //! - [`Smmu::step_command`]: one command is consumed;
 //! - [`Smmu::step_event`]: one event record is written;
-//! - [`Smmu::take_msi`], [`Smmu::take_wired`]: interrupts go out.
+//! - [`Smmu::take_msi`], [`Smmu::take_wired`]: interrupts go out;
+//! - [`Smmu::ats_request`], [`Smmu::ats_step`], [`Smmu::begin_translated`]: PCIe ATS, from a device with a translation
+//!   cache of its own; [`Smmu::take_atc_invalidation`], [`Smmu::atc_invalidation_done`]: what that cache has to forget;
+//! - [`Smmu::page_request`], [`Smmu::step_pri`], [`Smmu::take_page_response`]: PCIe PRI.
 //!
 //! Nothing a guest writes to registers, tables or queues panics, loops or grows the model.
 
 #![forbid(unsafe_code)]
 
+mod ats;
 mod cache;
 mod commands;
 mod config;
@@ -22,6 +26,7 @@ mod interrupts;
 mod irq;
 mod memory;
 mod observer;
+mod pri;
 mod queue;
 mod registers;
 mod smmu;
@@ -30,11 +35,13 @@ mod stats;
 mod transaction;
 mod translate;
 
+pub use ats::{AtcInvalidation, AtsAnswer, AtsProgress, AtsRequest, AtsTranslation};
 pub use cache::World;
 pub use config::{Config, ConfigError, KEYS, StallModel};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
 pub use observer::{Descriptor, Observer};
+pub use pri::{PageRequest, PageResponse, ResponseCode};
 pub use smmu::Smmu;
 pub use stats::Stats;
 pub use transaction::{AccessKind, MemAttrs, Progress, Shareability, Transaction, Translation, TxnId};

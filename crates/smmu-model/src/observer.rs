@@ -2,6 +2,7 @@
 
 use pgtable::Granule;
 
+use crate::ats::{AtcInvalidation, AtsAnswer, AtsRequest};
 use crate::cache::World;
 use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
@@ -102,6 +103,31 @@ pub trait Observer: Send {
     /// An event record was written to the queue.
     fn event(&mut self, event: &Event) {
         let _ = event;
+    }
+
+    /// A Translated transaction goes on until [`Observer::completed`]; its address is what ATS answered.
+    fn latched_translated(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
+        let _ = (id, t, translation);
+    }
+
+    /// A Translation Request was answered: the device may cache that from now on.
+    fn ats_translation(&mut self, request: &AtsRequest, answer: &AtsAnswer) {
+        let _ = (request, answer);
+    }
+
+    /// An ATC_INV was consumed; its invalidation is outstanding.
+    fn atc_inv(&mut self, invalidation: &AtcInvalidation) {
+        let _ = invalidation;
+    }
+
+    /// The device confirmed an invalidation: it has forgotten, and uses no longer, what that was for.
+    fn atc_inv_completed(&mut self, invalidation: &AtcInvalidation) {
+        let _ = invalidation;
+    }
+
+    /// The device did not confirm an invalidation in time.
+    fn atc_inv_timed_out(&mut self, invalidation: &AtcInvalidation) {
+        let _ = invalidation;
     }
 }
 

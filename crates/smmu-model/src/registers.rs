@@ -31,6 +31,8 @@ pub(crate) struct Registers {
     pub(crate) cmdq: Queue,
     pub(crate) eventq: Queue,
     pub(crate) eventq_irq: IrqConfig,
+    pub(crate) priq: Queue,
+    pub(crate) priq_irq: IrqConfig,
 }
 
 /// STRTAB_BASE: RA at 62 and the address.
@@ -39,12 +41,20 @@ const STRTAB_FIELDS: u64 = 1 << 62 | 0x00ff_ffff_ffff_ffc0;
 const STRTAB_CFG_FIELDS: u32 = 3 << 16 | 0x1f << 6 | 0x3f;
 /// An MSI's address: 55:2.
 const MSI_ADDRESS: u64 = 0x00ff_ffff_ffff_fffc;
-/// Errors that exist: CMDQ, EVENTQ, and the MSI aborts.
+/// Errors that exist: CMDQ, EVENTQ, PRIQ, and the MSI aborts.
 const GERROR_FIELDS: u32 = r::gerror::CMDQ_ERR
     | r::gerror::EVENTQ_ABT_ERR
+    | r::gerror::PRIQ_ABT_ERR
     | r::gerror::MSI_CMDQ_ABT_ERR
     | r::gerror::MSI_EVENTQ_ABT_ERR
+    | r::gerror::MSI_PRIQ_ABT_ERR
     | r::gerror::MSI_GERROR_ABT_ERR;
+
+/// The fields of CR0.
+fn cr0_fields(config: &Config) -> u32 {
+    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+    cr0::SMMUEN | cr0::EVENTQEN | cr0::CMDQEN | bit(config.ats, cr0::ATSCHK) | bit(config.pri, cr0::PRIQEN)
+}
 
 /// Writes the low or high half of a 64-bit register.
 fn set_half(register: &mut u64, high: bool, value: u32, fields: u64) {
@@ -90,8 +100,14 @@ impl Registers {
             r::EVENTQ_CONS => self.eventq.cons,
             0xa8 if alias => self.eventq.prod,
             0xac if alias => self.eventq.cons,
+            r::PRIQ_BASE | 0xc4 => half(self.priq.base, offset & 4 != 0),
+            r::PRIQ_PROD => self.priq.prod,
+            r::PRIQ_CONS => self.priq.cons,
+            0xc8 if alias => self.priq.prod,
+            0xcc if alias => self.priq.cons,
             r::GERROR_IRQ_CFG0..=0x77 => read_irq(&self.gerror_irq, offset - r::GERROR_IRQ_CFG0),
             r::EVENTQ_IRQ_CFG0..=0xbf => read_irq(&self.eventq_irq, offset - r::EVENTQ_IRQ_CFG0),
+            r::PRIQ_IRQ_CFG0..=0xdf => read_irq(&self.priq_irq, offset - r::PRIQ_IRQ_CFG0),
             _ => 0,
         }
     }
@@ -104,24 +120,29 @@ impl Registers {
         let smmu_off = enabled & cr0::SMMUEN == 0;
         let cmdq_off = enabled & cr0::CMDQEN == 0;
         let eventq_off = enabled & cr0::EVENTQEN == 0;
+        let priq_off = enabled & cr0::PRIQEN == 0;
         let irqs = self.irq_ctrl | irq_ctrlack;
         let alias = config.page0_alias;
         match offset {
-            r::CR0 => self.cr0 = value & (cr0::SMMUEN | cr0::EVENTQEN | cr0::CMDQEN),
+            r::CR0 => self.cr0 = value & cr0_fields(config),
             r::CR1 => {
                 // Each half is guarded by what uses it (section 6.3.11).
                 let fields = if smmu_off { cr1::TABLE } else { 0 }
-                    | if cmdq_off && eventq_off { cr1::QUEUE } else { 0 };
+                    | if cmdq_off && eventq_off && priq_off { cr1::QUEUE } else { 0 };
                 self.cr1 = self.cr1 & !fields | value & fields;
             }
             r::CR2 if smmu_off => {
                 let e2h = if config.hyp { cr2::E2H } else { 0 };
                 // PTM is RES0 without BTM.
-                self.cr2 = value & (e2h | cr2::RECINVSID);
+                let rec_cfg_ats = if config.atsrecerr { cr2::REC_CFG_ATS } else { 0 };
+                self.cr2 = value & (e2h | cr2::RECINVSID | rec_cfg_ats);
             }
             // Without UPDATE a write is ignored; with it, it takes effect at once here, so UPDATE reads as 0.
             r::GBPA if value & gbpa::UPDATE != 0 => self.gbpa = value & gbpa::FIELDS,
-            r::IRQ_CTRL => self.irq_ctrl = value & (irq_ctrl::GERROR | irq_ctrl::EVENTQ),
+            r::IRQ_CTRL => {
+                let priq = if config.pri { irq_ctrl::PRIQ } else { 0 };
+                self.irq_ctrl = value & (irq_ctrl::GERROR | irq_ctrl::EVENTQ | priq);
+            }
             r::GERRORN => self.gerrorn = value & GERROR_FIELDS,
             r::STRTAB_BASE | 0x84 if smmu_off => set_half(&mut self.strtab_base, high, value, STRTAB_FIELDS),
             r::STRTAB_BASE_CFG if smmu_off => self.strtab_base_cfg = value & STRTAB_CFG_FIELDS,
@@ -133,11 +154,27 @@ impl Registers {
             r::EVENTQ_CONS => self.eventq.cons = value & 0x800f_ffff,
             0xa8 if alias && eventq_off => self.eventq.prod = value & 0x800f_ffff,
             0xac if alias => self.eventq.cons = value & 0x800f_ffff,
+            r::PRIQ_BASE | 0xc4 if config.pri && priq_off => {
+                set_half(&mut self.priq.base, high, value, BASE_FIELDS)
+            }
+            r::PRIQ_PROD if config.pri && priq_off => self.priq.prod = value & 0x800f_ffff,
+            r::PRIQ_CONS if config.pri => self.priq.cons = value & 0x800f_ffff,
+            0xc8 if alias && config.pri && priq_off => self.priq.prod = value & 0x800f_ffff,
+            0xcc if alias && config.pri => self.priq.cons = value & 0x800f_ffff,
             r::GERROR_IRQ_CFG0..=0x77 if config.msi && irqs & irq_ctrl::GERROR == 0 => {
                 write_irq(&mut self.gerror_irq, offset - r::GERROR_IRQ_CFG0, value);
             }
             r::EVENTQ_IRQ_CFG0..=0xbf if config.msi && irqs & irq_ctrl::EVENTQ == 0 => {
                 write_irq(&mut self.eventq_irq, offset - r::EVENTQ_IRQ_CFG0, value);
+            }
+            r::PRIQ_IRQ_CFG0..=0xdf if config.pri && irqs & irq_ctrl::PRIQ == 0 => {
+                if config.msi {
+                    write_irq(&mut self.priq_irq, offset - r::PRIQ_IRQ_CFG0, value);
+                }
+                // LO is there without MSIs, too.
+                if offset == r::PRIQ_IRQ_CFG2 {
+                    self.priq_irq.attrs = self.priq_irq.attrs & 0x3f | value & r::PRIQ_LAST_ONLY;
+                }
             }
             _ => {}
         }
@@ -189,12 +226,16 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.cohacc, 4)
                 | field(c.httu, 6)
                 | bit(c.hyp, 9)
+                | bit(c.ats, 10)
+                | bit(c.ats && c.s1p && c.s2p && !c.ats_split, 11)
                 | bit(c.asid16, 12)
                 | bit(c.msi, 13)
                 | bit(c.sev, 14)
+                | bit(c.pri, 16)
                 | bit(c.vmid16 && c.s2p, 18)
                 | bit(c.cd2l, 19)
                 | TTENDIAN_LITTLE
+                | bit(c.atsrecerr, 23)
                 | stall << 24
                 | bit(!c.term_razwi, 26)
                 | bit(c.st2l, 27)
@@ -204,6 +245,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
             const ATTR_TYPES_OVR: u32 = 1 << 27;
             field(c.sidsize, 0)
                 | field(c.ssidsize, 6)
+                | field(if c.pri { c.priqs } else { 0 }, 11)
                 | field(c.eventqs, 16)
                 | field(c.cmdqs, 21)
                 | ATTR_PERMS_OVR
@@ -211,6 +253,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
         }
         r::IDR3 => {
             bit(c.had, 2)
+                | bit(c.pri && c.pps, 3)
                 | bit(c.xnx, 4)
                 | bit(c.fwb, 8)
                 | bit(c.stt, 9)

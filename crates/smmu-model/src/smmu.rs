@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ats::Invalidations;
 use crate::cache::{Sets, Tlb, Walks};
 use crate::commands::Sync;
 use crate::config::Config;
 use crate::events::Fifo;
 use crate::irq::{Msi, Wired};
 use crate::observer::{Observer, Seat};
+use crate::pri::Pri;
 use crate::registers::Registers;
 use crate::spec::registers::{self as r, cr0};
 use crate::stats::Stats;
@@ -35,6 +37,8 @@ pub struct Smmu {
     pub(crate) events: Fifo,
     /// Events that ever were in the FIFO.
     pub(crate) events_recorded: u64,
+    pub(crate) invalidations: Invalidations,
+    pub(crate) pri: Pri,
     pub(crate) msis: VecDeque<Msi>,
     pub(crate) wired: Wired,
     pub(crate) stats: Stats,
@@ -63,6 +67,8 @@ impl Smmu {
             sync: None,
             events: Fifo::new(),
             events_recorded: 0,
+            invalidations: Invalidations::default(),
+            pri: Pri::default(),
             msis: VecDeque::new(),
             wired: Wired::default(),
             stats: Stats::default(),

@@ -44,6 +44,20 @@ pub struct Stats {
     pub s1_fetches: u64,
     /// Stage-2 descriptors fetched.
     pub s2_fetches: u64,
+    /// ATS Translation Requests.
+    pub ats_requests: u64,
+    /// Translated transactions.
+    pub ats_translated: u64,
+    /// ATC_INV commands that became invalidation requests.
+    pub atc_invalidations: u64,
+    /// Those that were not confirmed in time.
+    pub atc_timeouts: u64,
+    /// Page requests that arrived.
+    pub page_requests: u64,
+    /// Responses to page requests, handed out.
+    pub page_responses: u64,
+    /// Those that the SMMU made by itself.
+    pub page_auto_responses: u64,
     /// Access flags that hardware set.
     pub af_updates: u64,
     /// Descriptors that hardware marked dirty.

@@ -118,6 +118,30 @@ impl Command {
         (self.0[0] >> 32) as u32
     }
 
+    /// Global of ATC_INV: whatever the PASID.
+    #[must_use]
+    pub fn global(&self) -> bool {
+        bit(self.0[0], 9)
+    }
+
+    /// Size of ATC_INV: 2^Size pages of 4 KiB, 52 for everything.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        bits(self.0[1], 5, 0) as u32
+    }
+
+    /// PRGIndex of PRI_RESP.
+    #[must_use]
+    pub fn prg_index(&self) -> u16 {
+        bits(self.0[1], 8, 0) as u16
+    }
+
+    /// Resp of PRI_RESP.
+    #[must_use]
+    pub fn response(&self) -> u8 {
+        bits(self.0[1], 13, 12) as u8
+    }
+
     /// Leaf: only the last level of a table.
     #[must_use]
     pub fn leaf(&self) -> bool {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ats::AtsRequest;
+
 /// Size of an event record, log2 of bytes.
 pub const EVENT_SHIFT: u32 = 5;
 
@@ -70,6 +72,17 @@ pub struct Place {
     pub tt_read: bool,
 }
 
+/// What a device announces: E_PAGE_REQUEST (section 7.3.19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageHint {
+    /// First address.
+    pub address: u64,
+    /// Pages of 4 KiB.
+    pub span: u8,
+    /// Privileged read, write, execute; unprivileged read, write, execute.
+    pub rights: [bool; 6],
+}
+
 /// What goes with each kind of event, beside the StreamID and SubstreamID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EventKind {
@@ -81,8 +94,12 @@ pub enum EventKind {
     SteFetch(u64),
     /// STE invalid.
     BadSte,
+    /// A Translation Request where ATS is off.
+    BadAtsRequest(AtsRequest),
     /// The transaction's kind is disabled for the stream.
     StreamDisabled,
+    /// A Translated transaction where they are not allowed.
+    TranslationForbidden(Access),
     /// SubstreamID out of range.
     BadSubstreamId,
     /// External abort on the fetch of a CD or L1CD at this address.
@@ -99,6 +116,8 @@ pub enum EventKind {
     AccessFlag(Access, Place),
     /// Not permitted.
     Permission(Access, Place),
+    /// A device will soon use these pages.
+    PageHint(PageHint),
 }
 
 /// One event.
@@ -123,6 +142,9 @@ impl Event {
             EventKind::BadStreamId => EventCode::CBadStreamid,
             EventKind::SteFetch(_) => EventCode::FSteFetch,
             EventKind::BadSte => EventCode::CBadSte,
+            EventKind::BadAtsRequest(_) => EventCode::FBadAtsTreq,
+            EventKind::TranslationForbidden(_) => EventCode::FTranslForbidden,
+            EventKind::PageHint(_) => EventCode::EPageRequest,
             EventKind::StreamDisabled => EventCode::FStreamDisabled,
             EventKind::BadSubstreamId => EventCode::CBadSubstreamid,
             EventKind::CdFetch(_) => EventCode::FCdFetch,
@@ -142,7 +164,7 @@ impl Event {
         r[0] = self.code() as u64 | u64::from(self.sid) << 32;
         match (self.kind, self.ssid) {
             // This record has no SubstreamID at all; that one always has, so it needs no SSV.
-            (EventKind::StreamDisabled, _) => {}
+            (EventKind::StreamDisabled | EventKind::TranslationForbidden(_), _) => {}
             (EventKind::BadSubstreamId, ssid) => r[0] |= u64::from(ssid.unwrap_or(0) & 0xf_ffff) << 12,
             (_, Some(ssid)) => r[0] |= 1 << 11 | u64::from(ssid & 0xf_ffff) << 12,
             (_, None) => {}
@@ -168,6 +190,20 @@ impl Event {
             | EventKind::BadCd => {}
             EventKind::SteFetch(address) | EventKind::CdFetch(address) => r[3] = super::keep(*address, 51, 3),
             EventKind::UnsupportedUpstream(a) => access(&mut r, a),
+            EventKind::BadAtsRequest(request) => {
+                // R is always asked for; the span is one translation unit.
+                let rights = [true, !request.no_write, request.execute, request.privileged];
+                r[1] |= flags(39, &rights) | 1 << 44;
+                r[2] = super::keep(request.address, 63, 12);
+            }
+            EventKind::TranslationForbidden(a) => {
+                r[1] |= u64::from(a.read) << 35;
+                r[2] = a.address;
+            }
+            EventKind::PageHint(hint) => {
+                r[1] |= flags(39, &hint.rights) | u64::from(hint.span) << 44;
+                r[2] = super::keep(hint.address, 63, 12);
+            }
             EventKind::WalkExternalAbort(a, p, address) => {
                 access(&mut r, a);
                 place(&mut r, p);
@@ -187,6 +223,11 @@ impl Event {
         }
         r
     }
+}
+
+/// Bits from `first` downwards.
+fn flags(first: u32, flags: &[bool]) -> u64 {
+    flags.iter().zip(0..).fold(0, |bits, (&flag, n)| bits | u64::from(flag) << (first - n))
 }
 
 #[cfg(test)]

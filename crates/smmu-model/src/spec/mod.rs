@@ -16,6 +16,7 @@ macro_rules! flags {
 pub mod cd;
 pub mod command;
 pub mod event;
+pub mod pri;
 pub mod registers;
 pub mod ste;
 

@@ -32,13 +32,19 @@ pub const EVENTQ_BASE: u64 = 0xa0;
 pub const EVENTQ_IRQ_CFG0: u64 = 0xb0;
 pub const EVENTQ_IRQ_CFG1: u64 = 0xb8;
 pub const EVENTQ_IRQ_CFG2: u64 = 0xbc;
+pub const PRIQ_BASE: u64 = 0xc0;
+pub const PRIQ_IRQ_CFG0: u64 = 0xd0;
+pub const PRIQ_IRQ_CFG1: u64 = 0xd8;
+pub const PRIQ_IRQ_CFG2: u64 = 0xdc;
 /// CoreSight identification block, up to the end of the first 4 KiB.
 pub const ID_BLOCK: u64 = 0xfd0;
 
-/// Page 1 begins here; the event queue's indices live in it.
+/// Page 1 begins here; the indices of the event and PRI queues live in it.
 pub const PAGE1: u64 = 0x1_0000;
 pub const EVENTQ_PROD: u64 = PAGE1 + 0xa8;
 pub const EVENTQ_CONS: u64 = PAGE1 + 0xac;
+pub const PRIQ_PROD: u64 = PAGE1 + 0xc8;
+pub const PRIQ_CONS: u64 = PAGE1 + 0xcc;
 /// End of the register map: two pages of 64 KiB.
 pub const WINDOW: u64 = 0x2_0000;
 
@@ -63,6 +69,7 @@ pub mod cr2 {
     pub const E2H: u32 = 1 << 0;
     pub const RECINVSID: u32 = 1 << 1;
     pub const PTM: u32 = 1 << 2;
+    pub const REC_CFG_ATS: u32 = 1 << 3;
 }
 
 /// GBPA: what happens while SMMUEN is 0.
@@ -99,6 +106,9 @@ pub mod gerror {
     pub const MSI_GERROR_ABT_ERR: u32 = 1 << 7;
     pub const SFM_ERR: u32 = 1 << 8;
 }
+
+/// PRIQ_IRQ_CFG2.LO: the PRI queue interrupts for the last request of a group, not when it becomes non-empty.
+pub const PRIQ_LAST_ONLY: u32 = 1 << 31;
 
 /// OVFLG and OVACKFLG of an output queue's PROD and CONS.
 pub const OVERFLOW: u32 = 1 << 31;

@@ -35,6 +35,8 @@ impl Ste {
     flags! {
         /// V: the STE is valid.
         v: 0[0];
+        /// PPAR: responses that the SMMU itself makes to page requests carry the request's PASID.
+        ppar: 1[18];
         /// MEV: similar events may be merged.
         mev: 1[19];
         /// S2FWB: stage 2 forces write-back.

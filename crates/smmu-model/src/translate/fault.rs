@@ -3,7 +3,8 @@
 use pgtable::FaultKind;
 
 use super::Outcome;
-use super::txn::Txn;
+use super::txn::{Origin, Txn};
+use crate::ats::AtsAnswer;
 use crate::smmu::Smmu;
 use crate::spec::event::{Access, Class, Event, EventKind, Place};
 use crate::spec::registers::cr2;
@@ -12,15 +13,26 @@ use crate::transaction::TxnId;
 impl Smmu {
     /// A fault of the configuration: always terminated with an abort, and recorded.
     pub(super) fn config_fault(&mut self, txn: &Txn, kind: EventKind) -> Outcome {
-        // CR2.RECINVSID (section 6.3.12).
-        if kind != EventKind::BadStreamId || self.regs.cr2 & cr2::RECINVSID != 0 {
+        // What ATS and PRI run into is recorded only with CR2.REC_CFG_ATS (sections 3.9.1.2, 3.9.1.3 and 8.1).
+        let ats = txn.origin != Origin::Untranslated;
+        // CR2.RECINVSID (section 6.3.12). Translated transactions do not go by it.
+        let bad_stream_ids = self.regs.cr2 & cr2::RECINVSID != 0 || txn.origin == Origin::Translated;
+        if (bad_stream_ids || kind != EventKind::BadStreamId) && (!ats || self.records_ats()) {
             self.record(txn.event(kind, None));
         }
-        Outcome::Abort
+        txn.aborted()
+    }
+
+    /// CR2.REC_CFG_ATS.
+    fn records_ats(&self) -> bool {
+        self.regs.cr2 & cr2::REC_CFG_ATS != 0
     }
 
     /// An input address that no stage translates and that is wider than OAS (section 3.4).
     pub(super) fn input_size_fault(&mut self, txn: &Txn) -> Outcome {
+        if txn.is_ats_request() {
+            return Outcome::NO_ACCESS;
+        }
         let place = Place { class: Class::Input, s2: false, ipa: 0, tt_read: false };
         self.record(txn.event(EventKind::AddressSize(txn.access(), place), None));
         Outcome::Abort
@@ -29,8 +41,10 @@ impl Smmu {
     /// A descriptor could not be fetched: terminated and recorded, whatever the CD or STE says.
     pub(super) fn walk_abort(&mut self, txn: &Txn, class: Class, s2: bool) -> Outcome {
         let place = Place { class, s2, ipa: txn.ipa, tt_read: true };
-        self.record(txn.event(EventKind::WalkExternalAbort(txn.access(), place, txn.at), None));
-        Outcome::Abort
+        if !txn.is_ats_request() || self.records_ats() {
+            self.record(txn.event(EventKind::WalkExternalAbort(txn.access(), place, txn.at), None));
+        }
+        txn.aborted()
     }
 
     /// A fault of a translation: the CD's A, R and S or the STE's S2R and S2S decide (sections 5.5 and 3.12).
@@ -41,6 +55,9 @@ impl Smmu {
         kind: FaultKind,
         place: Place,
     ) -> Outcome {
+        if txn.is_ats_request() {
+            return Outcome::NO_ACCESS;
+        }
         let access = txn.access();
         let kind = match kind {
             FaultKind::Translation => EventKind::Translation(access, place),
@@ -69,12 +86,17 @@ impl Smmu {
 }
 
 impl Txn {
-    fn event(&self, kind: EventKind, stall: Option<u16>) -> Event {
+    /// How it ends when it cannot go on.
+    fn aborted(&self) -> Outcome {
+        if self.is_ats_request() { Outcome::Answer(AtsAnswer::CompleterAbort) } else { Outcome::Abort }
+    }
+
+    pub(crate) fn event(&self, kind: EventKind, stall: Option<u16>) -> Event {
         Event { sid: self.incoming.sid, ssid: self.incoming.ssid, stall, kind }
     }
 
     /// The transaction as a record shows it: with the stream's overrides, and the address as it came.
-    fn access(&self) -> Access {
+    pub(crate) fn access(&self) -> Access {
         Access {
             address: self.incoming.address,
             read: self.t.kind.is_read(),

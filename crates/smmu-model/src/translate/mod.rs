@@ -12,13 +12,13 @@ mod txn;
 
 pub(crate) use attrs::mair_of_memattr;
 pub(crate) use context::Context;
-pub(crate) use stream::{Overrides, Stream};
-pub(crate) use txn::{State, Txns};
+pub(crate) use stream::{Eats, Overrides, Stream};
+pub(crate) use txn::{Origin, State, Txn, Txns};
 
 use pgtable::Permissions;
 
-use self::stream::Path;
-use self::txn::{Fetch, Txn};
+use self::txn::Fetch;
+use crate::ats::{AtsAnswer, AtsTranslation};
 use crate::cache::Regime;
 use crate::memory::Memory;
 use crate::smmu::Smmu;
@@ -28,7 +28,7 @@ use crate::transaction::{AccessKind, Progress, Transaction, Translation, TxnId};
 
 /// What came of a transaction as far as it could go.
 #[derive(Clone, Copy, Debug)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// It waits for its fetch.
     Fetch,
     /// It is translated.
@@ -39,6 +39,22 @@ enum Outcome {
     Discard,
     /// It stalls.
     Stall,
+    /// It is a Translation Request, and answered.
+    Answer(AtsAnswer),
+    /// It is a page request, and responded to; STE.PPAR.
+    Respond { with_pasid: bool },
+}
+
+impl Outcome {
+    /// The answer to a Translation Request that would fault.
+    pub(crate) const NO_ACCESS: Outcome = Outcome::Answer(AtsAnswer::Success(AtsTranslation {
+        address: 0,
+        size: 12,
+        read: false,
+        write: false,
+        execute: false,
+        privileged: false,
+    }));
 }
 
 impl Smmu {
@@ -56,7 +72,7 @@ impl Smmu {
             return Progress::Latched(id, translation);
         }
         let id = self.txns.add(self.epoch, true, State::Free);
-        let mut txn = Box::new(Txn::new(t, self.epoch));
+        let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.epoch));
         let outcome = self.start(id, &mut txn);
         self.settle(id, txn, outcome)
     }
@@ -90,24 +106,27 @@ impl Smmu {
     }
 
     /// Puts a transaction where its outcome says.
-    fn settle(&mut self, id: TxnId, txn: Box<Txn>, outcome: Outcome) -> Progress {
+    pub(crate) fn settle(&mut self, id: TxnId, txn: Box<Txn>, outcome: Outcome) -> Progress {
         let (state, progress) = match outcome {
             Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
             Outcome::Latch(translation) => {
-                self.observer.tell(|o| o.latched(id, &txn.incoming, &translation));
+                self.observer.tell(|o| match txn.origin {
+                    Origin::Translated => o.latched_translated(id, &txn.incoming, &translation),
+                    _ => o.latched(id, &txn.incoming, &translation),
+                });
                 (State::Latched(translation), Progress::Latched(id, translation))
             }
             Outcome::Stall => {
                 self.stats.stalled += 1;
                 (State::Stalled(txn), Progress::Stalled(id))
             }
-            Outcome::Abort | Outcome::Discard => {
+            Outcome::Abort | Outcome::Discard | Outcome::Answer(_) | Outcome::Respond { .. } => {
                 self.stats.terminated += 1;
                 self.complete(id);
-                return if matches!(outcome, Outcome::Abort) {
-                    Progress::Aborted
-                } else {
+                return if matches!(outcome, Outcome::Discard) {
                     Progress::Discarded
+                } else {
+                    Progress::Aborted
                 };
             }
         };
@@ -165,7 +184,7 @@ impl Smmu {
     }
 
     /// Begins, or begins anew: the stream comes first.
-    fn start(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+    pub(crate) fn start(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
         match self.streams.get(&u64::from(txn.incoming.sid)) {
             Some(stream) => {
                 let stream = *stream;
@@ -179,8 +198,22 @@ impl Smmu {
     fn with_stream(&mut self, id: TxnId, txn: &mut Txn, stream: Stream) -> Outcome {
         txn.stream = stream;
         txn.t = stream.overrides.access(&txn.incoming);
-        if stream.path == Path::Abort {
-            return Outcome::Abort;
+        match txn.origin {
+            Origin::Untranslated if stream.aborts() => return Outcome::Abort,
+            Origin::Untranslated => {}
+            Origin::AtsRequest { .. } => {
+                if let Some(outcome) = self.check_ats_request(txn) {
+                    return outcome;
+                }
+            }
+            Origin::Translated => {
+                return match self.check_translated(txn) {
+                    Some(outcome) => outcome,
+                    // What it has is the output of stage 1.
+                    None => self.without_stage1(id, txn),
+                };
+            }
+            Origin::PageRequest(_) => return Outcome::Respond { with_pasid: stream.ppar },
         }
         match stream.substream(txn.t.ssid) {
             Ok((cd, true)) => {
@@ -201,6 +234,9 @@ impl Smmu {
         if txn.stream.path.has_stage2() {
             // With S1DSS, a nested stream gets here too.
             return self.stage2(id, txn, txn.t.address, txn::Purpose::Input);
+        }
+        if txn.is_ats_request() {
+            return self.ats_identity();
         }
         self.stats.bypassed += 1;
         Outcome::Latch(self.untranslated(&txn.t, &txn.stream.overrides))
@@ -238,13 +274,15 @@ impl Stream {
 impl Txn {
     /// A stalled transaction, as if it had just arrived.
     pub(crate) fn anew(&self, epoch: u64) -> Box<Self> {
-        Box::new(Txn::new(&self.incoming, epoch))
+        Box::new(Txn::new(&self.incoming, self.origin, epoch))
     }
 
-    fn new(t: &Transaction, epoch: u64) -> Self {
+    pub(crate) fn new(t: &Transaction, origin: Origin, epoch: u64) -> Self {
         Txn {
             t: *t,
             incoming: *t,
+            origin,
+            split: false,
             fetch: Fetch::Start,
             at: 0,
             words: [0; 8],
@@ -270,7 +308,7 @@ fn without_top_byte(address: u64) -> u64 {
 
 /// The permissions that a transaction needs.
 #[inline]
-fn wanted(t: &Transaction) -> Permissions {
+pub(crate) fn wanted(t: &Transaction) -> Permissions {
     let (read, write, execute) = match t.privileged {
         true => (Permissions::PRIV_READ, Permissions::PRIV_WRITE, Permissions::PRIV_EXEC),
         false => (Permissions::USER_READ, Permissions::USER_WRITE, Permissions::USER_EXEC),

@@ -5,7 +5,7 @@ use pgtable::{FaultKind, Half, Leaf, Permissions, Stage1, Step, Walk};
 use super::context::Context;
 use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
-use super::{Outcome, translation, wanted, without_top_byte};
+use super::{Outcome, translation, without_top_byte};
 use crate::cache::{Mapping, Regime, Table, World};
 use crate::observer::Descriptor;
 use crate::smmu::Smmu;
@@ -20,17 +20,22 @@ impl Smmu {
             Err(fault) => return self.stage1_fault(id, txn, fault.kind),
         };
         let input = without_top_byte(txn.t.address);
-        if let Some(&mapping) = self.tlb.get(txn.regime(), input) {
-            if mapping.permissions.contains(wanted(&txn.t)) {
-                self.stats.tlb_hits += 1;
-                self.stats.translated += 1;
-                return Outcome::Latch(translation(&mapping, txn.t.address));
+        // Combined entries do not have the IPA that a split Translation Request is for.
+        if !txn.split
+            && let Some(&mapping) = self.tlb.get(txn.regime(), input)
+        {
+            match txn.decided(mapping.permissions, mapping.possible) {
+                Some(true) => {
+                    self.stats.tlb_hits += 1;
+                    return self.translated_by(txn, &mapping);
+                }
+                Some(false) => {
+                    self.stats.tlb_hits += 1;
+                    return self.stage1_fault(id, txn, FaultKind::Permission);
+                }
+                // Stage 2 refuses, and the entry does not know the IPA for the record; or the page is still clean.
+                None => {}
             }
-            if !mapping.possible.contains(wanted(&txn.t)) {
-                self.stats.tlb_hits += 1;
-                return self.stage1_fault(id, txn, FaultKind::Permission);
-            }
-            // Stage 2 refuses, and the entry does not know the IPA for the record; or the page is still clean.
         }
         self.stats.tlb_misses += 1;
         let table = match half {
@@ -61,10 +66,12 @@ impl Smmu {
     /// The end of the stage 1 walk; again when the leaf has been updated.
     pub(super) fn stage1_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf) -> Outcome {
         let nested = txn.stream.path == Path::Nested;
-        if !leaf.permissions(&txn.context.controls).contains(wanted(&txn.t)) {
+        let possible = leaf.permissions(&txn.context.controls);
+        let nothing = txn.is_ats_request() && !txn.granted(possible).any();
+        if nothing || !possible.contains(txn.needed()) {
             return self.stage1_fault(id, txn, FaultKind::Permission);
         }
-        if leaf.updated(txn.writes()) != leaf.descriptor {
+        if leaf.updated(txn.dirties(possible)) != leaf.descriptor {
             return match nested {
                 true => self.stage2(id, txn, leaf.at, Purpose::Update(leaf)),
                 false => txn.wait(Fetch::Update1(leaf), leaf.at),
@@ -106,8 +113,16 @@ impl Smmu {
     /// Stage 1, or both stages, are done.
     fn translated(&mut self, txn: &mut Txn, mapping: Mapping) -> Outcome {
         self.fill(txn.regime(), without_top_byte(txn.t.address), mapping, txn.epoch);
+        self.translated_by(txn, &mapping)
+    }
+
+    /// What a mapping that has or permits everything makes of the transaction.
+    fn translated_by(&mut self, txn: &Txn, mapping: &Mapping) -> Outcome {
         self.stats.translated += 1;
-        Outcome::Latch(translation(&mapping, txn.t.address))
+        match txn.is_ats_request() {
+            true => self.ats_answer(txn, mapping),
+            false => Outcome::Latch(translation(mapping, txn.t.address)),
+        }
     }
 
     /// Caches a translation, unless an invalidation came after the transaction began: the walk may have used what it
@@ -121,15 +136,14 @@ impl Smmu {
     /// Translates `ipa` by stage 2.
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
-        if let Some(&mapping) = self.tlb.get(txn.stage2_regime(), ipa) {
-            let needed = purpose.needs(txn);
-            if mapping.permissions.contains(needed) || !mapping.possible.contains(needed) {
-                if purpose == Purpose::Input {
-                    self.stats.tlb_hits += 1;
-                }
-                return self.stage2_done(id, txn, mapping, purpose);
+        // If not decided, the page is still clean.
+        if let Some(&mapping) = self.tlb.get(txn.stage2_regime(), ipa)
+            && purpose.decided(txn, &mapping)
+        {
+            if purpose == Purpose::Input {
+                self.stats.tlb_hits += 1;
             }
-            // The page is still clean.
+            return self.stage2_done(id, txn, mapping, purpose);
         }
         if purpose == Purpose::Input {
             self.stats.tlb_misses += 1;
@@ -181,12 +195,17 @@ impl Smmu {
         }
     }
 
+    /// What a stage 2 leaf permits.
+    pub(super) fn stage2_permissions(&self, leaf: &Leaf) -> Permissions {
+        let controls = pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() };
+        leaf.permissions(&controls)
+    }
+
     /// The end of a stage 2 walk; again when the leaf has been updated.
     pub(super) fn stage2_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf, purpose: Purpose) -> Outcome {
-        let controls = pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() };
-        let possible = leaf.permissions(&controls);
+        let possible = self.stage2_permissions(&leaf);
         let permitted = possible.contains(purpose.needs(txn));
-        if permitted && leaf.updated(purpose.writes(txn)) != leaf.descriptor {
+        if permitted && leaf.updated(purpose.writes(txn, possible)) != leaf.descriptor {
             return txn.wait(Fetch::Update2(leaf, purpose), leaf.at);
         }
         let shift = self.entry_shift(&leaf);
@@ -222,6 +241,13 @@ impl Smmu {
             Purpose::Cd => txn.wait(Fetch::Cd, output.pa),
             Purpose::Stage1(walk) => txn.wait(Fetch::Stage1(walk), output.pa),
             Purpose::Update(leaf) => txn.wait(Fetch::Update1(leaf), output.pa),
+            Purpose::Input if txn.is_ats_request() => {
+                self.stats.translated += 1;
+                // Split: what would be stage 1's output is the address itself (section 13.6.5).
+                let output = txn.ipa >> mapping.shift << mapping.shift;
+                let mapping = if txn.split { Mapping { output, ..mapping } } else { mapping };
+                self.ats_answer(txn, &mapping)
+            }
             Purpose::Input => {
                 self.stats.translated += 1;
                 let attrs = mapping.over(txn.stream.overrides.attrs(txn.t.attrs));
@@ -237,7 +263,11 @@ impl Smmu {
                     attrs: mapping.over(first.attrs),
                     ..first
                 };
-                self.translated(txn, combined)
+                let outcome = self.translated(txn, combined);
+                match txn.split {
+                    true => self.ats_answer(txn, &Mapping { output: leaf.pa >> shift << shift, ..combined }),
+                    false => outcome,
+                }
             }
         }
     }
@@ -270,26 +300,37 @@ impl Purpose {
         match self {
             Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => Permissions::PRIV_READ,
             Purpose::Update(_) => Permissions::PRIV_READ | Permissions::PRIV_WRITE,
-            Purpose::Output(_) | Purpose::Input => wanted(&txn.t),
+            Purpose::Output(_) | Purpose::Input => txn.needed(),
         }
     }
 
-    /// Whether it makes the page dirty.
-    pub(super) fn writes(&self, txn: &Txn) -> bool {
+    /// Whether `mapping` decides, or the tables have to be looked at.
+    fn decided(&self, txn: &Txn, mapping: &Mapping) -> bool {
+        let all = Permissions::all();
+        let stage1 = match self {
+            Purpose::Output(leaf) => leaf.permissions(&txn.context.controls),
+            Purpose::Input => all,
+            _ => {
+                let needed = self.needs(txn);
+                return mapping.permissions.contains(needed) || !mapping.possible.contains(needed);
+            }
+        };
+        let stage1 = if txn.is_ats_request() { stage1 } else { all };
+        txn.decided(mapping.permissions & stage1, mapping.possible & stage1).is_some()
+    }
+
+    /// Whether it makes the page dirty, which permits `possible`.
+    pub(super) fn writes(&self, txn: &Txn, possible: Permissions) -> bool {
         match self {
             Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => false,
             Purpose::Update(_) => true,
-            Purpose::Output(_) | Purpose::Input => txn.writes(),
+            Purpose::Output(leaf) => txn.dirties(possible & leaf.permissions(&txn.context.controls)),
+            Purpose::Input => txn.dirties(possible),
         }
     }
 }
 
 impl Txn {
-    /// Whether the transaction changes memory.
-    pub(super) fn writes(&self) -> bool {
-        !self.t.kind.is_read()
-    }
-
     pub(super) fn regime(&self) -> Regime {
         let Context { asid, aset, .. } = self.context;
         Regime { world: self.stream.world, vmid: self.stream.vmid, asid, aset }

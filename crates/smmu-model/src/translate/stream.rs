@@ -69,6 +69,18 @@ pub(crate) struct Stage2Config {
     pub(crate) record: bool,
 }
 
+/// STE.EATS: what a device may do with ATS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Eats {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Have addresses translated by all stages, and use them untranslated.
+    Full,
+    /// Have addresses translated by stage 1; their use is translated by stage 2.
+    Split,
+}
+
 /// A decoded, valid STE.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stream {
@@ -81,6 +93,9 @@ pub(crate) struct Stream {
     pub(crate) stall_disabled: bool,
     pub(crate) stage2: Stage2Config,
     pub(crate) overrides: Overrides,
+    pub(crate) eats: Eats,
+    /// PPAR: automatic responses to page requests have their PASID.
+    pub(crate) ppar: bool,
 }
 
 /// C_BAD_STE.
@@ -93,7 +108,7 @@ impl Stream {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
         require(ste.v())?;
         let path = match ste.config() {
-            0..=3 => return Ok(Stream::default()),
+            0..=3 => return Ok(Stream { ppar: config.pri && ste.ppar(), ..Stream::default() }),
             4 => Path::Bypass,
             5 => Path::Stage1,
             6 => Path::Stage2,
@@ -110,6 +125,7 @@ impl Stream {
                 memattr: ste.mtcfg().then(|| ste.memattr() as u8),
             },
             stall_disabled: ste.s1stalld(),
+            ppar: config.pri && ste.ppar(),
             ..Stream::default()
         };
         if config.s2p {
@@ -123,7 +139,24 @@ impl Stream {
         if path.has_stage2() {
             stream.decode_stage2(ste, config)?;
         }
+        // Ignored without ATS, and with both stages bypassed.
+        if config.ats && path != Path::Bypass {
+            let stalls = path.has_stage2() && ste.s2s();
+            stream.eats = match ste.eats() {
+                1 => Eats::Full,
+                2 => Eats::Split,
+                // 3 is reserved without a DPT.
+                _ => Eats::Off,
+            };
+            require(stream.eats == Eats::Off || !stalls)?;
+            require(stream.eats != Eats::Split || path == Path::Nested && config.ats_split)?;
+        }
         Ok(stream)
+    }
+
+    /// Every transaction is terminated.
+    pub(crate) fn aborts(&self) -> bool {
+        self.path == Path::Abort
     }
 
     fn decode_stage1(&mut self, ste: &Ste, config: &Config, e2h: bool) -> Result<(), BadSte> {

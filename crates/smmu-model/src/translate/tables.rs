@@ -135,7 +135,7 @@ impl Smmu {
     }
 
     /// Does the fetch that a transaction waits for, and goes on from there.
-    pub(super) fn fetch(&mut self, id: TxnId, txn: &mut Txn, mem: &dyn Memory) -> Outcome {
+    pub(crate) fn fetch(&mut self, id: TxnId, txn: &mut Txn, mem: &dyn Memory) -> Outcome {
         match txn.fetch {
             Fetch::Start => self.start(id, txn),
             Fetch::L1Std => {
@@ -178,17 +178,21 @@ impl Smmu {
                     Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
                 }
             }
-            Fetch::Update1(leaf) => match self.update(txn, mem, &leaf, txn.writes()) {
-                Ok(Some(leaf)) => self.stage1_leaf(id, txn, leaf),
-                // Somebody changed the descriptor: look again.
-                Ok(None) => self.stage1(id, txn),
-                Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
-            },
-            Fetch::Update2(leaf, purpose) => match self.update(txn, mem, &leaf, purpose.writes(txn)) {
-                Ok(Some(leaf)) => self.stage2_leaf(id, txn, leaf, purpose),
-                Ok(None) => self.stage2(id, txn, txn.ipa, purpose),
-                Err(Abort) => self.walk_abort(txn, purpose.class(), true),
-            },
+            Fetch::Update1(leaf) => {
+                match self.update(txn, mem, &leaf, txn.dirties(leaf.permissions(&txn.context.controls))) {
+                    Ok(Some(leaf)) => self.stage1_leaf(id, txn, leaf),
+                    // Somebody changed the descriptor: look again.
+                    Ok(None) => self.stage1(id, txn),
+                    Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
+                }
+            }
+            Fetch::Update2(leaf, purpose) => {
+                match self.update(txn, mem, &leaf, purpose.writes(txn, self.stage2_permissions(&leaf))) {
+                    Ok(Some(leaf)) => self.stage2_leaf(id, txn, leaf, purpose),
+                    Ok(None) => self.stage2(id, txn, txn.ipa, purpose),
+                    Err(Abort) => self.walk_abort(txn, purpose.class(), true),
+                }
+            }
             Fetch::Stage2(walk, purpose) => {
                 self.stats.s2_fetches += 1;
                 match read_u64(mem, txn.at) {

@@ -5,7 +5,26 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::stream::Stream;
+use crate::pri::PageRequest;
 use crate::transaction::{Transaction, Translation, TxnId};
+
+/// What kind of request is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Origin {
+    /// An ordinary transaction.
+    Untranslated,
+    /// An ATS Translation Request.
+    AtsRequest {
+        /// NW.
+        no_write: bool,
+        /// Execute Requested.
+        execute: bool,
+    },
+    /// A transaction with an address that ATS gave.
+    Translated,
+    /// A page request whose STE says how it is responded to.
+    PageRequest(PageRequest),
+}
 
 /// What a stage 2 translation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +73,9 @@ pub(crate) struct Txn {
     pub(crate) t: Transaction,
     /// As it arrived: a stalled one begins anew with this.
     pub(crate) incoming: Transaction,
+    pub(crate) origin: Origin,
+    /// A Translation Request for the output of stage 1.
+    pub(crate) split: bool,
     pub(crate) fetch: Fetch,
     /// Physical address of the fetch.
     pub(crate) at: u64,
