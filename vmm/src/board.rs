@@ -39,6 +39,8 @@ pub struct Board {
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
+    /// When the vCPU that runs reached for a device, if somebody wants to know.
+    accesses: Option<Vec<Time>>,
     /// The SMMU sent an event to all vCPUs (CMD_SYNC with CS=SIG_SEV).
     event: bool,
 }
@@ -69,6 +71,7 @@ impl Board {
             lab: None,
             slice_end: 0,
             yield_asked: false,
+            accesses: None,
             event: false,
         }
     }
@@ -212,6 +215,16 @@ impl Board {
         }
     }
 
+    /// Begins or ends a record of when vCPUs reach for devices.
+    pub fn note_accesses(&mut self, on: bool) {
+        self.accesses = on.then(Vec::new);
+    }
+
+    /// The record since the last call.
+    pub fn take_accesses(&mut self) -> std::vec::IntoIter<Time> {
+        self.accesses.as_mut().map(std::mem::take).unwrap_or_default().into_iter()
+    }
+
     /// Whether an event for all vCPUs is on its way.
     pub fn event(&self) -> bool {
         self.event
@@ -253,6 +266,9 @@ impl Board {
 impl Platform for Board {
     fn mmio_read(&mut self, who: At, pa: u64, size: u8) -> Result<u64, BusFault> {
         let now = who.now;
+        if let Some(accesses) = &mut self.accesses {
+            accesses.push(now);
+        }
         if let Some(offset) = at::GICR.offset(pa) {
             return Ok(self.gic.gicr_read(offset, size));
         }
@@ -300,6 +316,9 @@ impl Platform for Board {
 
     fn mmio_write(&mut self, who: At, pa: u64, size: u8, value: u64) -> Result<(), BusFault> {
         let now = who.now;
+        if let Some(accesses) = &mut self.accesses {
+            accesses.push(now);
+        }
         if let Some(offset) = at::UART.offset(pa) {
             self.uart.write(now, offset, size, value);
             self.uart_line();

@@ -5,11 +5,16 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::options::{Disk, Engine, Size, Smmu, Span, TestDevice};
+use crate::race::policy::Policy;
 
 /// Exit statuses, as --help lists them.
 pub mod status {
     /// The user asked for something that cannot be.
     pub const USAGE: u8 = 2;
+    /// A schedule failed.
+    pub const FAILED: u8 = 1;
+    /// A replay went another way than the recording.
+    pub const DIVERGED: u8 = 3;
     /// The virtual time limit passed.
     pub const TIME_LIMIT: u8 = 124;
     /// The guest stopped in a way that --exec did not expect: it powered off, reset or hung before CMD ended.
@@ -38,6 +43,21 @@ With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --k
 The same options, images and seed give the same run to the bit. Input from a keyboard, a pipe or
 --net is part of a run: --record keeps it, --play gives it again.";
 
+const RACE_HELP: &str = "\
+A scenario is a guest that writes a begin mark to the lab device; docs/race.md says how to make one.
+The same scenario, policy and seed give the same schedules and the same result, whatever the number of jobs.
+
+Exit status:
+  0    no schedule failed
+  1    a schedule failed: its file and its report are in --out DIR
+  2    bad options, or a scenario that cannot be run: one line on stderr says which";
+
+const REPLAY_HELP: &str = "\
+Exit status:
+  1    the failure came again, to the bit
+  2    the file cannot be used: one line on stderr says why
+  3    the run went another way than the recorded one";
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "smmulab", version, about = ABOUT, after_help = AFTER_HELP)]
@@ -52,6 +72,10 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest: an interactive console, or --exec 'CMD'
     Run(Box<RunArgs>),
+    /// Explore the schedules of a scenario; say what failed and how to see it again
+    Race(Box<RaceArgs>),
+    /// Run one recorded schedule again, exactly
+    Replay(ReplayArgs),
     /// List, fetch or build guest images
     #[command(subcommand)]
     Image(ImageCommand),
@@ -166,6 +190,54 @@ pub struct RunArgs {
     /// Write counters and hashes of the run as one JSON object
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub stats: Option<PathBuf>,
+}
+
+/// `smmulab race`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = RACE_HELP)]
+pub struct RaceArgs {
+    /// The scenario, a TOML file
+    #[arg(value_name = "SCENARIO")]
+    pub scenario: PathBuf,
+    /// How schedules are chosen
+    #[arg(long, value_enum, default_value = "random")]
+    pub policy: Policy,
+    /// Depth of the bugs that --policy pct looks for: it makes one hold less
+    #[arg(long, value_name = "D", default_value_t = 2)]
+    pub depth: u32,
+    /// Schedules to run at most
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub runs: u64,
+    /// Stop after this much time of the host
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<Span>,
+    /// Schedules to run at the same time [default: as many as the host has CPUs]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Seeds the choice of schedules
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Go on after the first failure, and keep one of each kind
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Where failing schedules and their reports are kept
+    #[arg(long, value_name = "DIR", default_value = "races")]
+    pub out: PathBuf,
+    /// Show what the guest prints until its scenario begins
+    #[arg(long)]
+    pub verbose: bool,
+}
+
+/// `smmulab replay`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = REPLAY_HELP)]
+pub struct ReplayArgs {
+    /// A failing schedule that `smmulab race` has kept
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Run it this many times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub times: u32,
 }
 
 /// `smmulab image`.

@@ -128,6 +128,16 @@ impl Machine {
     /// Departs from the default order from now on, where `holds` say so.
     pub fn follow(&mut self, holds: &[Hold]) {
         self.schedule = Some(Schedule::new(holds, self.now, self.retired_by_cpu()));
+        self.board.note_accesses(false);
+    }
+
+    /// As [`Machine::follow`] without a hold, and notes where holding somebody may matter.
+    pub fn survey(&mut self) {
+        self.follow(&[]);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.keep_survey();
+        }
+        self.board.note_accesses(true);
     }
 
     /// The schedule that the machine follows.
@@ -174,14 +184,20 @@ impl Machine {
             };
             let end = next.unwrap_or(u64::MAX).min(until).max(self.now + 1);
             let retired = self.cluster.core(cpu).retired();
-            let to_hold = self.schedule.as_ref().map_or(u64::MAX, |s| s.left(cpu, retired));
+            let pc = self.cluster.core(cpu).pc;
+            let to_hold = self
+                .schedule
+                .as_mut()
+                .map_or(u64::MAX, |s| s.left(cpu, retired).min(s.stretch(cpu, pc, retired)));
             let budget = self.left.min(end - self.now).min(to_hold);
             self.board.begin_slice(self.now + budget);
             let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
-            if let Some(schedule) = &mut self.schedule {
-                schedule.ran(cpu, self.now, retired, ran.retired);
-            }
             self.now += ran.retired;
+            if let Some(schedule) = &mut self.schedule {
+                let began = self.now - ran.retired;
+                schedule.ran(cpu, began, retired, ran.retired);
+                schedule.accessed(cpu, self.board.take_accesses().map(|at| retired + (at - began)));
+            }
             self.left = self.left.saturating_sub(ran.retired);
             match ran.exit {
                 Exit::Budget | Exit::Yield => {}
@@ -238,7 +254,8 @@ impl Machine {
     fn runnable(&mut self, cpu: usize) -> bool {
         if let Some(schedule) = &mut self.schedule
             && self.activity[cpu] == Activity::Running
-            && !schedule.may_run(cpu, self.cluster.core(cpu).retired(), self.now)
+            && let core = self.cluster.core(cpu)
+            && !schedule.may_run(cpu, core.pc, core.retired(), self.now)
         {
             return false;
         }

@@ -10,6 +10,8 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::new().filter("SMMULAB_LOG")).format_timestamp(None).init();
     let result = match Cli::parse().command {
         Command::Run(args) => vmm::run::run(&args),
+        Command::Race(args) => vmm::race::search::run(&args),
+        Command::Replay(args) => vmm::race::replay::run(&args),
         Command::Image(command) => vmm::image::run(command).map(|()| 0),
         Command::Bench(BenchCommand::Boot(args)) => vmm::bench::boot::run(&args).map(|()| 0),
     };

@@ -39,8 +39,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             (machine, options, exec)
         }
         None => {
-            let options = machine_options(&args.machine, &args.guest)?;
-            let machine = assemble(&options, &boot(&args.guest, args.exec.as_deref())?)?;
+            let (options, boot) = plan(args)?;
+            let machine = assemble(&options, &boot)?;
             (machine, options, args.exec.is_some())
         }
     };
@@ -94,6 +94,25 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         anyhow::bail!("the run ended before its snapshot {} was due", plan.path.display());
     }
     Ok(code)
+}
+
+/// The machine and the guest that `args` ask for.
+///
+/// # Errors
+/// One line for the user.
+pub fn plan(args: &RunArgs) -> Result<(MachineOptions, Boot)> {
+    Ok((machine_options(&args.machine, &args.guest)?, boot(&args.guest, args.exec.as_deref())?))
+}
+
+/// What the guest sent to its UART since the last time.
+pub fn take_console(machine: &mut Machine) -> Vec<u8> {
+    machine.board.uart.take_output()
+}
+
+/// What it sent to its virtio console.
+pub fn take_virtio_console(machine: &mut Machine) -> Vec<u8> {
+    let output = machine.board.pci.with_device(Slot::device(CONSOLE), |c: &mut Console| c.take_output());
+    output.unwrap_or_default()
 }
 
 fn create(path: &Path) -> Result<File> {
@@ -347,10 +366,8 @@ impl Session {
 
     /// Hands the host what the machine gave out.
     fn output(&mut self) -> std::io::Result<()> {
-        let uart = self.machine.board.uart.take_output();
-        let console =
-            self.machine.board.pci.with_device(Slot::device(CONSOLE), |c: &mut Console| c.take_output());
-        let console = console.unwrap_or_default();
+        let uart = take_console(&mut self.machine);
+        let console = take_virtio_console(&mut self.machine);
         for (i, bytes) in [&uart, &console].into_iter().enumerate() {
             self.hashes[i].write_all(bytes)?;
             self.bytes[i] += bytes.len() as u64;

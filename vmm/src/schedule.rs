@@ -11,6 +11,7 @@ use devices::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
+use crate::survey::Survey;
 
 /// Somebody is slower than usual, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,8 +39,26 @@ pub struct Schedule {
     held: Vec<Time>,
     /// Virtual time of the beginning.
     begin: Time,
+    /// The holds that have begun, in order.
+    begun: Vec<Begun>,
+    /// Hash of the order of turns, and who took the last one.
+    order: u64,
+    last: Option<Actor>,
     /// What each actor did, when that is wanted.
     log: Option<Vec<Done>>,
+    /// The points at which holding somebody may matter, when they are looked for.
+    survey: Option<Survey>,
+}
+
+/// A hold that took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The hold.
+    pub hold: Hold,
+    /// When it began, in nanoseconds of virtual time.
+    pub time: Time,
+    /// The instruction that a vCPU stands before.
+    pub pc: Option<u64>,
 }
 
 /// A step that an agent did, or a stretch that a vCPU ran.
@@ -60,6 +79,10 @@ pub struct Done {
 pub struct Progress {
     /// Instructions or steps of each actor.
     pub of: BTreeMap<Actor, u64>,
+    /// At which of its instructions each vCPU reached for a device, if that was surveyed.
+    pub accesses: BTreeMap<usize, Vec<u64>>,
+    /// Occurrences of each instruction that each vCPU executed, if that was surveyed.
+    pub places: BTreeMap<usize, Vec<u64>>,
     /// Virtual nanoseconds since the beginning.
     pub ns: u64,
 }
@@ -78,12 +101,60 @@ impl Schedule {
             list.dedup_by_key(|(at, _)| *at);
         }
         let held = vec![0; retired.len()];
-        Self { coming, steps: BTreeMap::new(), origin: retired, held, begin: now, log: None }
+        Self {
+            coming,
+            steps: BTreeMap::new(),
+            origin: retired,
+            held,
+            begin: now,
+            begun: Vec::new(),
+            order: 0,
+            last: None,
+            log: None,
+            survey: None,
+        }
     }
 
     /// Keeps a record of everything that is done from now on.
     pub fn keep_log(&mut self) {
         self.log = Some(Vec::new());
+    }
+
+    /// Looks for points at which holding somebody may matter.
+    pub fn keep_survey(&mut self) {
+        self.survey = Some(Survey::default());
+    }
+
+    /// A vCPU reached for a device at these numbers of retired instructions.
+    pub(crate) fn accessed(&mut self, cpu: usize, retired: impl Iterator<Item = u64>) {
+        if let Some(survey) = &mut self.survey {
+            retired.for_each(|r| survey.accessed(cpu, r - self.origin[cpu]));
+        }
+    }
+
+    /// The holds that have begun so far.
+    pub fn begun(&self) -> &[Begun] {
+        &self.begun
+    }
+
+    /// Hash of the order in which actors took turns, however long each was.
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+
+    fn turn(&mut self, who: Actor) {
+        if self.last != Some(who) || !matches!(who, Actor::Cpu(_)) {
+            let code = match who {
+                Actor::Smmu(agent) => agent as u64,
+                Actor::Pci(slot, lane) => 1 << 32 | u64::from(slot.0) << 16 | lane as u64,
+                Actor::Its => 2 << 32,
+                Actor::Uart => 3 << 32,
+                Actor::Rtc => 4 << 32,
+                Actor::Cpu(cpu) => 5 << 32 | cpu as u64,
+            };
+            self.order = (self.order.rotate_left(5) ^ code).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.last = Some(who);
+        }
     }
 
     /// The record so far.
@@ -94,10 +165,11 @@ impl Schedule {
     /// How far everybody got, given virtual time and what each vCPU has retired.
     pub fn progress(&self, now: Time, retired: &[u64]) -> Progress {
         let mut of = self.steps.clone();
+        let (accesses, places) = self.survey.as_ref().map(|s| (s.accesses(), s.places())).unwrap_or_default();
         for (cpu, (all, before)) in retired.iter().zip(&self.origin).enumerate() {
             of.insert(Actor::Cpu(cpu), all - before);
         }
-        Progress { of, ns: now - self.begin }
+        Progress { of, accesses, places, ns: now - self.begin }
     }
 
     /// When an agent's step that is due at `due` happens.
@@ -111,12 +183,13 @@ impl Schedule {
 
     /// An agent did a step.
     pub(crate) fn stepped(&mut self, who: Actor, now: Time) {
+        self.turn(who);
         let steps = self.steps.entry(who).or_default();
         let from = *steps;
         *steps += 1;
         if let Some(list) = self.coming.get_mut(&who) {
-            while list.last().is_some_and(|&(at, _)| at <= from) {
-                list.pop();
+            while let Some((at, ns)) = list.pop_if(|&mut (at, _)| at <= from) {
+                self.begun.push(Begun { hold: Hold { who, at, ns }, time: now.saturating_sub(ns), pc: None });
             }
         }
         if let Some(log) = &mut self.log {
@@ -125,14 +198,13 @@ impl Schedule {
     }
 
     /// Whether a vCPU that has retired so many instructions may run at `now`. A hold that begins here begins.
-    pub(crate) fn may_run(&mut self, cpu: usize, retired: u64, now: Time) -> bool {
+    pub(crate) fn may_run(&mut self, cpu: usize, pc: u64, retired: u64, now: Time) -> bool {
         let progress = retired - self.origin[cpu];
-        if let Some(list) = self.coming.get_mut(&Actor::Cpu(cpu)) {
-            while let Some(&(at, ns)) = list.last()
-                && at <= progress
-            {
+        let who = Actor::Cpu(cpu);
+        if let Some(list) = self.coming.get_mut(&who) {
+            while let Some((at, ns)) = list.pop_if(|&mut (at, _)| at <= progress) {
                 self.held[cpu] = self.held[cpu].max(now.saturating_add(ns));
-                list.pop();
+                self.begun.push(Begun { hold: Hold { who, at, ns }, time: now, pc: Some(pc) });
             }
         }
         self.held[cpu] <= now
@@ -144,8 +216,16 @@ impl Schedule {
         next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(retired - self.origin[cpu]))
     }
 
+    /// How many instructions may run at once from here; the next one is at `pc`.
+    pub(crate) fn stretch(&mut self, cpu: usize, pc: u64, retired: u64) -> u64 {
+        let Some(survey) = self.survey.as_mut().filter(|survey| survey.in_detail()) else { return u64::MAX };
+        survey.executed(cpu, pc, retired - self.origin[cpu]);
+        1
+    }
+
     /// A vCPU ran from virtual time `now`, at so many retired instructions, for `count` of them.
     pub(crate) fn ran(&mut self, cpu: usize, now: Time, retired: u64, count: u64) {
+        self.turn(Actor::Cpu(cpu));
         if let Some(log) = &mut self.log {
             log.push(Done { who: Actor::Cpu(cpu), at: now, from: retired - self.origin[cpu], count });
         }
@@ -167,12 +247,14 @@ mod tests {
     fn a_vcpu_stands_still_at_its_instruction_for_so_long() {
         let holds = [Hold { who: CPU, at: 10, ns: 500 }, Hold { who: CPU, at: 10, ns: 70 }];
         let mut s = Schedule::new(&holds, 1000, vec![100]);
-        assert!(s.may_run(0, 100, 1000));
+        assert!(s.may_run(0, 0, 100, 1000));
         assert_eq!(s.left(0, 100), 10);
-        assert!(!s.may_run(0, 110, 1010));
+        assert!(!s.may_run(0, 0x40, 110, 1010));
         assert_eq!(s.release(1010), Some(1510));
-        assert!(!s.may_run(0, 110, 1509));
-        assert!(s.may_run(0, 110, 1510));
+        assert!(!s.may_run(0, 0x40, 110, 1509));
+        assert!(s.may_run(0, 0x40, 110, 1510));
+        let begun: Vec<_> = s.begun().iter().map(|b| (b.hold.ns, b.time, b.pc)).collect();
+        assert_eq!(begun, [(500, 1010, Some(0x40))]);
         assert_eq!((s.left(0, 110), s.release(1510)), (u64::MAX, None));
     }
 

@@ -1,0 +1,146 @@
+//! What is explored: a guest that marks where it begins, and what counts as failing.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use devices::lab::Mark;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{Cli, Command, RunArgs};
+use crate::machine::{Machine, Stop};
+use crate::options::Span;
+use crate::run;
+
+/// How much virtual time a guest has to get to where its scenario begins.
+const BOOT_LIMIT: u64 = 600_000_000_000;
+
+/// A scenario, as a TOML file says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Scenario {
+    /// One line for people.
+    pub about: String,
+    /// The guest and its machine: the options of `smmulab run`. The lab device is always there.
+    pub run: Vec<String>,
+    /// Virtual time from the beginning after which a schedule counts as hanging.
+    #[serde(default = "default_limit")]
+    pub limit: String,
+    /// Texts on the console that are failures, beside the kernel's own complaints.
+    #[serde(default)]
+    pub fail_on: Vec<String>,
+}
+
+fn default_limit() -> String {
+    "1s".into()
+}
+
+impl Scenario {
+    /// Reads a scenario.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no scenario: one line that says where and why.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the scenario {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is no scenario", path.display()))
+    }
+
+    /// Reads a scenario from its text.
+    ///
+    /// # Errors
+    /// As [`Scenario::open`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let scenario: Self = toml::from_str(text).map_err(|e| one_line(&e, text))?;
+        scenario.limit()?;
+        scenario.run_args()?;
+        Ok(scenario)
+    }
+
+    /// Virtual nanoseconds after which a schedule hangs.
+    ///
+    /// # Errors
+    /// When the text is no time.
+    pub fn limit(&self) -> Result<u64> {
+        let span: Span = self.limit.parse().map_err(|e| anyhow::anyhow!("limit: {e}"))?;
+        ensure!(span.0 > 0, "limit: a scenario needs some time");
+        Ok(span.0)
+    }
+
+    fn run_args(&self) -> Result<RunArgs> {
+        let words = ["smmulab", "run", "--lab"].into_iter().chain(self.run.iter().map(String::as_str));
+        let cli = Cli::try_parse_from(words).map_err(|e| {
+            let text = e.to_string();
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            anyhow::anyhow!("run: {line}")
+        })?;
+        let Command::Run(args) = cli.command else { bail!("run: these are not options of `smmulab run`") };
+        ensure!(!args.guest.net, "run: --net brings input from outside, which no schedule repeats");
+        if let Some(disk) = args.guest.disk.iter().find(|disk| !disk.read_only) {
+            bail!("run: schedules would share the disk {}: give it as FILE,ro", disk.path.display());
+        }
+        ensure!(args.from.is_none() && args.snapshot.is_none(), "run: a scenario begins with a boot");
+        Ok(*args)
+    }
+
+    /// Boots the guest, up to where the scenario begins. `console` is given what it prints.
+    ///
+    /// # Errors
+    /// When the guest cannot be booted or never says that the scenario begins: one line for the user.
+    pub fn prepare(&self, mut console: impl FnMut(&[u8])) -> Result<Prepared> {
+        let args = self.run_args()?;
+        let (options, boot) = run::plan(&args)?;
+        let mut machine = crate::assemble::assemble(&options, &boot)?;
+        let mut text = Vec::new();
+        let why = loop {
+            let stop = machine.run((machine.now() + 2_000_000).min(BOOT_LIMIT));
+            let output = run::take_console(&mut machine);
+            console(&output);
+            text.extend(output);
+            match stop {
+                Stop::Marked(Mark::Begin, _) => return Ok(Prepared { machine, exec: args.exec.is_some() }),
+                Stop::Until if machine.now() < BOOT_LIMIT => {}
+                Stop::Marked(..) => {}
+                Stop::Until | Stop::Sleep(_) => break "ten minutes passed",
+                Stop::PowerOff => break "it powered off",
+                Stop::Reset => break "it asked for a reset",
+                Stop::Idle => break "it hangs",
+            }
+        };
+        let text = String::from_utf8_lossy(&text);
+        let last = text.trim_end().lines().next_back().unwrap_or("nothing");
+        bail!("the guest never said that its scenario begins: {why}; the last that it printed was: {last}");
+    }
+}
+
+/// A guest that stands where its scenario begins.
+pub struct Prepared {
+    /// The machine.
+    pub machine: Machine,
+    /// Whether it runs a command whose exit status counts.
+    pub exec: bool,
+}
+
+/// An error of TOML in one line: where, what, and the line it is in.
+fn one_line(error: &toml::de::Error, text: &str) -> anyhow::Error {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+    anyhow::anyhow!("line {line}: {}", error.message().lines().collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let error = |text: &str| format!("{:#}", Scenario::parse(text).unwrap_err());
+        assert!(error("about = 'x'\nrun = ['--cpus', '2']\nlimits = '1s'").contains("line 3"));
+        assert!(error("about = 'x'\nrun = 5").contains("line 2"));
+        assert!(error("about = 'x'").contains("run"));
+        assert!(error("about = 'x'\nrun = ['--cpu', '2']").contains("--cpu"));
+        assert!(error("about = 'x'\nrun = []\nlimit = 'soon'").contains("limit"));
+        assert!(error("about = 'x'\nrun = ['--net']").contains("--net"));
+        assert!(Scenario::parse("about = 'x'\nrun = ['--cpus', '2']\nfail-on = ['oh no']").is_ok());
+    }
+}

@@ -1,0 +1,191 @@
+//! `smmulab race`: many schedules of one scenario, several at a time, until one fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::fork::Child;
+use super::policy::Choice;
+use super::record::{Record, Replayed};
+use super::replay::carefully;
+use super::report;
+use super::scenario::{Prepared, Scenario};
+use super::shrink::shrink;
+use super::trial::{Failure, Judge, Verdict};
+use crate::cli::{RaceArgs, status};
+use crate::machine::Machine;
+use crate::schedule::{Hold, Progress};
+use crate::stats::state_hash;
+
+/// What a search has found so far.
+#[derive(Debug, Default)]
+struct Found {
+    runs: u64,
+    instructions: u64,
+    orders: BTreeSet<u64>,
+    /// The first schedule of each failure.
+    failures: Vec<(u64, Failure)>,
+}
+
+impl Found {
+    fn note(&mut self, number: u64, verdict: Verdict) {
+        self.runs += 1;
+        self.instructions += verdict.instructions;
+        self.orders.insert(verdict.order);
+        if let Some(failure) = verdict.failure
+            && !self.failures.iter().any(|(_, known)| *known == failure)
+        {
+            self.failures.push((number, failure));
+        }
+    }
+}
+
+/// A scenario that is ready to be explored.
+pub struct Explorer {
+    machine: Machine,
+    judge: Judge,
+    /// What everybody does in the default order.
+    pub progress: Progress,
+    /// What came of the default order.
+    pub plain: Verdict,
+}
+
+impl Explorer {
+    /// Runs the default order once, to know what there is to choose from.
+    ///
+    /// # Errors
+    /// When the host cannot run it.
+    pub fn new(scenario: &Scenario, prepared: Prepared) -> Result<Self> {
+        let Prepared { mut machine, exec } = prepared;
+        let judge = Judge::new(scenario, exec)?;
+        let survey = Child::start(|| {
+            machine.survey();
+            let verdict = judge.run(&mut machine);
+            (verdict, machine.progress())
+        })?;
+        let (plain, progress) = survey.join::<(Verdict, Option<Progress>)>()?;
+        Ok(Self { machine, judge, progress: progress.unwrap_or_default(), plain })
+    }
+
+    /// Starts one schedule.
+    ///
+    /// # Errors
+    /// When the host has no room for it.
+    pub fn start(&mut self, holds: &[Hold]) -> Result<Child> {
+        Child::start(|| {
+            self.machine.follow(holds);
+            self.judge.run(&mut self.machine)
+        })
+    }
+
+    fn fails_with(&mut self, holds: &[Hold], failure: &Failure) -> bool {
+        let verdict = self.start(holds).and_then(Child::join::<Verdict>);
+        verdict.is_ok_and(|verdict| verdict.failure.as_ref() == Some(failure))
+    }
+
+    fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<Record> {
+        let begin = state_hash(&self.machine)?;
+        let child = Child::start(|| carefully(&mut self.machine, &self.judge, &holds).ok())?;
+        let replayed =
+            child.join::<Option<Replayed>>()?.ok_or_else(|| anyhow!("the state cannot be hashed"))?;
+        Ok(Record::new(scenario.clone(), begin, holds, replayed))
+    }
+}
+
+/// Carries out `smmulab race`; the result is the exit status.
+///
+/// # Errors
+/// One line for the user.
+pub fn run(args: &RaceArgs) -> Result<u8> {
+    let scenario = Scenario::open(&args.scenario)?;
+    let prepared = scenario.prepare(|output| {
+        if args.verbose {
+            eprint!("{}", String::from_utf8_lossy(output));
+        }
+    })?;
+    let mut explorer = Explorer::new(&scenario, prepared)?;
+    let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
+    let start = Instant::now();
+    let found = search(&mut explorer, args, choice)?;
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} different orders, {}",
+        found.runs,
+        args.policy,
+        args.seed,
+        found.runs as f64 / seconds.max(1e-3),
+        found.orders.len(),
+        match found.failures.len() {
+            0 => "none failed".to_string(),
+            1 => "1 failure".to_string(),
+            n => format!("{n} failures"),
+        }
+    );
+    for (number, failure) in &found.failures {
+        let holds = choice.draw(*number, &explorer.progress).unwrap_or_default();
+        let small = shrink(&holds, |holds| explorer.fails_with(holds, failure));
+        let record = explorer.record(&scenario, small)?;
+        let path = record.keep(&args.out)?;
+        println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), record.holds.len());
+        print!("{}", report::text(&record));
+        println!("Again: smmulab replay {}", path.display());
+    }
+    Ok(if found.failures.is_empty() { 0 } else { status::FAILED })
+}
+
+/// Runs schedules until one fails, or there are no more, or the time is over. Which ones count does not depend on how
+/// many ran at a time: verdicts are taken in the order of their numbers.
+fn search(explorer: &mut Explorer, args: &RaceArgs, choice: Choice) -> Result<Found> {
+    let jobs =
+        args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+    let bar = ProgressBar::new(args.runs).with_style(
+        ProgressStyle::with_template("{pos}/{len} schedules, {per_sec}, {msg} {wide_bar} {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let start = Instant::now();
+    let mut found = Found::default();
+    let mut running: Vec<(u64, Child)> = Vec::new();
+    let mut waiting: BTreeMap<u64, Verdict> = BTreeMap::new();
+    let (mut next, mut taken, mut more) = (0, 0, true);
+    while taken < args.runs {
+        more &= args.time.is_none_or(|limit| start.elapsed().as_nanos() < u128::from(limit.0));
+        while more && running.len() < jobs && next < args.runs {
+            let Some(holds) = choice.draw(next, &explorer.progress) else {
+                more = false;
+                break;
+            };
+            running.push((next, explorer.start(&holds)?));
+            next += 1;
+        }
+        if running.is_empty() {
+            break;
+        }
+        for index in ready(&running)? {
+            let (number, child) = running.swap_remove(index);
+            waiting.insert(number, child.join()?);
+        }
+        while let Some(verdict) = waiting.remove(&taken) {
+            found.note(taken, verdict);
+            taken += 1;
+            bar.inc(1);
+            bar.set_message(format!("{} orders, {} failures", found.orders.len(), found.failures.len()));
+            if !args.keep_going && !found.failures.is_empty() {
+                bar.finish_and_clear();
+                return Ok(found);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(found)
+}
+
+/// Which of the running schedules have ended, the last first.
+fn ready(running: &[(u64, Child)]) -> Result<Vec<usize>> {
+    let mut fds: Vec<PollFd<'_>> =
+        running.iter().map(|(_, child)| PollFd::new(child.fd(), PollFlags::POLLIN)).collect();
+    poll(&mut fds, PollTimeout::NONE).context("cannot wait for a process")?;
+    Ok((0..fds.len()).rev().filter(|&i| fds[i].any().unwrap_or(false)).collect())
+}

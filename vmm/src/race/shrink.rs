@@ -1,0 +1,70 @@
+//! Makes a failing schedule as short as it can be: fewer holds, and shorter ones.
+
+use crate::schedule::Hold;
+
+/// The shortest hold that is tried, in nanoseconds.
+const SHORTEST: u64 = 16;
+
+/// The fewest and shortest of `holds` that still fail. `fails` tells whether a schedule fails in the same way; what it
+/// answers for `holds` themselves is taken to be yes.
+pub fn shrink(holds: &[Hold], mut fails: impl FnMut(&[Hold]) -> bool) -> Vec<Hold> {
+    let mut best = fewer(holds.to_vec(), &mut fails);
+    for index in 0..best.len() {
+        shorter(&mut best, index, &mut fails);
+    }
+    best
+}
+
+/// Delta debugging (Zeller and Hildebrandt, 2002): leaves out ever smaller parts.
+fn fewer(mut best: Vec<Hold>, fails: &mut impl FnMut(&[Hold]) -> bool) -> Vec<Hold> {
+    let mut part = best.len();
+    while part > 0 && !best.is_empty() {
+        let mut at = 0;
+        while at < best.len() {
+            let mut without = best.clone();
+            without.drain(at..(at + part).min(best.len()));
+            if fails(&without) {
+                best = without;
+            } else {
+                at += part;
+            }
+        }
+        part /= 2;
+    }
+    best
+}
+
+/// Halves one hold's time as long as it fails.
+fn shorter(best: &mut [Hold], index: usize, fails: &mut impl FnMut(&[Hold]) -> bool) {
+    while best[index].ns / 2 >= SHORTEST {
+        let long = best[index].ns;
+        best[index].ns = long / 2;
+        if !fails(best) {
+            best[index].ns = long;
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actor::Actor;
+
+    #[test]
+    fn what_does_not_matter_goes() {
+        let holds: Vec<Hold> = (0..20).map(|at| Hold { who: Actor::Cpu(0), at, ns: 1000 }).collect();
+        let mut tries = 0;
+        let small = shrink(&holds, |holds| {
+            tries += 1;
+            [3, 11].iter().all(|at| holds.iter().any(|h| h.at == *at && h.ns >= 100))
+        });
+        assert_eq!(small.iter().map(|h| (h.at, h.ns)).collect::<Vec<_>>(), [(3, 125), (11, 125)]);
+        assert!(tries < 60, "{tries}");
+    }
+
+    #[test]
+    fn a_failure_of_the_default_order_needs_no_hold() {
+        assert_eq!(shrink(&[Hold { who: Actor::Its, at: 0, ns: 5 }], |_| true), []);
+    }
+}

@@ -1,0 +1,150 @@
+//! `smmulab race` and `replay`, whole, with guests of a few dozen instructions.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use common::a64::{NE, Program};
+use common::{smmulab, stderr, stdout};
+use tempfile::TempDir;
+
+const CPU_ON: u64 = 0xc400_0003;
+const AFFINITY_INFO: u64 = 0xc400_0004;
+const CPU_OFF: u64 = 0x8400_0002;
+/// The lab device, and its MARK register.
+const MARK: u64 = 0x0c00_0008;
+const BEGIN: u64 = 1;
+const PASS: u64 = 3;
+const FAIL: u64 = 4;
+/// A counter in RAM, far from the program.
+const COUNTER: u64 = 0x4200_0000;
+/// How often each vCPU adds one to it.
+const ROUNDS: u64 = 20;
+
+/// Two vCPUs add to one counter; the first then looks whether nothing was lost.
+fn counter(atomic: bool) -> Program {
+    let mut p = Program::new();
+    let mark = |p: &mut Program, value: u64| {
+        p.li(16, MARK).li(17, value).op(0xb900_0000 | 16 << 5 | 17); // str w17, [x16]
+    };
+    let add = |p: &mut Program, name: &str| {
+        p.li(9, COUNTER).li(5, ROUNDS).label(name);
+        if atomic {
+            p.op(0xc85f_7c00 | 9 << 5 | 10); // ldxr x10, [x9]
+            p.addi(10, 10, 1);
+            p.op(0xc800_7c00 | 11 << 16 | 9 << 5 | 10); // stxr w11, x10, [x9]
+            p.cbnz(11, name);
+        } else {
+            p.op(0xf940_0000 | 9 << 5 | 10); // ldr x10, [x9]
+            p.addi(10, 10, 1);
+            p.op(0xf900_0000 | 9 << 5 | 10); // str x10, [x9]
+        }
+        p.subi(5, 5, 1).cbnz(5, name);
+    };
+    mark(&mut p, BEGIN);
+    p.li(1, 1).adr(2, "second").li(3, 0).li(0, CPU_ON).hvc();
+    add(&mut p, "first adds");
+    p.label("wait").psci(AFFINITY_INFO, &[1, 0]).cbz(0, "wait");
+    p.li(9, COUNTER).op(0xf940_0000 | 9 << 5 | 10).cmpi(10, 2 * ROUNDS as u32).b_cond(NE, "lost");
+    mark(&mut p, PASS);
+    p.label("lost");
+    mark(&mut p, FAIL);
+    p.label("stay").b("stay");
+    p.label("second");
+    add(&mut p, "second adds");
+    p.psci(CPU_OFF, &[]);
+    p
+}
+
+struct Lab(TempDir);
+
+impl Lab {
+    fn new(program: Program) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("Image");
+        std::fs::write(&image, program.image()).unwrap();
+        let scenario = format!(
+            "about = 'Two vCPUs add to a counter'\nlimit = '1ms'\nrun = ['--kernel', '{}', '--mem', '64M', '--cpus', '2']\n",
+            image.display()
+        );
+        std::fs::write(dir.path().join("counter.toml"), scenario).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn race_into(&self, dir: &str, args: &[&str]) -> Output {
+        let (scenario, out) = (self.path("counter.toml"), self.path(dir));
+        smmulab().arg("race").arg(scenario).arg("--out").arg(out).args(args).output().unwrap()
+    }
+
+    fn race(&self, args: &[&str]) -> Output {
+        self.race_into("races", args)
+    }
+
+    fn replay(&self, args: &[&str]) -> Output {
+        smmulab().arg("replay").arg(self.path("races/race-1.json")).args(args).output().unwrap()
+    }
+}
+
+#[test]
+fn a_lost_update_is_found_shrunk_and_replayed() {
+    let lab = Lab::new(counter(false));
+    assert_eq!(lab.race(&["--policy", "fixed"]).status.code(), Some(0), "the default order hides it");
+    for policy in ["random", "pct"] {
+        for seed in ["1", "2", "3"] {
+            let found = lab.race(&["--policy", policy, "--seed", seed, "--runs", "500"]);
+            assert_eq!(found.status.code(), Some(1), "{policy}: {}{}", stdout(&found), stderr(&found));
+            let text = stdout(&found);
+            assert!(text.contains("the guest marked a failure") && text.contains("to 1 holds"), "{text}");
+        }
+    }
+    let one = lab.race_into("other", &["--seed", "1", "--jobs", "1", "--runs", "500"]);
+    assert_eq!(one.status.code(), Some(1));
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    assert_eq!(
+        read(lab.path("other/race-1.json")),
+        read(lab.path("races/race-1.json")),
+        "jobs change nothing"
+    );
+
+    let again = lab.replay(&["--times", "20"]);
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    assert!(stdout(&again).contains("20 times"), "{}", stdout(&again));
+}
+
+#[test]
+fn its_correct_twin_stays_silent() {
+    let lab = Lab::new(counter(true));
+    for policy in ["random", "pct", "bounded"] {
+        let silent = lab.race(&["--policy", policy, "--runs", "200"]);
+        assert_eq!(silent.status.code(), Some(0), "{policy}: {}{}", stdout(&silent), stderr(&silent));
+    }
+    assert!(!lab.path("races").exists(), "nothing is kept of what did not fail");
+}
+
+#[test]
+fn what_cannot_be_replayed_is_one_clear_line() {
+    let lab = Lab::new(counter(false));
+    assert_eq!(lab.race(&["--seed", "1"]).status.code(), Some(1));
+    let file = lab.path("races/race-1.json");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let error = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = lab.replay(&[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+        assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+        stderr(&output)
+    };
+    assert!(error(&good[..good.len() / 2]).contains("race-1.json"));
+    assert!(error(&good.replace("\"format\": 1", "\"format\": 9")).contains("format 9"));
+    assert!(
+        error(&good.replace("\"--cpus\",\n      \"2\"", "\"--cpus\",\n      \"3\"")).contains("not the one")
+    );
+    std::fs::write(&file, &good).unwrap();
+    std::fs::write(lab.path("Image"), counter(true).image()).unwrap();
+    assert!(error(&good).contains("not the one"));
+}
