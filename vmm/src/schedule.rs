@@ -147,6 +147,7 @@ impl Schedule {
             let code = match who {
                 Actor::Smmu(agent) => agent as u64,
                 Actor::Pci(slot, lane) => 1 << 32 | u64::from(slot.0) << 16 | lane as u64,
+                Actor::Engine(index, lane) => 6 << 32 | (index as u64) << 16 | lane as u64,
                 Actor::Its => 2 << 32,
                 Actor::Uart => 3 << 32,
                 Actor::Rtc => 4 << 32,
