@@ -108,7 +108,8 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         let timing = testdev::Timing::default();
         match device {
             TestDevice::Testdev => {
-                add(&mut pci, slots.next(), |port| Box::new(IommuTestdev::new(port, timing)));
+                let inspector = fabric.inspector();
+                add(&mut pci, slots.next(), |port| Box::new(IommuTestdev::new(port, inspector, timing)));
             }
             TestDevice::Engine => {
                 add(&mut pci, slots.next(), |port| Box::new(testdev::Engine::new(port, 1, timing)));

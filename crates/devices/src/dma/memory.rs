@@ -55,7 +55,7 @@ impl GuestMemory for DmaPort {
     /// events for accesses that no device made. A range that wraps round is refused.
     fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
         let fits = count == 0 || addr.0.checked_add(count as u64 - 1).is_some();
-        fits && (self.0.fabric.smmu.is_some() || self.0.fabric.ram.offset(addr.0, count as u64).is_some())
+        fits && (self.smmu().is_some() || self.0.fabric.ram.offset(addr.0, count as u64).is_some())
     }
 
     fn get_slices<'a>(

@@ -13,7 +13,7 @@ mod transfer;
 
 pub use inbox::{ItsInbox, Message};
 pub use memory::PhysMem;
-pub use port::{Attributes, DmaPort, Fabric, Requester, Stats};
+pub use port::{Attributes, DmaPort, Fabric, Inspector, Requester, Stats};
 pub use scatter::{Moved, Scatter, Segment};
 pub use transfer::{Poll, Transfer};
 

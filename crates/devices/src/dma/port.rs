@@ -1,8 +1,9 @@
 //! A requester's port: identity, the right to use it, and the accesses.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,8 @@ use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 pub struct Fabric {
     /// Guest RAM.
     pub ram: GuestRam,
-    /// The SMMU in front of it; without one, device addresses are physical.
-    pub smmu: Option<Arc<Mutex<Smmu>>>,
+    /// The SMMUs in front of it, and the StreamIDs that each has. What none has goes by physical addresses.
+    smmus: Vec<(RangeInclusive<u32>, Arc<Mutex<Smmu>>)>,
     /// Where interrupt messages go.
     pub inbox: ItsInbox,
     /// A page that accesses go to whose transactions the SMMU answers as RAZ/WI; a host that has none left aborts them.
@@ -26,10 +27,26 @@ pub struct Fabric {
 }
 
 impl Fabric {
-    /// A fabric with the doorbell where the `virt` machine has it.
+    /// A fabric with the doorbell where the `virt` machine has it, and all requesters behind `smmu` if there is one.
     pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
         let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64).ok();
-        Self { ram, smmu, inbox, discard, doorbell: GITS_TRANSLATER }
+        let smmus = smmu.into_iter().map(|smmu| (0..=u32::MAX, smmu)).collect();
+        Self { ram, smmus, inbox, discard, doorbell: GITS_TRANSLATER }
+    }
+
+    /// Puts requesters behind an SMMU. A StreamID that several have is the first's.
+    pub fn add_smmu(&mut self, streams: RangeInclusive<u32>, smmu: Arc<Mutex<Smmu>>) {
+        self.smmus.push((streams, smmu));
+    }
+
+    /// The SMMU that has a StreamID.
+    pub fn smmu(&self, sid: u32) -> Option<&Arc<Mutex<Smmu>>> {
+        self.smmus.iter().find(|(streams, _)| streams.contains(&sid)).map(|(_, smmu)| smmu)
+    }
+
+    /// A look at memory past the SMMU. It is for instruments that check their own work, and no device gets one.
+    pub fn inspector(&self) -> Inspector {
+        Inspector(self.ram.clone())
     }
 
     /// The page for discarded accesses, cleared.
@@ -49,11 +66,25 @@ impl Fabric {
     /// A port with any identity.
     pub fn port_for(&self, requester: Requester) -> DmaPort {
         DmaPort(Arc::new(Shared {
-            requester,
+            sid: AtomicU32::new(requester.sid),
+            ssid: requester.ssid,
+            device_id: AtomicU32::new(requester.device_id),
             fabric: self.clone(),
             enabled: AtomicBool::new(false),
+            forwarded: AtomicBool::new(true),
             counters: Counters::default(),
         }))
+    }
+}
+
+/// Reads physical memory without a transaction: not an access of a device, but a look at what became of one.
+#[derive(Clone, Debug)]
+pub struct Inspector(GuestRam);
+
+impl Inspector {
+    /// Reads memory. Answers whether all of it is there.
+    pub fn read(&self, pa: u64, data: &mut [u8]) -> bool {
+        self.0.read(pa, data)
     }
 }
 
@@ -125,9 +156,12 @@ pub(super) fn count(counter: &AtomicU64, n: u64) {
 }
 
 pub(super) struct Shared {
-    pub(super) requester: Requester,
+    sid: AtomicU32,
+    ssid: Option<u32>,
+    device_id: AtomicU32,
     pub(super) fabric: Fabric,
     enabled: AtomicBool,
+    forwarded: AtomicBool,
     pub(super) counters: Counters,
 }
 
@@ -138,7 +172,7 @@ pub struct DmaPort(pub(super) Arc<Shared>);
 impl std::fmt::Debug for DmaPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DmaPort")
-            .field("requester", &self.0.requester)
+            .field("requester", &self.requester())
             .field("enabled", &self.enabled())
             .finish()
     }
@@ -147,17 +181,35 @@ impl std::fmt::Debug for DmaPort {
 impl DmaPort {
     /// Who the port asks for.
     pub fn requester(&self) -> Requester {
-        self.0.requester
+        let Shared { sid, ssid, device_id, .. } = &*self.0;
+        Requester { sid: sid.load(Relaxed), ssid: *ssid, device_id: device_id.load(Relaxed) }
+    }
+
+    /// The function captured another requester ID. Whoever says so has made it give up its transactions before: they
+    /// are the old requester's.
+    pub fn set_requester_id(&self, requester_id: u16) {
+        self.0.sid.store(requester_id.into(), Relaxed);
+        self.0.device_id.store(requester_id.into(), Relaxed);
+    }
+
+    /// The SMMU in front of the port, if there is one.
+    pub(super) fn smmu(&self) -> Option<&Arc<Mutex<Smmu>>> {
+        self.0.fabric.smmu(self.0.sid.load(Relaxed))
     }
 
     /// Whether requests may be made. A new port is revoked until bus mastering is enabled.
     pub fn enabled(&self) -> bool {
-        self.0.enabled.load(Relaxed)
+        self.0.enabled.load(Relaxed) && self.0.forwarded.load(Relaxed)
     }
 
     /// Grants (bus-master enable) or revokes (its clearing, reset, unplug) the port.
     pub fn set_enabled(&self, enabled: bool) {
         self.0.enabled.store(enabled, Relaxed);
+    }
+
+    /// What the bridges above say: whether they forward requests. A port without bridges is always forwarded.
+    pub fn set_forwarded(&self, forwarded: bool) {
+        self.0.forwarded.store(forwarded, Relaxed);
     }
 
     /// What went through so far.
@@ -193,7 +245,7 @@ impl DmaPort {
 
     /// What an access carries unless it says otherwise: the requester's SubstreamID.
     pub fn attributes(&self) -> Attributes {
-        Attributes { ssid: self.0.requester.ssid, ..Attributes::default() }
+        Attributes { ssid: self.0.ssid, ..Attributes::default() }
     }
 
     /// The transaction that an access to `iova` begins.
@@ -205,14 +257,8 @@ impl DmaPort {
             privileged,
             instruction,
             attrs,
-            ..Transaction::new(self.0.requester.sid, iova, kind)
+            ..Transaction::new(self.0.sid.load(Relaxed), iova, kind)
         }
-    }
-
-    /// Reads physical memory without a transaction: not an access of the device but a look at what became of one, for
-    /// instruments that check their own work. Answers whether all of it is memory.
-    pub fn inspect(&self, pa: u64, data: &mut [u8]) -> bool {
-        self.0.fabric.ram.read(pa, data)
     }
 
     /// Reads physical memory.
@@ -239,7 +285,7 @@ impl DmaPort {
                 _ => None,
             };
             if let Some(event_id) = event_id
-                && fabric.inbox.post(Message { device_id: self.0.requester.device_id, event_id })
+                && fabric.inbox.post(Message { device_id: self.0.device_id.load(Relaxed), event_id })
             {
                 count(&self.0.counters.msis, 1);
                 return Ok(());

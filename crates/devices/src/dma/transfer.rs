@@ -99,7 +99,7 @@ impl DmaPort {
             return Err(self.refused(DmaError::Revoked));
         }
         let counters = &self.0.counters;
-        let Some(smmu) = &self.0.fabric.smmu else {
+        let Some(smmu) = self.smmu() else {
             if transfer.stage == Stage::Idle {
                 count(&counters.transactions, 1);
             }
@@ -216,7 +216,7 @@ impl DmaPort {
 
     /// Tells the SMMU that a transaction is over: a CMD_SYNC may have waited for it.
     pub(super) fn end(&self, id: Option<TxnId>) {
-        if let (Some(id), Some(smmu)) = (id, &self.0.fabric.smmu) {
+        if let (Some(id), Some(smmu)) = (id, self.smmu()) {
             smmu.lock().unwrap_or_else(|e| e.into_inner()).complete(id);
         }
     }
@@ -229,7 +229,7 @@ impl DmaPort {
         }
         let counters = &self.0.counters;
         count(&counters.transactions, 1);
-        let Some(smmu) = &self.0.fabric.smmu else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
+        let Some(smmu) = self.smmu() else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
         let mut progress = smmu.begin(&self.transaction(iova, write, self.attributes()));
         loop {

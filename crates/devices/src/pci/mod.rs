@@ -54,6 +54,10 @@ pub trait PciFunction: Send {
     /// Does one step of a lane.
     fn step(&mut self, _lane: usize, _now: Time) {}
 
+    /// Gives up the transactions in progress, because requests are no longer forwarded or are another requester's. What
+    /// they were for begins anew once the port is granted.
+    fn suspend(&mut self) {}
+
     /// Returns to the state after power-on.
     fn reset(&mut self, now: Time);
 

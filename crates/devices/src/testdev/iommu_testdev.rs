@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Timing;
 use crate::agent::Time;
-use crate::dma::{Attributes, DmaError, DmaPort, Poll, Stats, Transfer};
+use crate::dma::{Attributes, DmaError, DmaPort, Inspector, Poll, Stats, Transfer};
 use crate::pci::{Bar, ConfigSpace, FunctionState, Ids, PciFunction, StateError};
 
 const BAR: usize = 0;
@@ -63,6 +63,7 @@ mod attrs {
 pub struct IommuTestdev {
     config: ConfigSpace,
     port: DmaPort,
+    inspector: Inspector,
     timing: Timing,
     regs: Registers,
 }
@@ -130,8 +131,8 @@ fn pattern(offset: u64, len: usize) -> Vec<u8> {
 }
 
 impl IommuTestdev {
-    /// A device that reaches memory through `port`.
-    pub fn new(port: DmaPort, timing: Timing) -> Self {
+    /// A device that reaches memory through `port`, and compares what is there by `inspector`.
+    pub fn new(port: DmaPort, inspector: Inspector, timing: Timing) -> Self {
         let mut config = ConfigSpace::new(Ids {
             vendor: 0x1b36,
             device: 0x0005,
@@ -142,7 +143,7 @@ impl IommuTestdev {
         });
         config.add_bar(BAR, Bar::Memory32(BAR_SIZE));
         port.set_enabled(false);
-        Self { config, port, timing, regs: Registers::new() }
+        Self { config, port, inspector, timing, regs: Registers::new() }
     }
 
     /// TRIGGERING was read: what does not even begin is refused at once.
@@ -208,7 +209,7 @@ impl IommuTestdev {
 
 impl Run {
     /// One step. Answers the result when that is known.
-    fn step(&mut self, port: &DmaPort, timing: &Timing, now: Time) -> Option<u32> {
+    fn step(&mut self, port: &DmaPort, inspector: &Inspector, timing: &Timing, now: Time) -> Option<u32> {
         match &mut self.phase {
             Phase::Write(transfer) => match write(port, transfer, self.len) {
                 Ok(Some(Poll::Stalled)) => self.due = now + timing.retry,
@@ -225,13 +226,14 @@ impl Run {
                 self.due = now + timing.beat;
                 let last = self.gpa.checked_add(u64::from(self.len.saturating_sub(1)));
                 // RAM is in one piece: both ends of the range are in it, or not all of the range is.
-                if !last.is_some_and(|last| port.inspect(self.gpa, &mut [0]) && port.inspect(last, &mut [0]))
+                if !last
+                    .is_some_and(|last| inspector.read(self.gpa, &mut [0]) && inspector.read(last, &mut [0]))
                 {
                     return Some(result::RD_FAIL);
                 }
                 let n = (self.len.saturating_sub(*done) as usize).min(CHUNK);
                 let mut found = vec![0; n];
-                if !port.inspect(self.gpa.wrapping_add(u64::from(*done)), &mut found) {
+                if !inspector.read(self.gpa.wrapping_add(u64::from(*done)), &mut found) {
                     return Some(result::RD_FAIL);
                 }
                 if found != pattern(u64::from(*done), n) {
@@ -266,8 +268,8 @@ impl PciFunction for IommuTestdev {
         self.config.write(offset, size, value);
         let master = self.config.may_master();
         self.port.set_enabled(master);
-        if !master && self.cancel() {
-            self.regs.result = result::TX_FAIL;
+        if !master {
+            self.suspend();
         }
     }
 
@@ -335,7 +337,7 @@ impl PciFunction for IommuTestdev {
             return;
         }
         if let Some(run) = &mut self.regs.run
-            && let Some(code) = run.step(&self.port, &self.timing, now)
+            && let Some(code) = run.step(&self.port, &self.inspector, &self.timing, now)
         {
             self.regs.result = code;
             self.regs.run = None;
@@ -347,6 +349,12 @@ impl PciFunction for IommuTestdev {
         self.regs = Registers::new();
         self.config.reset();
         self.port.set_enabled(false);
+    }
+
+    fn suspend(&mut self) {
+        if self.cancel() {
+            self.regs.result = result::TX_FAIL;
+        }
     }
 
     fn port(&self) -> Option<&DmaPort> {

@@ -357,9 +357,13 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         let master = self.config.may_master();
         self.port.set_enabled(master);
         if !master {
-            self.device.suspend(&self.port);
-            self.msix.suspend(&self.port);
+            PciFunction::suspend(self);
         }
+    }
+
+    fn suspend(&mut self) {
+        self.device.suspend(&self.port);
+        self.msix.suspend(&self.port);
     }
 
     fn window(&self, bar: usize) -> Option<(u64, u64)> {

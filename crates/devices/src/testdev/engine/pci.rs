@@ -88,11 +88,6 @@ impl Engine {
             of != vector
         });
     }
-
-    fn suspend(&mut self) {
-        self.frames.suspend(&self.port);
-        self.msix.suspend(&self.port);
-    }
 }
 
 impl PciFunction for Engine {
@@ -178,6 +173,11 @@ impl PciFunction for Engine {
         self.msix.reset(&self.port);
         self.config.reset();
         self.port.set_enabled(false);
+    }
+
+    fn suspend(&mut self) {
+        self.frames.suspend(&self.port);
+        self.msix.suspend(&self.port);
     }
 
     fn port(&self) -> Option<&DmaPort> {

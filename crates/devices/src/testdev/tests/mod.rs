@@ -128,7 +128,8 @@ impl Lab {
         let inbox = ItsInbox::default();
         let smmu = config.map(|config| Arc::new(Mutex::new(Smmu::new(config))));
         let mut host = PciHost::new(Fabric::new(ram.clone(), smmu.clone(), inbox.clone()));
-        host.add(TESTDEV, |port| Box::new(IommuTestdev::new(port, Timing::default())));
+        let inspector = host.fabric().inspector();
+        host.add(TESTDEV, |port| Box::new(IommuTestdev::new(port, inspector, Timing::default())));
         host.add(ENGINE, |port| Box::new(Engine::new(port, 1, Timing::default())));
         let mut lab = Self { ram, smmu, host, inbox, now: 0, events_read: 0 };
         lab.enable();

@@ -70,7 +70,7 @@ fn states_of_other_devices_are_refused() {
     let (engine, testdev) = (states.pop().unwrap().1, states.pop().unwrap().1);
     let fabric = lab.host.fabric();
     let mut an_engine = Engine::new(fabric.port(0x20), 1, Timing::default());
-    let mut a_testdev = IommuTestdev::new(fabric.port(0x28), Timing::default());
+    let mut a_testdev = IommuTestdev::new(fabric.port(0x28), fabric.inspector(), Timing::default());
     use crate::pci::PciFunction;
     assert!(an_engine.restore(testdev.clone()).is_err());
     assert!(a_testdev.restore(engine.clone()).is_err());
