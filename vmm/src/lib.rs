@@ -23,3 +23,4 @@ pub mod snapshot;
 pub mod state;
 pub mod stats;
 pub mod survey;
+pub mod symbols;

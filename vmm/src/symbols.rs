@@ -1,0 +1,129 @@
+//! Names for the guest's code, from the kernel's System.map or a copy of /proc/kallsyms.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// A function is not longer than this: an address further behind a symbol has no name.
+const LONGEST: u64 = 1 << 20;
+/// Where every arm64 kernel has its exception vectors, whose address VBAR_EL1 tells.
+const VECTORS: &str = "vectors";
+
+/// Names of code, by address.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols {
+    /// Ascending addresses.
+    code: Vec<(u64, String)>,
+    /// How much further up the kernel runs than it was linked for.
+    slide: u64,
+}
+
+impl Symbols {
+    /// Reads lines of `ADDRESS TYPE NAME`, with `[MODULE]` behind those of modules.
+    ///
+    /// # Errors
+    /// When the file cannot be read or has no such line.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let symbols = Self::parse(&text);
+        ensure!(!symbols.code.is_empty(), "{} has no symbols: it is no System.map", path.display());
+        Ok(symbols)
+    }
+
+    /// Reads such lines; what is none is passed over.
+    pub fn parse(text: &str) -> Self {
+        let mut code: Vec<(u64, String)> = text.lines().filter_map(line).collect();
+        // Several names of one address: the first stays.
+        code.sort_by_key(|&(address, _)| address);
+        code.dedup_by_key(|&mut (address, _)| address);
+        Self { code, slide: 0 }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.code.is_empty()
+    }
+
+    /// Finds out where the kernel runs: with address-space randomisation it is not where it was linked for. `vbar` is
+    /// VBAR_EL1 of a vCPU on which it runs.
+    pub fn locate(&mut self, vbar: u64) {
+        if let Some(linked) = self.find(VECTORS)
+            && vbar >> 48 == 0xffff
+        {
+            self.slide = self.slide.wrapping_add(vbar.wrapping_sub(linked));
+        }
+    }
+
+    /// The symbol that an address of code belongs to, and how far behind it the address is.
+    pub fn at(&self, address: u64) -> Option<(&str, u64)> {
+        let address = address.wrapping_sub(self.slide);
+        let (start, name) = &self.code[..self.code.partition_point(|(start, _)| *start <= address)].last()?;
+        let offset = address - start;
+        (offset < LONGEST).then_some((name, offset))
+    }
+
+    /// `symbol+0xOFFSET`, or the bare address.
+    pub fn name(&self, address: u64) -> String {
+        match self.at(address) {
+            Some((name, 0)) => name.to_string(),
+            Some((name, offset)) => format!("{name}+{offset:#x}"),
+            None => format!("{address:#x}"),
+        }
+    }
+
+    /// Where a symbol is.
+    pub fn find(&self, name: &str) -> Option<u64> {
+        let found = self.code.iter().find(|(_, own)| own == name);
+        found.map(|(address, _)| address.wrapping_add(self.slide))
+    }
+}
+
+fn line(line: &str) -> Option<(u64, String)> {
+    let mut words = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let code = matches!(words.next()?, "t" | "T" | "w" | "W");
+    let name = words.next()?;
+    // `$x` and its like mark instruction sets, not functions.
+    (code && !name.starts_with('$')).then(|| match words.next() {
+        Some(module) => (address, format!("{name} {module}")),
+        None => (address, name.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAP: &str = "\
+ffff800008000000 t _text
+ffff800008010800 T vectors
+ffff800008010800 t $x
+ffff800008020000 T arm_smmu_cmdq_issue_cmdlist
+ffff800008030000 D data
+ffff800008040000 t engine_unmap [smmulab_engine]
+nonsense
+";
+
+    #[test]
+    fn addresses_have_names() {
+        let symbols = Symbols::parse(MAP);
+        assert_eq!(symbols.name(0xffff_8000_0802_0044), "arm_smmu_cmdq_issue_cmdlist+0x44");
+        assert_eq!(symbols.name(0xffff_8000_0801_0800), "vectors");
+        assert_eq!(symbols.name(0xffff_8000_0804_0000), "engine_unmap [smmulab_engine]");
+        assert_eq!(symbols.name(0x1000), "0x1000");
+        assert_eq!(symbols.name(0xffff_9000_0000_0000), "0xffff900000000000");
+    }
+
+    #[test]
+    fn a_kernel_that_runs_elsewhere_is_found_by_its_vectors() {
+        let mut symbols = Symbols::parse(MAP);
+        symbols.locate(0xffff_8000_1801_0800);
+        assert_eq!(symbols.name(0xffff_8000_1802_0004), "arm_smmu_cmdq_issue_cmdlist+0x4");
+        assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800));
+        symbols.locate(0xffff_8000_1801_0800);
+        assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800), "once is enough");
+        symbols.locate(0);
+        assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800), "a guest that has no vectors yet");
+    }
+}
