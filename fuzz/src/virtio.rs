@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arbitrary::Arbitrary;
 use devices::dma::{Fabric, ItsInbox};
 use devices::pci::{COMMAND_MASTER, COMMAND_MEMORY, PciHost, Slot, reg};
-use devices::virtio::{Timing, VirtioDevice, VirtioPci};
+use devices::virtio::{Timing, VirtioDevice, VirtioPci, feature};
 use devices::{Agent, Time};
 use guest_ram::GuestRam;
 use smmu_model::Smmu;
@@ -31,6 +31,10 @@ const MESSAGE: u64 = RAM + 0x11_0000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT_FLAG: u16 = 4;
+/// Marks of the descriptors of a packed ring, and the feature.
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+const RING_PACKED: u64 = feature::RING_PACKED;
 
 /// Steps that a run lets the function do after each operation, and at the end.
 const STEPS: usize = 256;
@@ -167,6 +171,8 @@ struct Bench {
     now: Time,
     sizes: Vec<u16>,
     avail: Vec<u16>,
+    /// Whether the driver accepted packed rings; what it offers, in all, is counted in descriptors then.
+    packed: bool,
     features: u64,
     at_once: usize,
 }
@@ -186,10 +192,11 @@ impl Bench {
         if let Some(n) = input.max_beat {
             timing.max_beat = n.into();
         }
-        host.add(SLOT, |port| Box::new(VirtioPci::new(port, device, timing)));
+        host.add(SLOT, |port| Box::new(VirtioPci::new(port, device, timing).offering(RING_PACKED)));
         let avail = vec![0; sizes.len()];
         let features = input.features;
-        Bench { ram, host, smmu, descriptors, inbox, now: 0, sizes, avail, features, at_once: 0 }
+        let packed = false;
+        Bench { ram, host, smmu, descriptors, inbox, now: 0, sizes, avail, packed, features, at_once: 0 }
     }
 
     fn smmu(&self) -> Option<MutexGuard<'_, Smmu>> {
@@ -245,7 +252,9 @@ impl Bench {
             self.set(0x08, 4, half);
             // VERSION_1 and ACCESS_PLATFORM have to be accepted.
             let required = if half == 1 { 3 } else { 0 };
-            self.set(0x0c, 4, offered & (self.features >> (32 * half) & 0xffff_ffff | required));
+            let accepted = offered & (self.features >> (32 * half) & 0xffff_ffff | required);
+            self.set(0x0c, 4, accepted);
+            self.packed = half == 1 && accepted & RING_PACKED >> 32 != 0;
         }
         self.set(0x14, 1, 3 | 8);
         self.set(0x10, 2, 0);
@@ -262,6 +271,9 @@ impl Bench {
         for area in 1..3 {
             self.ram.write(ring(q, area), &[0; 4]);
         }
+        if self.packed {
+            self.ram.write(ring(q, 0), &[0; 0x1000]);
+        }
         self.set(0x1c, 2, 1);
         self.avail[q] = 0;
     }
@@ -276,10 +288,38 @@ impl Bench {
     }
 
     fn offer(&mut self, q: usize, head: u16) {
+        if self.packed {
+            return self.mark(q, head);
+        }
         let slot = u64::from(self.avail[q] % self.sizes[q]);
         self.avail[q] = self.avail[q].wrapping_add(1);
         self.ram.write(ring(q, 1) + 4 + slot * 2, &head.to_le_bytes());
         self.ram.write(ring(q, 1) + 2, &self.avail[q].to_le_bytes());
+    }
+
+    /// Where the packed ring goes on: index, and the flags of a descriptor that is available there.
+    fn place(&self, q: usize) -> (u16, u16) {
+        let (n, size) = (self.avail[q], self.sizes[q]);
+        (n % size, if n / size % 2 == 0 { AVAIL } else { USED })
+    }
+
+    /// Makes whatever is next in a packed ring available, with this Buffer ID.
+    fn mark(&mut self, q: usize, id: u16) {
+        let (index, mark) = self.place(q);
+        let at = ring(q, 0) + 16 * u64::from(index) + 12;
+        let mut flags = [0; 2];
+        self.ram.read(at + 2, &mut flags);
+        let flags = u16::from_le_bytes(flags) & !(AVAIL | USED) | mark;
+        self.ram.write(at, &id.to_le_bytes());
+        self.ram.write(at + 2, &flags.to_le_bytes());
+        self.avail[q] = self.avail[q].wrapping_add(1);
+    }
+
+    /// A descriptor becomes available in a packed ring.
+    fn append(&mut self, q: usize, at: u64, len: u32, flags: u16) {
+        let (index, mark) = self.place(q);
+        self.descriptor(ring(q, 0), index, at, len, index, flags | mark);
+        self.avail[q] = self.avail[q].wrapping_add(1);
     }
 
     fn kick(&mut self, q: usize) {
@@ -297,6 +337,20 @@ impl Bench {
         all.push((DATA + 16, 1, true));
         // Readable ones come first.
         all.sort_by_key(|piece| piece.2);
+        if self.packed {
+            if indirect {
+                for (n, &(at, len, writable)) in all.iter().enumerate() {
+                    self.descriptor(INDIRECT, n as u16, at, len, 0, if writable { WRITE } else { 0 });
+                }
+                self.append(q, INDIRECT, 16 * all.len() as u32, INDIRECT_FLAG);
+            } else {
+                for (n, &(at, len, writable)) in all.iter().enumerate() {
+                    let next = if n + 1 < all.len() { NEXT } else { 0 };
+                    self.append(q, at, len, if writable { WRITE } else { 0 } | next);
+                }
+            }
+            return self.kick(q);
+        }
         let slot = self.avail[q] % self.sizes[q];
         let (table, first) = if indirect { (INDIRECT, 0) } else { (ring(q, 0), slot) };
         let index = |n: usize| if indirect { n as u16 } else { (first + n as u16) % self.sizes[q] };
@@ -509,8 +563,9 @@ mod tests {
         let kinds =
             [Kind::Stage1, Kind::Substreams, Kind::Bypass, Kind::Stage2, Kind::Nested, Kind::TwoLevel];
         let smmus = kinds.iter().flat_map(|&k| [Behind::Smmu(shape, k), Behind::Stalling(shape, k)]);
-        for behind in smmus.chain([Behind::Direct]) {
-            let features = u64::MAX;
+        for (behind, features) in
+            smmus.chain([Behind::Direct]).flat_map(|b| [(b, u64::MAX), (b, !RING_PACKED)])
+        {
             let input =
                 Input { behind, two_level: true, started: true, features, max_beat: None, ops: Vec::new() };
             let mut bench = Bench::new(Rng::new(1), &input);
@@ -521,8 +576,18 @@ mod tests {
                 bench.request(0, 0, 0, &[Some(piece)], indirect);
                 bench.steps(STEPS);
             }
+            assert_eq!(bench.packed, features & RING_PACKED != 0);
             let mut used = [0; 2];
-            bench.ram.read(ring(0, 2) + 2, &mut used);
+            if bench.packed {
+                // The first request filled three of eight descriptors, the second one.
+                for slot in [0, 3] {
+                    let mut flags = [0; 2];
+                    bench.ram.read(ring(0, 0) + 16 * slot + 14, &mut flags);
+                    used[0] += u8::from(u16::from_le_bytes(flags) == AVAIL | USED | WRITE);
+                }
+            } else {
+                bench.ram.read(ring(0, 2) + 2, &mut used);
+            }
             let mut message = [0; 4];
             bench.ram.read(MESSAGE, &mut message);
             assert_eq!((used, u32::from_le_bytes(message)), ([2, 0], 0x101), "{behind:?}");

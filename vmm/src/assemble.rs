@@ -10,7 +10,7 @@ use devices::lab::Lab;
 use devices::pci::{PciFunction, PciHost, Slot};
 use devices::pl031::Pl031;
 use devices::testdev::{self, IommuTestdev, PlatformEngine};
-use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci};
+use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci, feature};
 use guest_ram::GuestRam;
 
 use crate::board::Board;
@@ -18,7 +18,7 @@ use crate::fdt::Tree;
 use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
-use crate::options::{Disk, Engine, MachineOptions, Smmu, TestDevice};
+use crate::options::{Disk, Engine, MachineOptions, Rings, Smmu, TestDevice};
 use crate::smmu_agents::{Latency, SmmuAgents};
 
 /// Slot of the virtio console; the others follow: entropy, network, disks.
@@ -93,15 +93,25 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let fabric = Fabric::new(ram.clone(), smmu.clone(), inbox.clone());
     let mut pci = PciHost::new(fabric.clone());
     let timing = Timing::default();
-    pci.add(Slot::device(CONSOLE), |port| Box::new(VirtioPci::new(port, Console::new(), timing)));
+    let rings = match options.virtio {
+        Rings::Split => 0,
+        Rings::Packed => feature::RING_PACKED,
+    };
+    pci.add(Slot::device(CONSOLE), |port| {
+        Box::new(VirtioPci::new(port, Console::new(), timing).offering(rings))
+    });
     let rng = Rng::new(derive(options.seed, 16));
-    pci.add(Slot::device(RNG), |port| Box::new(VirtioPci::new(port, rng, timing)));
+    pci.add(Slot::device(RNG), |port| Box::new(VirtioPci::new(port, rng, timing).offering(rings)));
     if options.net {
-        pci.add(Slot::device(NET), |port| Box::new(VirtioPci::new(port, Net::new(MAC), timing)));
+        pci.add(Slot::device(NET), |port| {
+            Box::new(VirtioPci::new(port, Net::new(MAC), timing).offering(rings))
+        });
     }
     let mut slots = (FIRST_DISK..=LAST_SLOT).map(Slot::device);
     for (disk, slot) in disks.into_iter().zip(&mut slots) {
-        pci.add(slot, |port| Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing)));
+        pci.add(slot, |port| {
+            Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing).offering(rings))
+        });
     }
     let mut platform = Vec::new();
     for device in &options.devices {

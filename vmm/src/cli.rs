@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::options::{Disk, Engine, Size, Smmu, Span, TestDevice};
+use crate::options::{Disk, Engine, Rings, Size, Smmu, Span, TestDevice};
 use crate::race::policy::Policy;
 
 /// Exit statuses, as --help lists them.
@@ -124,6 +124,9 @@ pub struct MachineArgs {
     /// A DMA test device; repeatable. PCI functions are in the slots after the disks' (docs/test-devices.md)
     #[arg(long, value_enum, value_name = "KIND")]
     pub device: Vec<TestDevice>,
+    /// Virtqueue layout that virtio devices offer; with `packed`, a driver may still choose split ones
+    #[arg(long, value_enum, default_value = "split", value_name = "LAYOUT")]
+    pub virtio: Rings,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

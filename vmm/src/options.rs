@@ -17,6 +17,16 @@ pub enum Engine {
     Step,
 }
 
+/// The ring layout that the virtio devices offer beside the split one, which every driver may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+pub enum Rings {
+    /// Split virtqueues only.
+    #[default]
+    Split,
+    /// Packed virtqueues too: drivers that know them use them.
+    Packed,
+}
+
 /// A raw disk image given with `--disk FILE[,ro]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -137,6 +147,8 @@ pub struct MachineOptions {
     pub devices: Vec<TestDevice>,
     /// Whether there is a network device.
     pub net: bool,
+    /// The layout of virtqueues.
+    pub virtio: Rings,
     /// Seeds everything that is random in the machine.
     pub seed: u64,
     /// The CPU engine.
@@ -160,6 +172,7 @@ impl Default for MachineOptions {
             disks: Vec::new(),
             devices: Vec::new(),
             net: false,
+            virtio: Rings::default(),
             seed: 0,
             engine: Engine::default(),
             quantum: 20_000,

@@ -127,6 +127,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         disks: guest.disk.clone(),
         devices: machine.device.clone(),
         net: guest.net,
+        virtio: machine.virtio,
         seed: machine.seed,
         engine: machine.engine,
         quantum: machine.quantum,

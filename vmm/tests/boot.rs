@@ -110,21 +110,26 @@ fn a_disk_reads_and_writes_back_what_the_host_has() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     random_file(&disk, 256 << 20, 42).unwrap();
-    for image in KERNELS {
+    for (image, layout) in KERNELS.into_iter().flat_map(|image| [(image, "split"), (image, "packed")]) {
         let before = sha256(&disk);
-        let script = "sha256sum /dev/vda && dd if=/dev/vda of=/tmp/head bs=1M count=8 2>/dev/null && \
+        let script = "cut -c35 /sys/bus/virtio/devices/virtio*/features && sha256sum /dev/vda && dd if=/dev/vda of=/tmp/head bs=1M count=8 2>/dev/null && \
              dd if=/tmp/head of=/dev/vda bs=1M seek=100 conv=notrunc 2>/dev/null && sync && \
              echo 3 > /proc/sys/vm/drop_caches && sha256sum /dev/vda";
         let output = smmulab()
-            .args(["run", "--image", image, "--cpus", "2", "--exec", script, "--disk"])
+            .args(["run", "--image", image, "--cpus", "2", "--virtio", layout, "--exec", script, "--disk"])
             .arg(&disk)
             .output()
             .unwrap();
         let text = ok(&output);
-        let hashes: Vec<&str> = text.split_whitespace().step_by(2).collect();
-        assert_eq!(hashes, [before, sha256(&disk)], "{image}: before and after the write");
+        let mut words = text.split_whitespace();
+        // VIRTIO_F_RING_PACKED of console, entropy and disk.
+        let packed = if layout == "packed" { "1" } else { "0" };
+        assert!((0..3).all(|_| words.next() == Some(packed)), "{image} {layout}: {text}");
+        let hashes: Vec<&str> = words.step_by(2).collect();
+        assert_eq!(hashes, [before, sha256(&disk)], "{image} {layout}: before and after the write");
         let content = std::fs::read(&disk).unwrap();
-        assert!(content[..8 << 20] == content[100 << 20..108 << 20], "{image}: the write did not arrive");
+        let arrived = content[..8 << 20] == content[100 << 20..108 << 20];
+        assert!(arrived, "{image} {layout}: the write did not arrive");
     }
 }
 
@@ -136,6 +141,10 @@ fn a_download_over_virtio_net_arrives_intact_and_can_be_played_again() {
     if Command::new("passt").arg("--version").output().is_err() {
         return skip("no passt (Debian package passt)");
     }
+    ["split", "packed"].into_iter().for_each(download);
+}
+
+fn download(layout: &str) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     random_file(&file, 4 << 20, 3).unwrap();
@@ -157,7 +166,7 @@ fn a_download_over_virtio_net_arrives_intact_and_can_be_played_again() {
     let run = |way: &str| {
         let stats = dir.path().join(way);
         let output = smmulab()
-            .args(["run", "--net", "--time-limit", "300s", "--exec", &script, way])
+            .args(["run", "--net", "--virtio", layout, "--time-limit", "300s", "--exec", &script, way])
             .arg(dir.path().join("recording"))
             .arg("--stats")
             .arg(&stats)

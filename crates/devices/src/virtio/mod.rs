@@ -1,4 +1,4 @@
-//! Virtio 1.3 over PCI: the modern transport, split virtqueues, and the devices.
+//! Virtio 1.3 over PCI: the modern transport, virtqueues of both layouts, and the devices.
 
 mod backend;
 mod blk;
@@ -6,16 +6,18 @@ mod blk_request;
 mod console;
 mod job;
 mod net;
+mod packed;
 mod queue;
 mod registers;
 mod rng;
+mod split;
 mod transport;
 
 pub use backend::{BlockBackend, FileBackend, MemoryBackend, SECTOR};
 pub use blk::{Blk, BlkState};
 pub use console::{Console, ConsoleState};
 pub use net::{MAX_FRAME, Net, NetState};
-pub use queue::{Chain, NO_VECTOR, QueueError, Virtqueue, VirtqueueState};
+pub use queue::{Chain, Head, NO_VECTOR, QueueError, Virtqueue, VirtqueueState};
 pub use rng::{Rng, RngState};
 pub use transport::{VirtioPci, VirtioState};
 
@@ -35,6 +37,8 @@ pub mod feature {
     pub const VERSION_1: u64 = 1 << 32;
     /// Device addresses pass the IOMMU.
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    /// Packed virtqueues. Offered where a machine wants it: see `VirtioPci::offering`.
+    pub const RING_PACKED: u64 = 1 << 34;
     /// Single queues can be reset.
     pub const RING_RESET: u64 = 1 << 40;
     /// What every device here offers.
@@ -87,7 +91,7 @@ pub struct Io<'a> {
 }
 
 impl Io<'_> {
-    /// Takes the next request of a queue off its available ring. An unusable ring or chain makes the device need a
+    /// Takes the next request off a queue. An unusable ring or chain makes the device need a
     /// reset, and is answered with `None` like an empty ring.
     pub fn pop(&mut self, queue: usize) -> Option<Chain> {
         let queue = self.queues.get_mut(queue)?;
@@ -100,15 +104,15 @@ impl Io<'_> {
         }
     }
 
-    /// Puts a request that [`Io::pop`] gave back, so that it is the next one again.
-    pub fn put_back(&mut self, queue: usize) {
+    /// Puts the request that the last [`Io::pop`] gave back, so that it is the next one again.
+    pub fn put_back(&mut self, queue: usize, head: Head) {
         if let Some(queue) = self.queues.get_mut(queue) {
-            queue.put_back();
+            queue.put_back(head);
         }
     }
 
     /// Returns a request to the driver: `written` bytes of it were filled. Interrupts if the driver wants that.
-    pub fn used(&mut self, queue: usize, head: u16, written: u32) {
+    pub fn used(&mut self, queue: usize, head: Head, written: u32) {
         let Some(q) = self.queues.get_mut(queue) else { return };
         match q.push(self.port, head, written) {
             Ok(true) => {

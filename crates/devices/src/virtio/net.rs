@@ -111,7 +111,7 @@ impl Net {
         while room < needed && buffers.len() < most {
             let Some(chain) = io.pop(RX) else {
                 // The driver will make more available, and notify.
-                buffers.iter().for_each(|_| io.put_back(RX));
+                buffers.iter().rev().for_each(|b: &Chain| io.put_back(RX, b.head));
                 return;
             };
             room += chain.writable.total();
@@ -121,7 +121,7 @@ impl Net {
         let Some(frame) = s.waiting.pop_front() else { return };
         if room < needed {
             // It would not fit the next ones either.
-            buffers.iter().for_each(|_| io.put_back(RX));
+            buffers.iter().rev().for_each(|b: &Chain| io.put_back(RX, b.head));
             s.dropped += 1;
             return;
         }

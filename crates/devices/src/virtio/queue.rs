@@ -1,11 +1,10 @@
-//! A split virtqueue: rust-vmm's, driven over a DMA port, with what it leaves to its user.
-
-use std::sync::atomic::Ordering;
+//! A virtqueue as a device sees it, whatever its layout: requests come out, and go back used.
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
+use super::feature;
+use super::packed::Packed;
+use super::split::{Split, SplitState};
 use crate::agent::Time;
 use crate::dma::{DmaPort, Scatter, Segment};
 use crate::pci::StateError;
@@ -14,19 +13,43 @@ use crate::pci::StateError;
 pub const NO_VECTOR: u16 = 0xffff;
 
 /// Segments that a request may have, its indirect table's included. QEMU's limit; Linux needs 256.
-const MAX_SEGMENTS: usize = 1024;
+pub(super) const MAX_SEGMENTS: usize = 1024;
 
-const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// What names a request to its queue until it goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Index of its first descriptor in a split queue, its Buffer ID in a packed one.
+    pub id: u16,
+    /// Elements of the ring that it takes: one of the available ring, or its descriptors in a packed ring.
+    pub slots: u16,
+}
 
 /// A request as it lies in memory: what the device reads, then what it writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// Index of its first descriptor, which names it in the used ring.
-    pub head: u16,
+    /// What names it.
+    pub head: Head,
     /// What the driver wrote for the device.
     pub readable: Scatter,
     /// What the device fills.
     pub writable: Scatter,
+}
+
+impl Chain {
+    /// Appends what a descriptor describes. `at` is where the chain begins, for the error.
+    pub(super) fn push(&mut self, at: u16, segment: Segment, writable: bool) -> Result<(), QueueError> {
+        if self.readable.segments() + self.writable.segments() == MAX_SEGMENTS {
+            return Err(QueueError::Chain(at));
+        }
+        if writable {
+            self.writable.push(segment);
+        } else if self.writable.segments() > 0 {
+            return Err(QueueError::Order(at));
+        } else {
+            self.readable.push(segment);
+        }
+        Ok(())
+    }
 }
 
 /// Why a queue cannot be used any more.
@@ -43,76 +66,107 @@ pub enum QueueError {
     Order(u16),
 }
 
+/// What the driver says about a queue before it enables it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Areas {
+    /// Queue Size.
+    pub(super) size: u16,
+    /// Descriptor area: descriptor table or ring.
+    pub(super) desc: u64,
+    /// Driver area: available ring, or driver event suppression structure.
+    pub(super) driver: u64,
+    /// Device area: used ring, or device event suppression structure.
+    pub(super) device: u64,
+}
+
+impl Areas {
+    /// Whether no part of the largest queue at these addresses wraps round.
+    fn fit(&self) -> bool {
+        [self.desc, self.driver, self.device].iter().all(|a| a.checked_add(16 << 15).is_some())
+    }
+}
+
+/// The layout of an enabled queue (virtio 1.3 §2.7, §2.8), and the device's place in it.
+#[derive(Debug)]
+enum Ring {
+    Off,
+    Split(Split),
+    Packed(Packed),
+}
+
 /// One queue: the transport's registers for it and its place in the rings.
 #[derive(Debug)]
 pub struct Virtqueue {
-    /// Size that the driver chose.
-    pub(super) size: u16,
-    /// Descriptor area.
-    pub(super) desc: u64,
-    /// Driver area (available ring).
-    pub(super) driver: u64,
-    /// Device area (used ring).
-    pub(super) device: u64,
+    max_size: u16,
+    /// What the driver chose.
+    pub(super) areas: Areas,
     /// MSI-X vector.
     pub(super) vector: u16,
     /// When the reset that the driver asked for happens.
     pub(super) reset_at: Option<Time>,
-    queue: Queue,
+    ring: Ring,
 }
 
 /// A [`Virtqueue`] as plain data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtqueueState {
-    size: u16,
-    desc: u64,
-    driver: u64,
-    device: u64,
+    areas: Areas,
     vector: u16,
     reset_at: Option<Time>,
-    enabled: bool,
-    event_idx: bool,
-    next_avail: u16,
-    next_used: u16,
+    ring: RingState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum RingState {
+    Off,
+    Split(SplitState),
+    Packed(Packed),
 }
 
 impl Virtqueue {
     /// A queue after reset. `max_size` is the device's own: a power of two.
     pub fn new(max_size: u16) -> Self {
-        let queue = Queue::new(max_size).expect("the largest queue size is a power of two");
-        Self { size: max_size, desc: 0, driver: 0, device: 0, vector: NO_VECTOR, reset_at: None, queue }
+        debug_assert!(max_size.is_power_of_two());
+        let areas = Areas { size: max_size, desc: 0, driver: 0, device: 0 };
+        Self { max_size, areas, vector: NO_VECTOR, reset_at: None, ring: Ring::Off }
     }
 
     /// Whether the driver enabled it.
     pub fn enabled(&self) -> bool {
-        self.queue.ready()
+        !matches!(self.ring, Ring::Off)
     }
 
     /// Largest size.
     pub fn max_size(&self) -> u16 {
-        self.queue.max_size()
+        self.max_size
     }
 
-    /// Enables the queue with the registers as they are. `false`: they cannot be right.
-    pub(super) fn enable(&mut self, event_idx: bool) -> bool {
-        let q = &mut self.queue;
-        let fits = q.try_set_size(self.size).is_ok()
-            && q.try_set_desc_table_address(GuestAddress(self.desc)).is_ok()
-            && q.try_set_avail_ring_address(GuestAddress(self.driver)).is_ok()
-            && q.try_set_used_ring_address(GuestAddress(self.device)).is_ok()
-            && [self.desc, self.driver, self.device].iter().all(|a| a.checked_add(16 << 15).is_some());
-        if fits {
-            q.set_event_idx(event_idx);
-            q.set_next_avail(0);
-            q.set_next_used(0);
-            q.set_ready(true);
+    /// The driver chooses a size; one that cannot be is ignored (virtio 1.3 §4.1.4.3.2).
+    pub(super) fn set_size(&mut self, size: u16, features: u64) {
+        let whole = size.is_power_of_two() || size > 0 && features & feature::RING_PACKED != 0;
+        if whole && size <= self.max_size {
+            self.areas.size = size;
         }
+    }
+
+    /// Enables the queue with the registers as they are and the features that the driver accepted. `false`: the
+    /// registers cannot be right.
+    pub(super) fn enable(&mut self, features: u64) -> bool {
+        let ring = if !self.areas.fit() {
+            None
+        } else if features & feature::RING_PACKED != 0 {
+            Packed::new(self.areas, self.max_size, features).map(Ring::Packed)
+        } else {
+            Split::new(self.areas, self.max_size, features).map(Ring::Split)
+        };
+        let fits = ring.is_some();
+        self.ring = ring.unwrap_or(Ring::Off);
         fits
     }
 
     /// Back to the state after reset.
     pub(super) fn reset(&mut self) {
-        *self = Self::new(self.max_size());
+        *self = Self::new(self.max_size);
     }
 
     /// Takes the next request. When there is none, asks the driver to notify of the next.
@@ -120,61 +174,42 @@ impl Virtqueue {
     /// # Errors
     /// When the rings or the chain are unusable.
     pub fn pop(&mut self, port: &DmaPort) -> Result<Option<Chain>, QueueError> {
-        if !self.enabled() {
-            return Ok(None);
+        match &mut self.ring {
+            Ring::Off => Ok(None),
+            Ring::Split(ring) => ring.pop(port),
+            Ring::Packed(ring) => ring.pop(port),
         }
-        // Twice: between the look at an empty ring and the request for a notification nothing can happen here, so
-        // the second look finds something only if the first could not read it.
-        for _ in 0..2 {
-            let mut available = self.queue.iter(port)?;
-            if let Some(chain) = available.next() {
-                return collect(chain).map(Some);
-            }
-            if !self.queue.enable_notification(port)? {
-                return Ok(None);
-            }
-        }
-        Err(QueueError::Chain(self.queue.next_avail()))
     }
 
-    /// Undoes the last [`Virtqueue::pop`].
-    pub fn put_back(&mut self) {
-        self.queue.go_to_previous_position();
+    /// Undoes the last [`Virtqueue::pop`] that was not undone, which gave this request.
+    pub fn put_back(&mut self, head: Head) {
+        match &mut self.ring {
+            Ring::Off => {}
+            Ring::Split(ring) => ring.put_back(),
+            Ring::Packed(ring) => ring.put_back(head),
+        }
     }
 
     /// Returns a request; `true` when the driver wants an interrupt for it.
     ///
     /// # Errors
     /// When the rings are unusable.
-    pub fn push(&mut self, port: &DmaPort, head: u16, written: u32) -> Result<bool, QueueError> {
-        if !self.enabled() {
-            return Ok(false);
+    pub fn push(&mut self, port: &DmaPort, head: Head, written: u32) -> Result<bool, QueueError> {
+        match &mut self.ring {
+            Ring::Off => Ok(false),
+            Ring::Split(ring) => ring.push(port, head, written),
+            Ring::Packed(ring) => ring.push(port, head, written),
         }
-        self.queue.add_used(port, head, written)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(self.queue.needs_notification(port)?);
-        }
-        // rust-vmm's queue does not look at this flag.
-        let flags: u16 = port
-            .load(GuestAddress(self.driver), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// As plain data.
     pub fn save(&self) -> VirtqueueState {
-        VirtqueueState {
-            size: self.size,
-            desc: self.desc,
-            driver: self.driver,
-            device: self.device,
-            vector: self.vector,
-            reset_at: self.reset_at,
-            enabled: self.queue.ready(),
-            event_idx: self.queue.event_idx_enabled(),
-            next_avail: self.queue.next_avail(),
-            next_used: self.queue.next_used(),
-        }
+        let ring = match &self.ring {
+            Ring::Off => RingState::Off,
+            Ring::Split(ring) => RingState::Split(ring.save()),
+            Ring::Packed(ring) => RingState::Packed(*ring),
+        };
+        VirtqueueState { areas: self.areas, vector: self.vector, reset_at: self.reset_at, ring }
     }
 
     /// Takes over a state.
@@ -182,47 +217,15 @@ impl Virtqueue {
     /// # Errors
     /// When no queue of this size can be in it.
     pub fn restore(&mut self, s: &VirtqueueState) -> Result<(), StateError> {
-        self.reset();
         // An enabled queue keeps the registers that it was enabled with: they cannot be written then.
-        if s.enabled {
-            let state = QueueState {
-                max_size: self.max_size(),
-                next_avail: s.next_avail,
-                next_used: s.next_used,
-                event_idx_enabled: s.event_idx,
-                size: s.size,
-                ready: true,
-                desc_table: s.desc,
-                avail_ring: s.driver,
-                used_ring: s.device,
-            };
-            self.queue = Queue::try_from(state).map_err(|_| StateError)?;
-        }
-        (self.size, self.desc, self.driver, self.device) = (s.size, s.desc, s.driver, s.device);
-        (self.vector, self.reset_at) = (s.vector, s.reset_at);
+        let ring = match s.ring {
+            RingState::Off => Some(Ring::Off),
+            _ if !s.areas.fit() => None,
+            RingState::Split(ring) => Split::restore(s.areas, self.max_size, ring).map(Ring::Split),
+            RingState::Packed(ring) => ring.plausible(s.areas, self.max_size).then_some(Ring::Packed(ring)),
+        };
+        self.ring = ring.ok_or(StateError)?;
+        (self.areas, self.vector, self.reset_at) = (s.areas, s.vector, s.reset_at);
         Ok(())
     }
-}
-
-/// Reads a descriptor chain. The iterator just ends when something is wrong; a chain that ended properly is one whose
-/// last descriptor has no successor.
-fn collect(mut descriptors: virtio_queue::DescriptorChain<&DmaPort>) -> Result<Chain, QueueError> {
-    let head = descriptors.head_index();
-    let mut chain = Chain { head, ..Chain::default() };
-    let mut more = true;
-    for descriptor in &mut descriptors {
-        let segment = Segment { iova: descriptor.addr().0, len: descriptor.len() };
-        if chain.readable.segments() + chain.writable.segments() == MAX_SEGMENTS {
-            return Err(QueueError::Chain(head));
-        }
-        if descriptor.is_write_only() {
-            chain.writable.push(segment);
-        } else if chain.writable.segments() > 0 {
-            return Err(QueueError::Order(head));
-        } else {
-            chain.readable.push(segment);
-        }
-        more = descriptor.has_next();
-    }
-    if more { Err(QueueError::Chain(head)) } else { Ok(chain) }
 }

@@ -98,13 +98,13 @@ impl Common {
             // The configuration of these devices never changes by itself.
             0x15 => (field::CONFIG_GENERATION, 1, 0),
             0x16..0x18 => (field::QUEUE_SELECT, 2, self.queue_select.into()),
-            0x18..0x1a => (field::QUEUE_SIZE, 2, of(|q| q.size.into())),
+            0x18..0x1a => (field::QUEUE_SIZE, 2, of(|q| q.areas.size.into())),
             0x1a..0x1c => (field::QUEUE_VECTOR, 2, queue.map_or(NO_VECTOR, |q| q.vector).into()),
             0x1c..0x1e => (field::QUEUE_ENABLE, 2, of(|q| q.enabled().into())),
             0x1e..0x20 => (field::QUEUE_NOTIFY_OFF, 2, queue.map_or(0, |_| self.queue_select.into())),
-            0x20..0x28 => (field::QUEUE_DESC, 8, of(|q| q.desc)),
-            0x28..0x30 => (field::QUEUE_DRIVER, 8, of(|q| q.driver)),
-            0x30..0x38 => (field::QUEUE_DEVICE, 8, of(|q| q.device)),
+            0x20..0x28 => (field::QUEUE_DESC, 8, of(|q| q.areas.desc)),
+            0x28..0x30 => (field::QUEUE_DRIVER, 8, of(|q| q.areas.driver)),
+            0x30..0x38 => (field::QUEUE_DEVICE, 8, of(|q| q.areas.device)),
             0x3a..0x3c => (field::QUEUE_RESET, 2, of(|q| q.reset_at.is_some().into())),
             _ => (offset, 8, 0),
         }

@@ -46,6 +46,8 @@ pub struct VirtioPci<D> {
     msix: Msix,
     port: DmaPort,
     timing: Timing,
+    /// Features that are offered beside what all such devices offer.
+    extra: u64,
     common: Common,
     queues: Vec<Virtqueue>,
     device: D,
@@ -91,7 +93,14 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let window_at = add_structure(&mut config, CFG_PCI, 0, 0, &[0; 4]);
         let (msix_at, window_at) = (u16::from(msix_at), u16::from(window_at));
         port.set_enabled(false);
-        Self { config, msix_at, window_at, msix, port, timing, common: Common::new(), queues, device }
+        let common = Common::new();
+        Self { config, msix_at, window_at, msix, port, timing, extra: 0, common, queues, device }
+    }
+
+    /// The same, offering these features of the transport as well: [`feature::RING_PACKED`] or none.
+    #[must_use]
+    pub fn offering(self, features: u64) -> Self {
+        Self { extra: features & feature::RING_PACKED, ..self }
     }
 
     /// The device.
@@ -100,7 +109,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
     }
 
     fn offered(&self) -> u64 {
-        feature::COMMON | self.device.features()
+        feature::COMMON | self.extra | self.device.features()
     }
 
     fn running(&self) -> bool {
@@ -179,14 +188,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
             // An enabled queue keeps its registers until it is reset.
             _ if queue.enabled() => {}
             (field::QUEUE_SIZE, 2) => {
-                let size = value as u16;
-                if size.is_power_of_two() && size <= queue.max_size() {
-                    queue.size = size;
-                }
+                queue.set_size(value as u16, self.common.driver_features);
             }
             (field::QUEUE_ENABLE, 2) => {
-                let event_idx = self.common.driver_features & feature::EVENT_IDX != 0;
-                if value == 1 && !queue.enable(event_idx) {
+                if value == 1 && !queue.enable(self.common.driver_features) {
                     log::warn!(
                         "virtio device {:#06x}: queue {index} cannot be enabled",
                         self.port.requester().sid
@@ -196,9 +201,9 @@ impl<D: VirtioDevice> VirtioPci<D> {
             }
             (field::QUEUE_DESC..field::QUEUE_RESET, _) => {
                 let register = match offset & !7 {
-                    field::QUEUE_DESC => &mut queue.desc,
-                    field::QUEUE_DRIVER => &mut queue.driver,
-                    field::QUEUE_DEVICE => &mut queue.device,
+                    field::QUEUE_DESC => &mut queue.areas.desc,
+                    field::QUEUE_DRIVER => &mut queue.areas.driver,
+                    field::QUEUE_DEVICE => &mut queue.areas.device,
                     _ => return,
                 };
                 match (offset & 7, size) {

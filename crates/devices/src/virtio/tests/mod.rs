@@ -3,10 +3,11 @@
 mod blk;
 mod hostile;
 mod others;
+mod packed;
 mod smmu;
-
 mod transport;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use guest_ram::GuestRam;
@@ -31,6 +32,8 @@ const RINGS: u64 = 0x1_0000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
 
 /// A machine with one device, and its driver. The driver's addresses are device addresses; `offset` is what the SMMU's
 /// tables add to them, or the start of RAM.
@@ -46,21 +49,30 @@ struct Bench {
     sizes: Vec<u16>,
     avail: Vec<u16>,
     used: Vec<u16>,
+    /// Whether the driver uses packed rings, and the lists that it has put together for them.
+    packed: bool,
+    lists: BTreeMap<(usize, u16), Vec<(u64, u32, bool)>>,
 }
 
 impl Bench {
     fn new(device: impl VirtioDevice) -> Self {
-        Self::behind(device, None)
+        Self::behind(device, None, 0)
     }
 
-    fn behind(device: impl VirtioDevice, smmu: Option<Arc<Mutex<Smmu>>>) -> Self {
+    /// A device that offers packed rings.
+    fn packed(device: impl VirtioDevice) -> Self {
+        Self::behind(device, None, feature::RING_PACKED)
+    }
+
+    fn behind(device: impl VirtioDevice, smmu: Option<Arc<Mutex<Smmu>>>, extra: u64) -> Self {
         let ram = GuestRam::new(RAM, RAM_SIZE).unwrap();
         let inbox = ItsInbox::default();
         let mut host = PciHost::new(Fabric::new(ram.clone(), smmu, inbox.clone()));
         let sizes = device.queue_sizes().to_vec();
-        host.add(SLOT, |port| Box::new(VirtioPci::new(port, device, Timing::default())));
-        let n = sizes.len();
-        Self { ram, host, inbox, now: 0, offset: 0, base: RAM, sizes, avail: vec![0; n], used: vec![0; n] }
+        host.add(SLOT, |port| Box::new(VirtioPci::new(port, device, Timing::default()).offering(extra)));
+        let (avail, used) = (vec![0; sizes.len()], vec![0; sizes.len()]);
+        let (packed, lists) = (false, BTreeMap::new());
+        Self { ram, host, inbox, now: 0, offset: 0, base: RAM, sizes, avail, used, packed, lists }
     }
 
     /// Bus, BARs, MSI-X.
@@ -117,6 +129,7 @@ impl Bench {
             offered |= self.get(0x04, 4) << (32 * half);
         }
         let accepted = offered & features;
+        self.packed = accepted & feature::RING_PACKED != 0;
         for half in 0..2 {
             self.set(0x08, 4, half);
             self.set(0x0c, 4, accepted >> (32 * half) & 0xffff_ffff);
@@ -126,6 +139,12 @@ impl Bench {
     }
 
     fn set_up_queue(&mut self, index: usize) {
+        if self.packed {
+            // Whoever sets up a packed ring clears it (virtio 1.3 §2.8.13).
+            for area in 0..3 {
+                self.write(self.ring(index, area), &[0; 0x1000]);
+            }
+        }
         self.set(0x16, 2, index as u64);
         self.set(0x1a, 2, index as u64 + 1);
         for (i, register) in [0x20, 0x28, 0x30].into_iter().enumerate() {
@@ -182,7 +201,11 @@ impl Bench {
     }
 
     /// Puts a chain at descriptor `head` and following: (address, length, writable).
-    fn chain(&self, q: usize, head: u16, buffers: &[(u64, u32, bool)]) {
+    fn chain(&mut self, q: usize, head: u16, buffers: &[(u64, u32, bool)]) {
+        if self.packed {
+            self.lists.insert((q, head), buffers.to_vec());
+            return;
+        }
         for (i, &(address, len, writable)) in buffers.iter().enumerate() {
             let index = head + i as u16;
             let last = i + 1 == buffers.len();
@@ -193,10 +216,44 @@ impl Bench {
 
     /// Makes the chain at `head` available, without a notification.
     fn offer(&mut self, q: usize, head: u16) {
+        if self.packed {
+            return self.offer_packed(q, head);
+        }
         let slot = self.avail[q] % self.sizes[q];
         self.write(self.ring(q, 1) + 4 + u64::from(slot) * 2, &head.to_le_bytes());
         self.avail[q] = self.avail[q].wrapping_add(1);
         self.write(self.ring(q, 1) + 2, &self.avail[q].to_le_bytes());
+    }
+
+    /// Where a counter of descriptors is in the packed ring: index, and the flags of one that is available there.
+    fn place(&self, q: usize, position: u16) -> (u16, u16) {
+        let size = self.sizes[q];
+        (position % size, if position / size % 2 == 0 { AVAIL } else { USED })
+    }
+
+    fn offer_packed(&mut self, q: usize, id: u16) {
+        let list = self.lists.get(&(q, id)).cloned().unwrap_or_default();
+        for (i, &(address, len, writable)) in list.iter().enumerate() {
+            let (index, mark) = self.place(q, self.avail[q]);
+            let flags = if writable { WRITE } else { 0 } | if i + 1 == list.len() { 0 } else { NEXT };
+            self.descriptor(self.ring(q, 0), index, address, len, id, flags | mark);
+            self.avail[q] = self.avail[q].wrapping_add(1);
+        }
+    }
+
+    fn take_used_packed(&mut self, q: usize) -> Option<(u32, u32)> {
+        let (index, mark) = self.place(q, self.used[q]);
+        let at = self.ring(q, 0) + u64::from(index) * 16 + 8;
+        let used = if mark == AVAIL { AVAIL | USED } else { 0 };
+        let flags = self.read16(at + 6);
+        if flags & (AVAIL | USED) != used {
+            return None;
+        }
+        let (id, len) = (self.read16(at + 4), u32::from_le_bytes(self.read(at, 4).try_into().unwrap()));
+        assert_eq!(flags & !(AVAIL | USED), if len > 0 { WRITE } else { 0 });
+        let slots = self.lists.get(&(q, id)).expect("the driver knows the id").len();
+        self.used[q] = self.used[q].wrapping_add(slots as u16);
+        Some((id.into(), len))
     }
 
     fn kick(&mut self, q: usize) {
@@ -217,6 +274,9 @@ impl Bench {
 
     /// The next element of the used ring: head and length.
     fn take_used(&mut self, q: usize) -> Option<(u32, u32)> {
+        if self.packed {
+            return self.take_used_packed(q);
+        }
         let ring = self.ring(q, 2);
         if self.read16(ring + 2) == self.used[q] {
             return None;

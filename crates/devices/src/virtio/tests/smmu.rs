@@ -7,7 +7,8 @@ use smmu_model::{Config, StallModel};
 use super::*;
 use crate::dma::{Moved, Scatter, Segment};
 
-const ALL: u64 = !feature::EVENT_IDX;
+const ALL: u64 = !feature::EVENT_IDX & !feature::RING_PACKED;
+const PACKED: u64 = !feature::EVENT_IDX;
 
 /// Device address of the start of RAM.
 const IOVA: u64 = 0x12_3450_0000_0000 & 0xffff_ffff_ffff;
@@ -47,7 +48,7 @@ impl Translated {
         let config =
             Config { stall: if stall { StallModel::Both } else { StallModel::None }, ..Config::linux() };
         let smmu = Arc::new(Mutex::new(Smmu::new(config)));
-        let mut bench = Bench::behind(device, Some(smmu.clone()));
+        let mut bench = Bench::behind(device, Some(smmu.clone()), feature::RING_PACKED);
         (bench.base, bench.offset) = (IOVA, RAM.wrapping_sub(IOVA));
         let mut tables = Tables(bench.ram.clone());
         let mut stage1 = Stage1 { tsz: 16, oas: 48, ..Stage1::default() };
@@ -111,8 +112,12 @@ impl Translated {
 
 #[test]
 fn rings_data_and_interrupts_are_translated() {
+    [ALL, PACKED].into_iter().for_each(translated);
+}
+
+fn translated(features: u64) {
     let mut t = Translated::disk(false);
-    t.bench.start(ALL);
+    t.bench.start(features);
     // Two pages that are neighbours for the device and not in memory.
     t.map(IOVA + 0x100_0000, RAM + 0x18_0000);
     t.map(IOVA + 0x100_1000, RAM + 0x14_0000);
@@ -148,8 +153,12 @@ fn every_device_works_through_it() {
 
 #[test]
 fn what_is_not_mapped_is_an_error_of_the_request_or_the_device() {
+    [ALL, PACKED].into_iter().for_each(not_mapped);
+}
+
+fn not_mapped(features: u64) {
     let mut t = Translated::disk(false);
-    t.bench.start(ALL);
+    t.bench.start(features);
     // Physical addresses mean nothing to it.
     t.offer_read(RAM + 0x10_0000);
     t.bench.run();
@@ -164,7 +173,7 @@ fn what_is_not_mapped_is_an_error_of_the_request_or_the_device() {
     assert_eq!(t.bench.read(t.bench.page(1), 1), [1]);
     assert_ne!(t.bench.read(IOVA + 0x18_0000, 512), [0; 512]);
     // Rings out of reach.
-    t.bench.negotiate(ALL);
+    t.bench.negotiate(features);
     t.bench.set(0x16, 2, 0);
     for register in [0x20, 0x28, 0x30] {
         t.bench.set(register, 8, RAM + 0x1000);
@@ -178,14 +187,14 @@ fn what_is_not_mapped_is_an_error_of_the_request_or_the_device() {
 
 #[test]
 fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
-    for (stop, how) in (0..40).flat_map(|stop| (0..3).map(move |how| (stop, how))) {
+    for (stop, how) in (0..40).flat_map(|stop| (0..6).map(move |how| (stop, how))) {
         let mut t = Translated::disk(false);
-        t.bench.start(ALL);
+        t.bench.start(if how < 3 { ALL } else { PACKED });
         t.offer_read(IOVA + 0x10_8000);
         for _ in 0..stop {
             t.step();
         }
-        match how {
+        match how % 3 {
             0 => t.bench.host.config_write(0, ECAM + 4, 2, u64::from(COMMAND_MEMORY)),
             1 => t.bench.host.reset(0),
             _ => {
