@@ -10,7 +10,7 @@ use pgtable::{Builder, Stage1, Stage2, descriptor as d};
 use smmu_model::spec::command::Opcode;
 use smmu_model::spec::registers as r;
 use smmu_model::{
-    AccessKind, Config, MemAttrs, Progress, Shareability, Smmu, StallModel, Transaction, Translation, TxnId,
+    AccessKind, Config, MemAttrs, Progress, Replace, Shareability, Smmu, StallModel, Transaction, Translation, TxnId,
 };
 
 use crate::value::{RAM, RAM_SIZE, Value};
@@ -84,6 +84,13 @@ impl Shape {
             gran4k: true,
             gran16k: self.1 & 16 == 0,
             tlb: of(24, [64, 1, 0, 8]),
+            s2_cache: of(24, [Config::UNLIMITED, 1, 0, 8]),
+            l1std_cache: of(26, [8, 1, 0, 4]),
+            l1cd_cache: of(26, [Config::UNLIMITED, 1, 0, 4]),
+            replace: if self.2 & 64 == 0 { Replace::Lru } else { Replace::Random },
+            keep_all: self.2 & 32 != 0,
+            combined: self.2 & 128 == 0,
+            cache_invalid: self.2 & 16 != 0,
             ste_cache: of(26, [16, 1, 0, 2]),
             cd_cache: of(26, [16, 1, 0, 2]),
             event_fifo: of(28, [8, 1, 64, 2]),

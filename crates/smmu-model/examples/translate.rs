@@ -71,7 +71,10 @@ fn measure(streams: u32, pages: u64, tlb: u32) -> (f64, f64) {
         ram.set(cd + 24, 0xff);
         ram.set(STRTAB + u64::from(sid) * 64, 1 | 5 << 1 | cd);
     }
-    let config = Config { tlb, ste_cache: 4 * streams, cd_cache: 4 * streams, ..Config::linux() };
+    let config = match tlb {
+        Config::UNLIMITED => Config { tlb, ste_cache: tlb, cd_cache: tlb, ..Config::linux() },
+        _ => Config { tlb, ste_cache: 4 * streams, cd_cache: 4 * streams, ..Config::linux() },
+    };
     let mut smmu = Smmu::new(config);
     smmu.mmio_write(r::STRTAB_BASE, 8, STRTAB);
     smmu.mmio_write(r::STRTAB_BASE_CFG, 4, 16);
@@ -108,6 +111,10 @@ fn main() {
         ("hit, 1 stream, 16 pages", 1, 16, 4096),
         ("hit, 64 streams, 64 pages each", 64, 64, 65536),
         ("hit, 4096 streams", 4096, 64, 1 << 18),
+        ("hit, 1 stream, 65536 pages", 1, 65536, 1 << 18),
+        ("hit, unlimited, 16 pages", 1, 16, Config::UNLIMITED),
+        ("hit, unlimited, 65536 pages", 1, 65536, Config::UNLIMITED),
+        ("hit, unlimited, 4096 streams", 4096, 64, Config::UNLIMITED),
         ("walk, 1 stream", 1, 256, 0),
     ];
     for (_, (what, streams, pages, tlb)) in

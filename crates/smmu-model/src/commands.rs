@@ -4,14 +4,14 @@ use pgtable::Granule;
 use serde::{Deserialize, Serialize};
 
 use crate::ats::EVERYTHING;
-use crate::cache::{Asid, Scope, World};
-use crate::config::StallModel;
+use crate::cache::{Asid, Invalidation, Scope, World};
+use crate::config::{Config, StallModel};
 use crate::memory::Memory;
 use crate::queue::Geometry;
 use crate::smmu::Smmu;
 use crate::spec::command::{COMMAND_SHIFT, Cerror, Command, Opcode, Signal};
 use crate::spec::registers::{cr0, gerror};
-use crate::translate::State;
+use crate::translate::{State, context_key, l1std_range, leads_to};
 
 const EL1: &[World] = &[World::NsEl1];
 const EL2: &[World] = &[World::El2, World::El2E2h];
@@ -31,6 +31,21 @@ fn level(command: &Command) -> Option<i8> {
         (0, _) | (1, 2) => None,
         (level, _) => Some(level as i8),
     }
+}
+
+/// Whether a TLBI names a VMID or ASID that is wider than those implemented.
+fn has_unknown_id(config: &Config, opcode: Opcode, command: &Command) -> bool {
+    use Opcode::{
+        TlbiEl2Asid, TlbiEl2Va, TlbiNhAll, TlbiNhAsid, TlbiNhVa, TlbiNhVaa, TlbiS2Ipa, TlbiS12Vmall,
+    };
+    let widest_vmid = match (config.s2p, config.vmid16) {
+        (false, _) => 0,
+        (true, false) => 0xff,
+        (true, true) => 0xffff,
+    };
+    let vmid = matches!(opcode, TlbiNhAll | TlbiNhAsid | TlbiNhVa | TlbiNhVaa | TlbiS12Vmall | TlbiS2Ipa);
+    let asid = matches!(opcode, TlbiNhAsid | TlbiNhVa | TlbiEl2Asid | TlbiEl2Va);
+    vmid && command.vmid() > widest_vmid || asid && !config.asid16 && command.asid() > 0xff
 }
 
 /// What became of a command.
@@ -110,21 +125,16 @@ impl Smmu {
         match opcode {
             // Hints: nothing is prefetched.
             Opcode::PrefetchCfg | Opcode::PrefetchAddr => {}
-            Opcode::CfgiSte => self.forget_streams(command.sid(), command.sid()),
+            Opcode::CfgiSte => self.forget_streams(command.sid(), command.sid(), !command.leaf()),
             Opcode::CfgiSteRange => {
                 let span = u32::MAX >> (31 - command.range());
-                self.forget_streams(command.sid() & !span, command.sid() | span);
+                self.forget_streams(command.sid() & !span, command.sid() | span, true);
             }
             Opcode::CfgiCd => {
                 let cd = if self.config.ssidsize == 0 { 0 } else { command.ssid() };
-                self.epoch += 1;
-                self.contexts.remove(&crate::translate::context_key(command.sid(), cd));
+                self.forget_contexts(command.sid(), Some(cd), !command.leaf());
             }
-            Opcode::CfgiCdAll => {
-                self.epoch += 1;
-                let sid = u64::from(command.sid());
-                self.contexts.remove_if(|key, _| key >> 32 == sid);
-            }
+            Opcode::CfgiCdAll => self.forget_contexts(command.sid(), None, true),
             Opcode::Resume => self.resume(command),
             Opcode::StallTerm => {
                 for id in self.txns.stalled(Some(command.sid()), None) {
@@ -136,13 +146,8 @@ impl Smmu {
             Opcode::Sync => self.complete_sync(command),
             _ => {
                 if let Some(scope) = self.scope(opcode, command) {
-                    self.epoch += 1;
-                    self.stats.tlb_invalidated += self.tlb.invalidate(&scope);
                     // By address with Leaf=1, tables need not go.
-                    if scope.range.is_none() || !command.leaf() {
-                        let tables = Scope { level: None, ..scope };
-                        self.stats.walks_invalidated += self.walks.invalidate(&tables);
-                    }
+                    self.forget_translations(scope, scope.range.is_some() && command.leaf());
                 }
             }
         }
@@ -189,22 +194,55 @@ impl Smmu {
         !self.config.ril || c.tg() == 0 || c.num() != 0 || c.scale() != 0 || level(c).is_some()
     }
 
-    fn forget_streams(&mut self, first: u32, last: u32) {
-        self.epoch += 1;
+    /// Removes STEs, and what was found through them: CDs and their level 1 descriptors (section 4.3.1).
+    fn forget_streams(&mut self, first: u32, last: u32, level1: bool) {
+        self.recent.add(Invalidation::Streams { first, last, level1 }, self.config.keep_all);
         let sids = u64::from(first)..=u64::from(last);
         if first == last {
             self.streams.remove(sids.start());
         } else {
             self.streams.remove_if(|sid, _| sids.contains(sid));
         }
-        // An STE's invalidation is one of all its CDs, too (section 4.3.1).
         self.contexts.remove_if(|key, _| sids.contains(&(key >> 32)));
+        self.l1cds.remove_if(|key, _| sids.contains(&(key >> 32)));
+        if level1 {
+            self.l1stds.remove_if(|&key, _| {
+                let (from, to) = l1std_range(key);
+                from <= last && first <= to
+            });
+        }
+    }
+
+    /// Removes a stream's CD of one index, or all.
+    fn forget_contexts(&mut self, sid: u32, cd: Option<u32>, level1: bool) {
+        self.recent.add(Invalidation::Contexts { sid, cd, level1 }, self.config.keep_all);
+        match cd {
+            Some(cd) => drop(self.contexts.remove(&context_key(sid, cd))),
+            None => self.contexts.remove_if(|key, _| key >> 32 == u64::from(sid)),
+        }
+        if level1 {
+            self.l1cds.remove_if(|&key, _| leads_to(key, sid, cd));
+        }
+    }
+
+    /// Removes translations, and tables unless only leaves.
+    fn forget_translations(&mut self, scope: Scope, leaf: bool) {
+        let exact = self.config.keep_all;
+        self.recent.add(Invalidation::Tlb { scope, leaf }, exact);
+        self.stats.tlb_invalidated += self.tlb.invalidate(&scope) + self.ipas.invalidate(&scope);
+        if !leaf {
+            self.stats.walks_invalidated += self.walks.invalidate(&scope, exact);
+        }
     }
 
     /// What a TLBI removes.
     fn scope(&self, opcode: Opcode, command: &Command) -> Option<Scope> {
         let c = &self.config;
-        // Without stage 2 the VMID is ignored; entries have 0. IDs are as wide as implemented.
+        // A command whose ID can not be any entry's need not do anything (sections 4.4 and 4.4.2).
+        if c.keep_all && has_unknown_id(c, opcode, command) {
+            return None;
+        }
+        // Otherwise: without stage 2 the VMID is ignored; entries have 0. IDs are as wide as implemented.
         let vmid = match (c.s2p, c.vmid16) {
             (false, _) => 0,
             (true, false) => command.vmid() & 0xff,
@@ -262,7 +300,7 @@ impl Smmu {
 
     /// Whether the CMD_SYNC at the head of the queue has to wait.
     fn sync_blocked(&mut self) -> bool {
-        let now = Sync { epoch: self.epoch, events: self.events_recorded };
+        let now = Sync { epoch: self.recent.epoch(), events: self.events_recorded };
         let sync = *self.sync.get_or_insert(now);
         self.blocks(&sync)
     }
@@ -302,7 +340,7 @@ impl Smmu {
                 self.terminate(id, abort || !self.config.term_razwi);
                 continue;
             }
-            let epoch = self.epoch;
+            let epoch = self.recent.epoch();
             self.txns.renew(id, epoch);
             match self.txns.get(id) {
                 Some(State::Abandoned(_)) => self.txns.remove(id),

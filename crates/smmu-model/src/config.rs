@@ -15,6 +15,16 @@ pub enum StallModel {
     Forced,
 }
 
+/// Which entry of a full cache gives way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replace {
+    /// The least recently used.
+    Lru,
+    /// Any: the seed says which.
+    Random,
+}
+
 /// The implementation. [`Config::linux`] is the default; [`Config::parse`] reads the command line's form.
 ///
 /// Only what works is offered here: a feature has a field once its behaviour is complete and tested.
@@ -96,14 +106,31 @@ pub struct Config {
     /// AIDR: architecture version, 0 to 3 for SMMUv3.0 to 3.3.
     pub aidr: u8,
 
-    /// Entries of the IOTLB, rounded up to a power of two; 0 for none.
+    /// Entries of the IOTLB, rounded up to a power of two; 0 for none, [`Config::UNLIMITED`]. So are the other caches'.
     pub tlb: u32,
-    /// Entries of the walk cache, rounded up to a power of two; 0 for none.
+    /// Cached stage 2 translations, of nested walks as well.
+    pub s2_cache: u32,
+    /// Cached tables of each level.
     pub walk_cache: u32,
-    /// Cached STEs, rounded up to a power of two; 0 for none.
+    /// Cached STEs.
     pub ste_cache: u32,
-    /// Cached CDs, rounded up to a power of two; 0 for none.
+    /// Cached level 1 stream table descriptors.
+    pub l1std_cache: u32,
+    /// Cached CDs.
     pub cd_cache: u32,
+    /// Cached level 1 CD table descriptors.
+    pub l1cd_cache: u32,
+    /// Which entry of a full cache gives way.
+    pub replace: Replace,
+    /// Seed of `replace=random`.
+    pub seed: u64,
+    /// Retention: what no command has to remove is kept. Set by the option of the same name, which makes all caches
+    /// unlimited, too.
+    pub keep_all: bool,
+    /// The IOTLB holds nested translations as one, from VA to PA; else from VA to IPA, and stage 2 apart.
+    pub combined: bool,
+    /// STEs, CDs and level 1 descriptors that are not valid are cached, too (section 3.21.3).
+    pub cache_invalid: bool,
     /// Event records that wait for their turn to be written; more are dropped as if the queue were full.
     pub event_fifo: u32,
     /// The Contiguous hint makes one IOTLB entry of its pages.
@@ -173,6 +200,27 @@ impl Value for u32 {
     }
 }
 
+impl Value for u64 {
+    const EXPECTED: &'static str = NUMBER;
+    fn read(text: &str) -> Option<Self> {
+        match text.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+}
+
+impl Value for Replace {
+    const EXPECTED: &'static str = "lru or random";
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "lru" => Some(Replace::Lru),
+            "random" => Some(Replace::Random),
+            _ => None,
+        }
+    }
+}
+
 impl Value for u8 {
     const EXPECTED: &'static str = NUMBER;
     fn read(text: &str) -> Option<Self> {
@@ -219,7 +267,8 @@ macro_rules! keys {
 
 keys! {
     ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
-    had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, walk_cache, ste_cache, cd_cache, event_fifo,
+    had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -230,6 +279,9 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The size of a cache that forgets nothing until it has a great many entries (docs/smmu-model.md, Caches).
+    pub const UNLIMITED: u32 = u32::MAX;
+
     /// What Linux makes best use of: both stages, two-level stream tables, MSIs, range invalidation.
     #[must_use]
     pub fn linux() -> Self {
@@ -272,9 +324,17 @@ impl Config {
             iidr: 0,
             aidr: 2,
             tlb: 4096,
+            s2_cache: 1024,
             walk_cache: 256,
             ste_cache: 256,
+            l1std_cache: 64,
             cd_cache: 256,
+            l1cd_cache: 64,
+            replace: Replace::Lru,
+            seed: 0,
+            keep_all: false,
+            combined: true,
+            cache_invalid: false,
             event_fifo: 64,
             contiguous: true,
             split_fetch: false,
@@ -294,6 +354,7 @@ impl Config {
             eventqs: 19,
             bbml: 2,
             walk_cache: 0,
+            l1std_cache: 0,
             aidr: 1,
             page0_alias: true,
             ..Config::linux()
@@ -346,11 +407,42 @@ impl Config {
                     _ => return Err(ConfigError::UnknownPreset(value.to_owned())),
                 };
             } else {
-                config.set(key, value)?;
+                config.option(key, value)?;
             }
         }
         config.validate()?;
         Ok(config)
+    }
+
+    /// One option beside `preset`; its words may be joined by `-` or `_`.
+    fn option(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
+        let key = key.replace('-', "_");
+        if value == "unlimited"
+            && let Some((_, size)) = self.caches().into_iter().find(|(name, _)| *name == key)
+        {
+            *size = Config::UNLIMITED;
+            return Ok(());
+        }
+        self.set(&key, value)?;
+        if key == "keep_all" && self.keep_all {
+            for (_, size) in self.caches() {
+                *size = Config::UNLIMITED;
+            }
+        }
+        Ok(())
+    }
+
+    /// The caches' sizes, and the options' names.
+    fn caches(&mut self) -> [(&'static str, &mut u32); 7] {
+        [
+            ("tlb", &mut self.tlb),
+            ("s2_cache", &mut self.s2_cache),
+            ("walk_cache", &mut self.walk_cache),
+            ("ste_cache", &mut self.ste_cache),
+            ("l1std_cache", &mut self.l1std_cache),
+            ("cd_cache", &mut self.cd_cache),
+            ("l1cd_cache", &mut self.l1cd_cache),
+        ]
     }
 
     /// Whether an implementation like this can exist.
@@ -358,6 +450,7 @@ impl Config {
     /// # Errors
     /// Says what contradicts.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        let fits = |entries, most| entries <= most || entries == Config::UNLIMITED;
         let rules = [
             (self.s1p || self.s2p, "neither stage 1 (s1p) nor stage 2 (s2p) is on"),
             (self.sidsize <= 32, "sidsize is at most 32"),
@@ -383,10 +476,15 @@ impl Config {
             (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
             (self.s2p || !self.xnx && !self.fwb, "xnx and fwb need s2p"),
             (self.aidr <= 3, "aidr is at most 3"),
-            (self.tlb <= 1 << 24 && self.walk_cache <= 1 << 24, "tlb and walk_cache are at most 16777216"),
             (
-                self.ste_cache <= 1 << 20 && self.cd_cache <= 1 << 20,
-                "ste_cache and cd_cache are at most 1048576",
+                [self.tlb, self.s2_cache, self.walk_cache].into_iter().all(|n| fits(n, 1 << 24)),
+                "tlb, s2_cache and walk_cache are at most 16777216, or unlimited",
+            ),
+            (
+                [self.ste_cache, self.l1std_cache, self.cd_cache, self.l1cd_cache]
+                    .into_iter()
+                    .all(|n| fits(n, 1 << 20)),
+                "ste_cache, l1std_cache, cd_cache and l1cd_cache are at most 1048576, or unlimited",
             ),
             ((1..=1 << 16).contains(&self.event_fifo), "event_fifo is 1 to 65536"),
         ];
@@ -408,6 +506,15 @@ mod tests {
         assert!(c.msi && !c.sev);
         assert_eq!((c.oas, c.cmdqs), (48, 19));
         assert_eq!(Config::parse("oas=48,preset=linux").unwrap().oas, 44);
+    }
+
+    #[test]
+    fn keeping_all_has_no_limits() {
+        let c = Config::parse("tlb=unlimited,replace=random,seed=0x10,ste-cache=2").unwrap();
+        assert_eq!((c.tlb, c.replace, c.seed, c.ste_cache), (Config::UNLIMITED, Replace::Random, 16, 2));
+        let c = Config::parse("keep-all=on,cd_cache=8").unwrap();
+        assert_eq!((c.tlb, c.l1cd_cache, c.cd_cache), (Config::UNLIMITED, Config::UNLIMITED, 8));
+        assert!(Config::parse("event_fifo=unlimited").is_err());
     }
 
     #[test]

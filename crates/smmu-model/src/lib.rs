@@ -37,7 +37,7 @@ mod translate;
 
 pub use ats::{AtcInvalidation, AtsAnswer, AtsProgress, AtsRequest, AtsTranslation};
 pub use cache::World;
-pub use config::{Config, ConfigError, KEYS, StallModel};
+pub use config::{Config, ConfigError, KEYS, Replace, StallModel};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
 pub use observer::{Descriptor, Observer};

@@ -194,8 +194,8 @@ impl Smmu {
             return self.respond_by_itself(request, Some(ssid), ResponseCode::Success);
         }
         let t = Transaction::new(request.sid, request.address, AccessKind::Read).with_ssid(ssid);
-        let mut txn = Box::new(Txn::new(&t, Origin::PageRequest(*request), self.epoch));
-        let id = self.txns.add(self.epoch, true, State::Free);
+        let mut txn = Box::new(Txn::new(&t, Origin::PageRequest(*request), self.recent.epoch()));
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let outcome = self.start(id, &mut txn);
         self.settle_response(id, txn, request, outcome);
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::ats::Invalidations;
-use crate::cache::{Sets, Tlb, Walks};
+use crate::cache::{Recent, Sets, Shape, Tlb, Walks};
 use crate::commands::Sync;
 use crate::config::Config;
 use crate::events::Fifo;
@@ -13,7 +13,9 @@ use crate::irq::{Msi, Wired};
 use crate::observer::{Observer, Seat};
 use crate::pri::Pri;
 use crate::registers::Registers;
+use crate::spec::cd::L1Cd;
 use crate::spec::registers::{self as r, cr0};
+use crate::spec::ste::L1Std;
 use crate::stats::Stats;
 use crate::translate::{Context, Stream, Txns};
 
@@ -26,12 +28,17 @@ pub struct Smmu {
     pub(crate) streams: Sets<u64, Stream>,
     /// CDs by StreamID and index.
     pub(crate) contexts: Sets<u64, Context>,
+    /// Level 1 stream table descriptors and CD table descriptors, by what of the index they stand for.
+    pub(crate) l1stds: Sets<u64, L1Std>,
+    pub(crate) l1cds: Sets<u64, L1Cd>,
     pub(crate) tlb: Tlb,
+    /// Stage 2 translations.
+    pub(crate) ipas: Tlb,
     /// Tables that walks went through.
     pub(crate) walks: Walks,
     pub(crate) txns: Txns,
     /// Counts invalidations: a transaction that began before one may use what it removed.
-    pub(crate) epoch: u64,
+    pub(crate) recent: Recent,
     /// What the CMD_SYNC at the head of the queue waits for.
     pub(crate) sync: Option<Sync>,
     pub(crate) events: Fifo,
@@ -56,14 +63,18 @@ impl Smmu {
         if let Err(error) = config.validate() {
             panic!("{error}");
         }
+        let shape = |entries| Shape::new(&config, entries);
         Smmu {
             regs: Registers::reset(&config),
-            streams: Sets::new(config.ste_cache),
-            contexts: Sets::new(config.cd_cache),
-            tlb: Tlb::new(config.tlb),
-            walks: Walks::new(config.walk_cache),
+            streams: Sets::new(shape(config.ste_cache)),
+            contexts: Sets::new(shape(config.cd_cache)),
+            l1stds: Sets::new(shape(config.l1std_cache)),
+            l1cds: Sets::new(shape(config.l1cd_cache)),
+            tlb: Tlb::new(shape(config.tlb).up_to(1 << 20)),
+            ipas: Tlb::new(shape(config.s2_cache).up_to(1 << 20)),
+            walks: Walks::new(shape(config.walk_cache)),
             txns: Txns::default(),
-            epoch: 0,
+            recent: Recent::default(),
             sync: None,
             events: Fifo::new(),
             events_recorded: 0,

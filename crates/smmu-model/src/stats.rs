@@ -28,6 +28,10 @@ pub struct Stats {
     pub tlb_evictions: u64,
     /// IOTLB entries that a command removed.
     pub tlb_invalidated: u64,
+    /// Stage 2 translations answered by their cache: of addresses, tables and CDs.
+    pub s2_hits: u64,
+    /// Those that needed a walk.
+    pub s2_misses: u64,
     /// Walks that began at a table of the walk cache.
     pub walk_hits: u64,
     /// Entries of the walk cache that a command removed.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use smmu_model::spec::registers as r;
 use smmu_model::{
-    Abort, AccessKind, Config, MemAttrs, Memory, Progress, Shareability, Smmu, StallModel, Transaction,
-    Translation, TxnId,
+    Abort, AccessKind, Config, MemAttrs, Memory, Progress, Replace, Shareability, Smmu, StallModel,
+    Transaction, Translation, TxnId,
 };
 
 /// 64 KiB of guest memory from 0, of which queues, tables and structures are all made; more than that aborts.
@@ -179,7 +179,14 @@ fn config() -> impl Strategy<Value = Config> {
                 cd2l: s1p,
                 httu: size as u8,
                 tlb: size * 8,
+                s2_cache: size * 4,
                 walk_cache: size * 4,
+                l1std_cache: size,
+                l1cd_cache: size,
+                replace: if sev { Replace::Random } else { Replace::Lru },
+                keep_all: msi,
+                combined: !xnx || hyp,
+                cache_invalid: ril,
                 ste_cache: size * 2,
                 cd_cache: size * 2,
                 event_fifo: 4,

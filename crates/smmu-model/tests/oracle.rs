@@ -13,7 +13,7 @@ use lab::{
 };
 use pgtable::{Builder, Granule, Stage2, descriptor as d};
 use proptest::prelude::*;
-use smmu_model::{AccessKind, Config, Progress, Transaction, TxnId};
+use smmu_model::{AccessKind, Config, Progress, Replace, Transaction, TxnId};
 
 /// Stage 1 contexts 0 and 1 stand alone, 2 and 3 are in VM 0, 4 is in VM 1.
 const CONTEXTS: usize = 5;
@@ -545,13 +545,19 @@ impl World {
 }
 
 fn config() -> impl Strategy<Value = Config> {
-    let sizes = || proptest::sample::select(vec![0u32, 4, 16, 4096]);
-    (sizes(), sizes(), sizes(), any::<[bool; 3]>()).prop_map(
-        |(tlb, walks, cache, [contiguous, split_fetch, xnx])| Config {
+    let sizes = || proptest::sample::select(vec![0u32, 4, 16, 4096, Config::UNLIMITED]);
+    (sizes(), sizes(), sizes(), sizes(), any::<[bool; 6]>(), any::<u64>()).prop_map(
+        |(tlb, s2, walks, cache, [contiguous, split_fetch, xnx, combined, keep_all, random], seed)| Config {
             tlb,
+            s2_cache: s2,
             walk_cache: walks,
             ste_cache: cache,
             cd_cache: cache,
+            replace: if random { Replace::Random } else { Replace::Lru },
+            seed,
+            keep_all,
+            combined,
+            cache_invalid: keep_all,
             contiguous,
             split_fetch,
             xnx,

@@ -96,12 +96,12 @@ impl Smmu {
             ..Transaction::new(request.sid, request.address, AccessKind::Read)
         };
         let origin = Origin::AtsRequest { no_write: request.no_write, execute };
-        let mut txn = Box::new(Txn::new(&t, origin, self.epoch));
+        let mut txn = Box::new(Txn::new(&t, origin, self.recent.epoch()));
         if !self.regs.smmuen() || !self.config.ats {
             let outcome = self.bad_ats_request(&txn);
             return self.settle_ats(None, txn, outcome);
         }
-        let id = self.txns.add(self.epoch, true, State::Free);
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let outcome = self.start(id, &mut txn);
         self.settle_ats(Some(id), txn, outcome)
     }
@@ -150,8 +150,8 @@ impl Smmu {
             attrs: MemAttrs::WRITE_BACK,
             ..*t
         };
-        let mut txn = Box::new(Txn::new(&t, Origin::Translated, self.epoch));
-        let id = self.txns.add(self.epoch, true, State::Free);
+        let mut txn = Box::new(Txn::new(&t, Origin::Translated, self.recent.epoch()));
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let outcome = if !self.regs.smmuen() || !self.config.ats {
             self.translation_forbidden(&txn)
         } else if self.regs.cr0 & cr0::ATSCHK == 0 {

@@ -1,9 +1,19 @@
-//! A set-associative cache with least-recently-used replacement. Deterministic: its content is a function of the calls.
+//! A set-associative cache, or one that grows: deterministic, its content is a function of the calls.
+//!
+//! A limited cache keeps an entry in one of the [`WAYS`] of its key's set, and replaces one of them if there is no room.
+//! An unlimited one uses the sets after it, too, and doubles before they are half full, up to [`Shape::up_to`] slots; only
+//! then does it replace. A look-up reads at most [`REACH`] sets, whatever the guest put in.
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Config, Replace};
+
 /// Entries of one set.
 const WAYS: usize = 4;
+/// Sets that an entry of an unlimited cache may be in, from its own on.
+const REACH: usize = 16;
+/// Slots that an unlimited cache begins with.
+const FLOOR: usize = 256;
 
 /// What entries are found by.
 pub(crate) trait Key: Copy + Default + Eq {
@@ -12,11 +22,38 @@ pub(crate) trait Key: Copy + Default + Eq {
 }
 
 /// What is looked at to find an entry; the values are elsewhere, so that a set's tags are close together.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Tag<K> {
     key: K,
     /// When the entry was last used; 0 for no entry.
     stamp: u64,
+}
+
+/// Sizes and replacement, as the configuration has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    entries: u32,
+    random: Option<u64>,
+    ceiling: usize,
+}
+
+impl Shape {
+    /// `entries` of the configuration's caches; 0 for none, [`Config::UNLIMITED`].
+    pub(crate) fn new(config: &Config, entries: u32) -> Self {
+        let random = (config.replace == Replace::Random).then_some(config.seed);
+        Shape { entries, random, ceiling: 1 << 18 }
+    }
+
+    /// Slots that an unlimited cache grows to, a power of two: a guest can not make it hold more.
+    pub(crate) fn up_to(self, ceiling: usize) -> Self {
+        Shape { ceiling, ..self }
+    }
+
+    /// Least recently used goes.
+    #[cfg(test)]
+    pub(crate) fn lru(entries: u32) -> Self {
+        Shape { entries, random: None, ceiling: 1 << 18 }
+    }
 }
 
 /// The cache. Without entries it remembers nothing.
@@ -24,23 +61,34 @@ struct Tag<K> {
 pub(crate) struct Sets<K, V> {
     tags: Vec<Tag<K>>,
     values: Vec<V>,
+    /// Of an unlimited cache, for each set: entries whose way from their own set leads past it.
+    passed: Vec<u32>,
     /// log2 of the number of sets.
     bits: u32,
     clock: u64,
     used: usize,
+    /// State of the generator that says which entry goes; without, the least recently used.
+    random: Option<u64>,
+    /// Slots that it may grow to.
+    ceiling: usize,
 }
 
 impl<K: Key, V: Copy + Default> Sets<K, V> {
-    /// At least `entries` entries, or none for 0.
-    pub(crate) fn new(entries: u32) -> Self {
-        let bits = (entries as usize).div_ceil(WAYS).max(1).next_power_of_two().trailing_zeros();
+    /// At least as many entries as `shape` says.
+    pub(crate) fn new(shape: Shape) -> Self {
+        let unlimited = shape.entries == Config::UNLIMITED;
+        let entries = if unlimited { FLOOR } else { shape.entries as usize };
+        let bits = entries.div_ceil(WAYS).max(1).next_power_of_two().trailing_zeros();
         let len = if entries == 0 { 0 } else { WAYS << bits };
         Sets {
-            tags: vec![Tag { key: K::default(), stamp: 0 }; len],
+            tags: vec![Tag::default(); len],
             values: vec![V::default(); len],
+            passed: vec![0; if unlimited { len / WAYS } else { 0 }],
             bits,
             clock: 0,
             used: 0,
+            random: shape.random,
+            ceiling: if unlimited { shape.ceiling } else { 0 },
         }
     }
 
@@ -52,12 +100,28 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
         (hash >> 1 >> (63 - self.bits)) as usize * WAYS
     }
 
+    /// The first entry of the next set.
+    #[inline]
+    fn after(&self, first: usize) -> usize {
+        (first + WAYS) & (self.tags.len() - 1)
+    }
+
     /// Where the key's entry is.
     #[inline]
     pub(crate) fn find(&self, key: &K) -> Option<usize> {
-        let first = self.set(key);
-        let ways = self.tags.get(first..first + WAYS)?;
-        ways.iter().position(|tag| tag.key == *key && tag.stamp != 0).map(|way| first + way)
+        let mut first = self.set(key);
+        for _ in 0..REACH {
+            let ways = self.tags.get(first..first + WAYS)?;
+            if let Some(way) = ways.iter().position(|tag| tag.key == *key && tag.stamp != 0) {
+                return Some(first + way);
+            }
+            // Nobody went past this set: it is nowhere else.
+            if self.passed.get(first / WAYS).is_none_or(|&passed| passed == 0) {
+                return None;
+            }
+            first = self.after(first);
+        }
+        None
     }
 
     /// Whether there is nothing in it.
@@ -90,42 +154,116 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
         &self.values[n]
     }
 
-    /// Puts an entry in, and gives what had to go: the older one of the same key, or the least recently used.
+    /// Puts an entry in, and gives what had to go: the older one of the same key, or another.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<(K, V)> {
         if self.is_disabled() {
             return None;
         }
-        let first = self.set(&key);
-        // An entry that is not there has stamp 0 and is the oldest of all.
-        let oldest = (first..first + WAYS).min_by_key(|&n| self.tags[n].stamp).unwrap_or(first);
-        let n = self.find(&key).unwrap_or(oldest);
         self.clock += 1;
-        let old = std::mem::replace(&mut self.tags[n], Tag { key, stamp: self.clock });
-        let old_value = std::mem::replace(&mut self.values[n], value);
-        if old.stamp == 0 {
-            self.used += 1;
+        if let Some(n) = self.find(&key) {
+            self.tags[n].stamp = self.clock;
+            return Some((key, std::mem::replace(&mut self.values[n], value)));
+        }
+        let tag = Tag { key, stamp: self.clock };
+        while self.tags.len() < self.ceiling {
+            if self.used * 2 < self.tags.len() && self.place(tag, value) {
+                return None;
+            }
+            self.grow();
+        }
+        if self.place(tag, value) {
             return None;
         }
-        Some((old.key, old_value))
+        let victim = self.victim(&key);
+        let gone = (self.tags[victim].key, self.values[victim]);
+        self.remove_at(victim);
+        self.place(tag, value);
+        Some(gone)
+    }
+
+    /// Puts an entry where there is room for it.
+    fn place(&mut self, tag: Tag<K>, value: V) -> bool {
+        let home = self.set(&tag.key);
+        let mut first = home;
+        for _ in 0..if self.passed.is_empty() { 1 } else { REACH } {
+            if let Some(n) = (first..first + WAYS).find(|&n| self.tags[n].stamp == 0) {
+                (self.tags[n], self.values[n]) = (tag, value);
+                self.used += 1;
+                self.for_each_passed(home, n, |passed| *passed += 1);
+                return true;
+            }
+            first = self.after(first);
+        }
+        false
+    }
+
+    /// Visits the counters of the sets between a key's own and the one it is in.
+    fn for_each_passed(&mut self, home: usize, n: usize, visit: impl Fn(&mut u32)) {
+        let mut first = home;
+        while first != n / WAYS * WAYS {
+            visit(&mut self.passed[first / WAYS]);
+            first = self.after(first);
+        }
+    }
+
+    /// Which entry of the full set of `key` goes.
+    fn victim(&mut self, key: &K) -> usize {
+        let first = self.set(key);
+        match &mut self.random {
+            None => (first..first + WAYS).min_by_key(|&n| self.tags[n].stamp).unwrap_or(first),
+            Some(state) => {
+                // SplitMix64.
+                *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = *state;
+                z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+                first + ((z ^ z >> 31) % WAYS as u64) as usize
+            }
+        }
+    }
+
+    /// Doubles the cache.
+    fn grow(&mut self) {
+        let len = self.tags.len() * 2;
+        let tags = std::mem::replace(&mut self.tags, vec![Tag::default(); len]);
+        let values = std::mem::replace(&mut self.values, vec![V::default(); len]);
+        self.passed = vec![0; len / WAYS];
+        self.bits += 1;
+        self.used = 0;
+        for (tag, value) in tags.into_iter().zip(values).filter(|(tag, _)| tag.stamp != 0) {
+            // With twice the room this fails only for keys made to collide: those are forgotten, as if replaced.
+            self.place(tag, value);
+        }
+    }
+
+    fn remove_at(&mut self, n: usize) {
+        if !self.passed.is_empty() {
+            let home = self.set(&self.tags[n].key);
+            self.for_each_passed(home, n, |passed| *passed -= 1);
+        }
+        self.tags[n].stamp = 0;
+        self.used -= 1;
     }
 
     /// Removes one entry.
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         let n = self.find(key)?;
-        self.tags[n].stamp = 0;
-        self.used -= 1;
+        self.remove_at(n);
         Some(self.values[n])
     }
 
     /// Removes every entry that `drop` says; `drop` sees each of them once.
     pub(crate) fn remove_if(&mut self, mut drop: impl FnMut(&K, &V) -> bool) {
-        if self.used == 0 {
-            return;
-        }
-        for (tag, value) in self.tags.iter_mut().zip(&self.values) {
-            if tag.stamp != 0 && drop(&tag.key, value) {
-                tag.stamp = 0;
-                self.used -= 1;
+        let mut left = self.used;
+        for n in 0..self.tags.len() {
+            if left == 0 {
+                break;
+            }
+            if self.tags[n].stamp != 0 {
+                left -= 1;
+                if drop(&self.tags[n].key, &self.values[n]) {
+                    self.remove_at(n);
+                }
             }
         }
     }
@@ -151,7 +289,7 @@ mod tests {
 
     #[test]
     fn remembers_and_forgets_the_least_recently_used() {
-        let mut cache = Sets::<u64, u32>::new(4);
+        let mut cache = Sets::<u64, u32>::new(Shape::lru(4));
         for n in 0..4 {
             assert_eq!(cache.insert(n, n as u32), None);
         }
@@ -167,7 +305,7 @@ mod tests {
 
     #[test]
     fn no_entries_no_memory() {
-        let mut cache = Sets::<u64, u32>::new(0);
+        let mut cache = Sets::<u64, u32>::new(Shape::lru(0));
         assert_eq!(cache.insert(1, 1), None);
         assert_eq!(cache.get(&1), None);
         assert_eq!(cache.remove(&1), None);
@@ -176,10 +314,61 @@ mod tests {
 
     #[test]
     fn consecutive_keys_fill_most_of_it() {
-        let mut cache = Sets::<u64, u32>::new(1024);
+        let mut cache = Sets::<u64, u32>::new(Shape::lru(1024));
         for n in 0..1024u64 {
             cache.insert(n, 0);
         }
         assert!(cache.iter().count() > 900);
+    }
+
+    #[test]
+    fn random_replacement_follows_its_seed() {
+        let run = |seed| {
+            let mut cache = Sets::<u64, u32>::new(Shape { random: Some(seed), ..Shape::lru(4) });
+            (0..100).filter_map(|n| cache.insert(n, 0)).map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+        assert_ne!(run(1), (0..96).collect::<Vec<_>>(), "not the oldest first");
+    }
+
+    #[test]
+    fn unlimited_forgets_nothing() {
+        let mut cache = Sets::<u64, u32>::new(Shape::lru(Config::UNLIMITED));
+        let key = |n: u64| n.wrapping_mul(0x1234_5678_9abc_def1) >> 3;
+        for n in 0..50_000 {
+            assert_eq!(cache.insert(key(n), n as u32), None);
+        }
+        for n in (0..50_000).step_by(2) {
+            assert_eq!(cache.remove(&key(n)), Some(n as u32));
+        }
+        cache.remove_if(|_, v| v % 4 == 1);
+        for n in 0..50_000 {
+            assert_eq!(cache.peek(&key(n)), (n % 4 == 3).then_some(&(n as u32)));
+        }
+        assert_eq!(cache.iter().count(), 12_500);
+        cache.remove_if(|_, _| true);
+        assert!(cache.is_empty() && cache.passed.iter().all(|&n| n == 0));
+    }
+
+    /// Every key in one set: what a guest that knows the hash could do.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Same(u64);
+
+    impl Key for Same {
+        fn hash(&self) -> u64 {
+            7
+        }
+    }
+
+    #[test]
+    fn colliding_keys_stay_within_reach_and_bounds() {
+        let mut cache = Sets::<Same, ()>::new(Shape::lru(Config::UNLIMITED));
+        for n in 0..200 {
+            cache.insert(Same(n), ());
+        }
+        assert_eq!(cache.tags.len(), 1 << 18);
+        assert_eq!(cache.iter().count(), REACH * WAYS);
+        assert!(cache.peek(&Same(199)).is_some() && cache.peek(&Same(1000)).is_none());
     }
 }

@@ -1,10 +1,10 @@
-//! What is tagged by stream world, VMID, ASID and address (section 3.17): the IOTLB has translations of every page and
-//! block size, the walk cache has tables that walks went through.
+//! What is tagged by stream world, VMID, ASID and address (section 3.17): the IOTLB and the cache of stage 2 have
+//! translations of every page and block size; the walk caches are next door.
 
-use pgtable::{Granule, Permissions, Walk};
+use pgtable::{Granule, Permissions};
 use serde::{Deserialize, Serialize};
 
-use super::sets::{Key, Sets};
+use super::sets::{Key, Sets, Shape};
 use crate::transaction::MemAttrs;
 
 /// The StreamWorld that a translation belongs to, and its stage.
@@ -101,46 +101,6 @@ impl Entry for Mapping {
     }
 }
 
-/// A table below the first level: a walk that is about to read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Table {
-    /// `None` only where there is no entry.
-    pub(crate) walk: Option<Walk>,
-    /// log2 of the bytes that the table covers.
-    pub(crate) shift: u8,
-    pub(crate) granule: Granule,
-}
-
-impl Table {
-    /// The table that `walk` is about to read.
-    pub(crate) fn new(walk: Walk, granule: Granule) -> Self {
-        Table { walk: Some(walk), shift: granule.shift(walk.level()) + granule.stride(), granule }
-    }
-}
-
-impl Entry for Table {
-    fn shift(&self) -> u8 {
-        self.shift & 63
-    }
-
-    fn span(&self) -> u8 {
-        self.shift & 63
-    }
-
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    /// Tables are not leaves: TTL does not concern them.
-    fn level(&self) -> i8 {
-        i8::MIN
-    }
-
-    fn global(&self) -> bool {
-        false
-    }
-}
-
 /// Page number, and everything else that must agree, packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct TlbKey {
@@ -191,7 +151,7 @@ impl Key for TlbKey {
 }
 
 /// Which ASIDs an invalidation concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Asid {
     /// All, and global translations.
     Any,
@@ -202,7 +162,7 @@ pub(crate) enum Asid {
 }
 
 /// What an invalidation has to remove; everything given must agree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Scope {
     /// One bit for each [`World`].
     pub(crate) worlds: u8,
@@ -276,18 +236,15 @@ pub(crate) struct Tagged<V> {
     pieces: u32,
 }
 
-/// The IOTLB.
+/// The IOTLB, or the cache of stage 2.
 pub(crate) type Tlb = Tagged<Mapping>;
-
-/// The walk cache.
-pub(crate) type Walks = Tagged<Table>;
 
 /// Above this many probes an invalidation looks at every entry instead.
 const PROBES: u64 = 256;
 
 impl<V: Entry> Tagged<V> {
-    pub(crate) fn new(entries: u32) -> Self {
-        Tagged { sets: Sets::new(entries), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
+    pub(crate) fn new(shape: Shape) -> Self {
+        Tagged { sets: Sets::new(shape), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
     }
 
     /// The smallest entry for `input`, one of its ASID before a global one.
@@ -328,6 +285,11 @@ impl<V: Entry> Tagged<V> {
             }
             None => false,
         }
+    }
+
+    /// Whether an invalidation would remove such an entry.
+    pub(crate) fn is_covered(scope: &Scope, regime: Regime, input: u64, entry: &V) -> bool {
+        scope.covers(&TlbKey::new(regime, entry.global(), entry.shift(), input), entry)
     }
 
     /// Removes everything in `scope`, and says how many entries that were.
@@ -419,7 +381,7 @@ mod tests {
 
     #[test]
     fn finds_pages_blocks_and_globals() {
-        let mut tlb = Tlb::new(64);
+        let mut tlb = Tlb::new(Shape::lru(64));
         tlb.insert(R, 0x1234, mapping(0x8000_0000, 12, 3, false));
         tlb.insert(R, 0x40_0000, mapping(0x9000_0000, 21, 2, false));
         tlb.insert(R, 0x8000_0000, mapping(0xa000_0000, 30, 1, true));
@@ -437,7 +399,7 @@ mod tests {
     #[test]
     fn invalidates_exactly_its_scope() {
         let fill = || {
-            let mut tlb = Tlb::new(64);
+            let mut tlb = Tlb::new(Shape::lru(64));
             tlb.insert(R, 0x1000, mapping(1 << 12, 12, 3, false));
             tlb.insert(R, 0x2000, mapping(2 << 12, 12, 3, true));
             tlb.insert(R, 0x20_0000, mapping(3 << 21, 21, 2, false));
@@ -468,7 +430,7 @@ mod tests {
 
     #[test]
     fn sizes_are_counted() {
-        let mut tlb = Tlb::new(4);
+        let mut tlb = Tlb::new(Shape::lru(4));
         for n in 0..100 {
             tlb.insert(R, n << 12, mapping(n << 12, 12, 3, false));
         }

@@ -10,7 +10,7 @@ pub const CD_SHIFT: u32 = 6;
 pub const L1CD_SHIFT: u32 = 3;
 
 /// Level 1 CD table descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct L1Cd(pub u64);
 
 impl L1Cd {

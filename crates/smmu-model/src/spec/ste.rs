@@ -10,7 +10,7 @@ pub const STE_SHIFT: u32 = 6;
 pub const L1STD_SHIFT: u32 = 3;
 
 /// Level 1 stream table descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct L1Std(pub u64);
 
 impl L1Std {

@@ -12,6 +12,8 @@ use crate::transaction::Transaction;
 /// A decoded, valid CD, as its stream sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Context {
+    /// C_BAD_CD: an invalid CD, where those are cached. Nothing else of it counts.
+    pub(crate) bad: bool,
     pub(crate) asid: u16,
     pub(crate) aset: bool,
     pub(crate) ranges: Ranges,
@@ -105,6 +107,7 @@ impl Context {
             false => table(true, tg1, cd.t1sz(), cd.ttb1(), cd.had1())?,
         };
         Ok(Context {
+            bad: false,
             asid,
             aset: cd.aset() && !single,
             ranges: Ranges {

@@ -13,10 +13,12 @@ mod txn;
 pub(crate) use attrs::mair_of_memattr;
 pub(crate) use context::Context;
 pub(crate) use stream::{Eats, Overrides, Stream};
+pub(crate) use tables::{l1std_range, leads_to};
 pub(crate) use txn::{Origin, State, Txn, Txns};
 
 use pgtable::Permissions;
 
+use self::stream::Path;
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
 use crate::cache::Regime;
@@ -67,12 +69,12 @@ impl Smmu {
         if let Some(translation) = self.hit(t) {
             self.stats.tlb_hits += 1;
             self.stats.translated += 1;
-            let id = self.txns.add(self.epoch, true, State::Latched(translation));
+            let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
             self.observer.tell(|o| o.latched(id, t, &translation));
             return Progress::Latched(id, translation);
         }
-        let id = self.txns.add(self.epoch, true, State::Free);
-        let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.epoch));
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
+        let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.recent.epoch()));
         let outcome = self.start(id, &mut txn);
         self.settle(id, txn, outcome)
     }
@@ -153,7 +155,7 @@ impl Smmu {
             memattr: (attributes & gbpa::MTCFG != 0).then_some((attributes & gbpa::MEMATTR) as u8),
         };
         let translation = self.untranslated(t, &overrides);
-        let id = self.txns.add(self.epoch, false, State::Latched(translation));
+        let id = self.txns.add(self.recent.epoch(), false, State::Latched(translation));
         Progress::Latched(id, translation)
     }
 
@@ -175,8 +177,11 @@ impl Smmu {
             return None;
         }
         let t = &stream.overrides.access(t);
-        let (world, vmid) = (stream.world, stream.vmid);
+        let (world, vmid, nested) = (stream.world, stream.vmid, stream.path == Path::Nested);
         let context = self.contexts.get(&context_key(t.sid, cd))?;
+        if context.bad || nested && !self.config.combined {
+            return None;
+        }
         context.select(t).ok()?;
         let regime = Regime { world, vmid, asid: context.asid, aset: context.aset };
         let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
@@ -198,6 +203,9 @@ impl Smmu {
     fn with_stream(&mut self, id: TxnId, txn: &mut Txn, stream: Stream) -> Outcome {
         txn.stream = stream;
         txn.t = stream.overrides.access(&txn.incoming);
+        if stream.path == Path::Invalid {
+            return self.config_fault(txn, EventKind::BadSte);
+        }
         match txn.origin {
             Origin::Untranslated if stream.aborts() => return Outcome::Abort,
             Origin::Untranslated => {}

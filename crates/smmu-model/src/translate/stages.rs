@@ -6,7 +6,7 @@ use super::context::Context;
 use super::stream::Path;
 use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, translation, without_top_byte};
-use crate::cache::{Mapping, Regime, Table, World};
+use crate::cache::{Invalidation, Mapping, Regime, Table, Tlb, Walks, World};
 use crate::observer::Descriptor;
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
@@ -21,12 +21,15 @@ impl Smmu {
         };
         let input = without_top_byte(txn.t.address);
         // Combined entries do not have the IPA that a split Translation Request is for.
-        if !txn.split
+        if (!txn.split || self.is_by_stage(txn))
             && let Some(&mapping) = self.tlb.get(txn.regime(), input)
         {
             match txn.decided(mapping.permissions, mapping.possible) {
                 Some(true) => {
                     self.stats.tlb_hits += 1;
+                    if self.is_by_stage(txn) {
+                        return self.second(id, txn, mapping);
+                    }
                     return self.translated_by(txn, &mapping);
                 }
                 Some(false) => {
@@ -42,10 +45,10 @@ impl Smmu {
             Half::Lower => &txn.context.lower,
             Half::Upper => &txn.context.upper,
         };
-        let step = match self.walks.get(txn.regime(), input).and_then(|table| table.walk) {
+        let step = match self.walks.get(txn.regime(), input) {
             Some(walk) => {
                 self.stats.walk_hits += 1;
-                Step::Fetch(walk.through(input))
+                Step::Fetch(walk)
             }
             None => Walk::stage1(table, input),
         };
@@ -77,11 +80,25 @@ impl Smmu {
                 false => txn.wait(Fetch::Update1(leaf), leaf.at),
             };
         }
-        if nested {
-            return self.stage2(id, txn, leaf.pa, Purpose::Output(leaf));
-        }
         let mapping = self.stage1_mapping(txn, &leaf);
-        self.translated(txn, mapping)
+        if !nested {
+            return self.translated(txn, mapping);
+        }
+        if self.is_by_stage(txn) {
+            self.fill(txn, mapping);
+        }
+        self.second(id, txn, mapping)
+    }
+
+    /// Whether the IOTLB has the transaction's stages apart.
+    fn is_by_stage(&self, txn: &Txn) -> bool {
+        !self.config.combined && txn.stream.path == Path::Nested
+    }
+
+    /// Stage 1 of two is done.
+    fn second(&mut self, id: TxnId, txn: &mut Txn, first: Mapping) -> Outcome {
+        let ipa = translation(&first, txn.t.address).pa;
+        self.stage2(id, txn, ipa, Purpose::Output(first))
     }
 
     /// What a stage 1 leaf says, in the form of the IOTLB.
@@ -112,7 +129,7 @@ impl Smmu {
 
     /// Stage 1, or both stages, are done.
     fn translated(&mut self, txn: &mut Txn, mapping: Mapping) -> Outcome {
-        self.fill(txn.regime(), without_top_byte(txn.t.address), mapping, txn.epoch);
+        self.fill(txn, mapping);
         self.translated_by(txn, &mapping)
     }
 
@@ -125,11 +142,34 @@ impl Smmu {
         }
     }
 
-    /// Caches a translation, unless an invalidation came after the transaction began: the walk may have used what it
-    /// removed.
-    fn fill(&mut self, regime: Regime, input: u64, mapping: Mapping, epoch: u64) {
-        if epoch == self.epoch && self.tlb.insert(regime, input, mapping) {
+    /// Caches a translation of the transaction's address.
+    fn fill(&mut self, txn: &Txn, mapping: Mapping) {
+        let (regime, input) = (txn.regime(), without_top_byte(txn.t.address));
+        if self.may_fill(txn, regime, input, &mapping) && self.tlb.insert(regime, input, mapping) {
             self.stats.tlb_evictions += 1;
+        }
+    }
+
+    /// Whether a translation may be cached: not if an invalidation that came after the transaction began would have
+    /// removed it, for the walk may have used what is no more.
+    fn may_fill(&self, txn: &Txn, regime: Regime, input: u64, mapping: &Mapping) -> bool {
+        self.recent.spares(txn.epoch, |i| match i {
+            Invalidation::Tlb { scope, .. } => Tlb::is_covered(scope, regime, input, mapping),
+            _ => false,
+        })
+    }
+
+    /// The same for a table.
+    fn keep_table(&mut self, txn: &Txn, regime: Regime, input: u64, table: Table) {
+        let exact = self.config.keep_all;
+        let spared = self.recent.spares(txn.epoch, |i| match i {
+            Invalidation::Tlb { scope, leaf: false } => {
+                Walks::is_covered(scope, exact, regime, input, &table)
+            }
+            _ => false,
+        });
+        if spared {
+            self.walks.insert(regime, input, table);
         }
     }
 
@@ -137,21 +177,23 @@ impl Smmu {
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
         // If not decided, the page is still clean.
-        if let Some(&mapping) = self.tlb.get(txn.stage2_regime(), ipa)
+        if let Some(&mapping) = self.ipas.get(txn.stage2_regime(), ipa)
             && purpose.decided(txn, &mapping)
         {
+            self.stats.s2_hits += 1;
             if purpose == Purpose::Input {
                 self.stats.tlb_hits += 1;
             }
             return self.stage2_done(id, txn, mapping, purpose);
         }
+        self.stats.s2_misses += 1;
         if purpose == Purpose::Input {
             self.stats.tlb_misses += 1;
         }
-        let step = match self.walks.get(txn.stage2_regime(), ipa).and_then(|table| table.walk) {
+        let step = match self.walks.get(txn.stage2_regime(), ipa) {
             Some(walk) => {
                 self.stats.walk_hits += 1;
-                Step::Fetch(walk.through(ipa))
+                Step::Fetch(walk)
             }
             None => Walk::stage2(&txn.stream.stage2.tables, ipa),
         };
@@ -160,11 +202,9 @@ impl Smmu {
 
     /// A stage 1 descriptor has come.
     pub(super) fn stage1_descriptor(&mut self, id: TxnId, txn: &mut Txn, step: Step) -> Outcome {
-        if let Step::Fetch(walk) = step
-            && txn.epoch == self.epoch
-        {
+        if let Step::Fetch(walk) = step {
             let table = Table::new(walk, txn.stage1_table().granule);
-            self.walks.insert(txn.regime(), without_top_byte(txn.t.address), table);
+            self.keep_table(txn, txn.regime(), without_top_byte(txn.t.address), table);
         }
         self.stage1_step(id, txn, step)
     }
@@ -177,11 +217,9 @@ impl Smmu {
         step: Step,
         purpose: Purpose,
     ) -> Outcome {
-        if let Step::Fetch(walk) = step
-            && txn.epoch == self.epoch
-        {
+        if let Step::Fetch(walk) = step {
             let table = Table::new(walk, txn.stream.stage2.tables.granule);
-            self.walks.insert(txn.stage2_regime(), txn.ipa, table);
+            self.keep_table(txn, txn.stage2_regime(), txn.ipa, table);
         }
         self.stage2_step(id, txn, step, purpose)
     }
@@ -222,8 +260,9 @@ impl Smmu {
             fwb: txn.stream.stage2.fwb.then(|| leaf.mem_attr()),
         };
         // A clear access flag is not cached; here only a refused access leaves it clear.
-        if !leaf.needs_af() {
-            self.fill(txn.stage2_regime(), txn.ipa, mapping, txn.epoch);
+        let (regime, ipa) = (txn.stage2_regime(), txn.ipa);
+        if !leaf.needs_af() && self.may_fill(txn, regime, ipa, &mapping) {
+            self.ipas.insert(regime, ipa, mapping);
         }
         self.stage2_done(id, txn, mapping, purpose)
     }
@@ -253,8 +292,7 @@ impl Smmu {
                 let attrs = mapping.over(txn.stream.overrides.attrs(txn.t.attrs));
                 Outcome::Latch(crate::Translation { attrs, ..output })
             }
-            Purpose::Output(leaf) => {
-                let first = self.stage1_mapping(txn, &leaf);
+            Purpose::Output(first) => {
                 let shift = first.shift.min(mapping.shift);
                 let combined = Mapping {
                     output: output.pa >> shift << shift,
@@ -263,9 +301,12 @@ impl Smmu {
                     attrs: mapping.over(first.attrs),
                     ..first
                 };
-                let outcome = self.translated(txn, combined);
+                let outcome = match self.is_by_stage(txn) {
+                    true => self.translated_by(txn, &combined),
+                    false => self.translated(txn, combined),
+                };
                 match txn.split {
-                    true => self.ats_answer(txn, &Mapping { output: leaf.pa >> shift << shift, ..combined }),
+                    true => self.ats_answer(txn, &Mapping { output: txn.ipa >> shift << shift, ..combined }),
                     false => outcome,
                 }
             }
@@ -308,7 +349,7 @@ impl Purpose {
     fn decided(&self, txn: &Txn, mapping: &Mapping) -> bool {
         let all = Permissions::all();
         let stage1 = match self {
-            Purpose::Output(leaf) => leaf.permissions(&txn.context.controls),
+            Purpose::Output(first) => first.possible,
             Purpose::Input => all,
             _ => {
                 let needed = self.needs(txn);
@@ -324,7 +365,7 @@ impl Purpose {
         match self {
             Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => false,
             Purpose::Update(_) => true,
-            Purpose::Output(leaf) => txn.dirties(possible & leaf.permissions(&txn.context.controls)),
+            Purpose::Output(first) => txn.dirties(possible & first.possible),
             Purpose::Input => txn.dirties(possible),
         }
     }

@@ -14,6 +14,8 @@ pub(crate) enum Path {
     /// Every transaction is terminated, and nothing recorded.
     #[default]
     Abort,
+    /// C_BAD_STE: an invalid STE, where those are cached.
+    Invalid,
     /// Both stages are bypassed.
     Bypass,
     /// Stage 1 only.

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::stream::{Path, Stream};
 use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, context_key};
+use crate::cache::Invalidation;
 use crate::memory::{Abort, Memory};
 use crate::smmu::Smmu;
 use crate::spec::cd::{CD_SHIFT, Cd, L1CD_SHIFT, L1Cd};
@@ -49,13 +50,28 @@ impl Smmu {
         if u64::from(sid) >> table.log2 != 0 {
             return self.config_fault(txn, EventKind::BadStreamId);
         }
-        match table.split {
-            Some(split) => txn.wait(Fetch::L1Std, table.base + (u64::from(sid >> split) << L1STD_SHIFT)),
-            None => txn.wait(Fetch::Ste, table.base + (u64::from(sid) << STE_SHIFT)),
+        let Some(split) = table.split else {
+            return txn.wait(Fetch::Ste, table.base + (u64::from(sid) << STE_SHIFT));
+        };
+        match self.l1stds.get(&l1std_key(sid, split)) {
+            Some(&l1std) => self.l1std(txn, l1std),
+            None => txn.wait(Fetch::L1Std, table.base + (u64::from(sid >> split) << L1STD_SHIFT)),
         }
     }
 
-    /// A level 1 stream table descriptor has come.
+    /// A level 1 stream table descriptor has come from memory.
+    fn l1std_fetched(&mut self, txn: &mut Txn, l1std: L1Std) -> Outcome {
+        let split = self.stream_table().split.unwrap_or(6);
+        let sid = txn.incoming.sid;
+        let valid = (1..=split + 1).contains(&l1std.span());
+        let covers = |i: &Invalidation| matches!(*i, Invalidation::Streams { first, last, level1: true } if first >> split <= sid >> split && sid >> split <= last >> split);
+        if (valid || self.config.cache_invalid) && self.recent.spares(txn.epoch, covers) {
+            self.l1stds.insert(l1std_key(sid, split), l1std);
+        }
+        self.l1std(txn, l1std)
+    }
+
+    /// The level 1 stream table descriptor is known.
     fn l1std(&mut self, txn: &mut Txn, l1std: L1Std) -> Outcome {
         let split = self.stream_table().split.unwrap_or(6);
         let sid = txn.incoming.sid;
@@ -73,29 +89,39 @@ impl Smmu {
     fn ste(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
         self.observer.tell(|o| o.ste(txn.incoming.sid, txn.at, &txn.words));
         let e2h = self.regs.cr2 & cr2::E2H != 0;
-        match Stream::decode(&Ste(txn.words), &self.config, e2h) {
-            Ok(stream) => {
-                if txn.epoch == self.epoch {
-                    self.streams.insert(u64::from(txn.incoming.sid), stream);
-                }
-                self.with_stream(id, txn, stream)
-            }
-            Err(_) => self.config_fault(txn, EventKind::BadSte),
+        let stream = Stream::decode(&Ste(txn.words), &self.config, e2h)
+            .unwrap_or(Stream { path: Path::Invalid, ..Stream::default() });
+        let sid = txn.incoming.sid;
+        let covers = |i: &Invalidation| matches!(*i, Invalidation::Streams { first, last, .. } if (first..=last).contains(&sid));
+        if (stream.path != Path::Invalid || self.config.cache_invalid)
+            && self.recent.spares(txn.epoch, covers)
+        {
+            self.streams.insert(u64::from(sid), stream);
         }
+        self.with_stream(id, txn, stream)
     }
 
     /// The stream has stage 1: find the CD.
     pub(super) fn find_context(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
         if let Some(context) = self.contexts.get(&context_key(txn.t.sid, txn.cd)) {
-            txn.context = *context;
-            return self.stage1(id, txn);
+            let context = *context;
+            return self.with_context(id, txn, context);
         }
         let table = txn.stream.cds;
         let cd = u64::from(txn.cd);
-        match table.split {
-            Some(split) => self.cd_fetch(id, txn, table.base + (cd >> split << L1CD_SHIFT), Purpose::L1Cd),
-            None => self.cd_fetch(id, txn, table.base + (cd << CD_SHIFT), Purpose::Cd),
+        let Some(split) = table.split else {
+            return self.cd_fetch(id, txn, table.base + (cd << CD_SHIFT), Purpose::Cd);
+        };
+        match self.l1cds.get(&l1cd_key(txn.t.sid, txn.cd, split)) {
+            Some(&l1cd) => self.l1cd(id, txn, l1cd),
+            None => self.cd_fetch(id, txn, table.base + (cd >> split << L1CD_SHIFT), Purpose::L1Cd),
         }
+    }
+
+    /// The context is known.
+    fn with_context(&mut self, id: TxnId, txn: &mut Txn, context: Context) -> Outcome {
+        txn.context = context;
+        if context.bad { self.config_fault(txn, EventKind::BadCd) } else { self.stage1(id, txn) }
     }
 
     /// CDs and their tables are in IPA space if there is a stage 2.
@@ -106,7 +132,18 @@ impl Smmu {
         txn.wait(if purpose == Purpose::Cd { Fetch::Cd } else { Fetch::L1Cd }, address)
     }
 
-    /// A level 1 CD table descriptor has come.
+    /// A level 1 CD table descriptor has come from memory.
+    fn l1cd_fetched(&mut self, id: TxnId, txn: &mut Txn, l1cd: L1Cd) -> Outcome {
+        let split = txn.stream.cds.split.unwrap_or(6);
+        if (l1cd.v() || self.config.cache_invalid)
+            && self.recent.spares(txn.epoch, |i| txn.loses_context(i, split, true))
+        {
+            self.l1cds.insert(l1cd_key(txn.t.sid, txn.cd, split), l1cd);
+        }
+        self.l1cd(id, txn, l1cd)
+    }
+
+    /// The level 1 CD table descriptor is known.
     fn l1cd(&mut self, id: TxnId, txn: &mut Txn, l1cd: L1Cd) -> Outcome {
         // Section 3.4.3. An IPA is left to stage 2.
         let out_of_range = txn.stream.path != Path::Nested && l1cd.l2ptr() >> self.config.oas != 0;
@@ -122,16 +159,14 @@ impl Smmu {
     /// The CD has come.
     fn cd(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
         self.observer.tell(|o| o.cd(txn.t.sid, txn.cd, txn.at, &txn.words));
-        match Context::decode(&Cd(txn.words), &txn.stream, &self.config) {
-            Ok(context) => {
-                if txn.epoch == self.epoch {
-                    self.contexts.insert(context_key(txn.t.sid, txn.cd), context);
-                }
-                txn.context = context;
-                self.stage1(id, txn)
-            }
-            Err(_) => self.config_fault(txn, EventKind::BadCd),
+        let context = Context::decode(&Cd(txn.words), &txn.stream, &self.config)
+            .unwrap_or(Context { bad: true, ..Context::default() });
+        if (!context.bad || self.config.cache_invalid)
+            && self.recent.spares(txn.epoch, |i| txn.loses_context(i, 0, false))
+        {
+            self.contexts.insert(context_key(txn.t.sid, txn.cd), context);
         }
+        self.with_context(id, txn, context)
     }
 
     /// Does the fetch that a transaction waits for, and goes on from there.
@@ -141,7 +176,7 @@ impl Smmu {
             Fetch::L1Std => {
                 self.stats.l1std_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(word) => self.l1std(txn, L1Std(word)),
+                    Ok(word) => self.l1std_fetched(txn, L1Std(word)),
                     Err(Abort) => self.config_fault(txn, EventKind::SteFetch(txn.at)),
                 }
             }
@@ -156,7 +191,7 @@ impl Smmu {
             Fetch::L1Cd => {
                 self.stats.l1cd_fetches += 1;
                 match read_u64(mem, txn.at) {
-                    Ok(word) => self.l1cd(id, txn, L1Cd(word)),
+                    Ok(word) => self.l1cd_fetched(id, txn, L1Cd(word)),
                     Err(Abort) => self.config_fault(txn, EventKind::CdFetch(txn.at)),
                 }
             }
@@ -244,7 +279,43 @@ impl Smmu {
     }
 }
 
+/// What the cache of level 1 stream table descriptors goes by.
+fn l1std_key(sid: u32, split: u32) -> u64 {
+    u64::from(split) << 32 | u64::from(sid >> split)
+}
+
+/// The StreamIDs of such a key.
+pub(crate) fn l1std_range(key: u64) -> (u32, u32) {
+    let split = (key >> 32) as u32 & 31;
+    let first = (key as u32) << split;
+    (first, first | ((1 << split) - 1))
+}
+
+/// What the cache of level 1 CD table descriptors goes by.
+pub(crate) fn l1cd_key(sid: u32, cd: u32, split: u8) -> u64 {
+    u64::from(sid) << 32 | u64::from(split & 31) << 24 | u64::from(cd >> (split & 31))
+}
+
+/// Whether such a key is of the descriptor that leads to a stream's CD; to any, without an index.
+pub(crate) fn leads_to(key: u64, sid: u32, cd: Option<u32>) -> bool {
+    let split = (key >> 24) as u32 & 31;
+    key >> 32 == u64::from(sid) && cd.is_none_or(|cd| u64::from(cd >> split) == key & 0xff_ffff)
+}
+
 impl Txn {
+    /// Whether an invalidation removes the transaction's CD, or with `level1` the descriptor that leads to it.
+    fn loses_context(&self, invalidation: &Invalidation, split: u8, level1: bool) -> bool {
+        match *invalidation {
+            Invalidation::Streams { first, last, .. } => (first..=last).contains(&self.t.sid),
+            Invalidation::Contexts { sid, cd, level1: also } => {
+                sid == self.t.sid
+                    && cd.is_none_or(|cd| cd >> (split & 31) == self.cd >> (split & 31))
+                    && (also || !level1)
+            }
+            Invalidation::Tlb { .. } => false,
+        }
+    }
+
     /// The next fetch.
     pub(super) fn wait(&mut self, fetch: Fetch, at: u64) -> Outcome {
         (self.fetch, self.at, self.have) = (fetch, at, 0);

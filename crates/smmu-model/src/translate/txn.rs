@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::stream::Stream;
+use crate::cache::Mapping;
 use crate::pri::PageRequest;
 use crate::transaction::{Transaction, Translation, TxnId};
 
@@ -37,8 +38,8 @@ pub(crate) enum Purpose {
     Stage1(Walk),
     /// The update of a stage 1 descriptor's access flag or dirty state.
     Update(Leaf),
-    /// The output of stage 1.
-    Output(Leaf),
+    /// The output of stage 1, which is this.
+    Output(Mapping),
     /// The transaction itself; there is no stage 1.
     Input,
 }

@@ -9,6 +9,7 @@ mod httu;
 mod interrupts;
 mod observer;
 mod registers;
+mod retention;
 mod stage1;
 mod stage2;
 mod stall;

@@ -99,6 +99,7 @@ fn spans() {
     let t = Transaction::new(0x1204, 0, AccessKind::Read);
     for (span, code) in [(0, 0x02), (2, 0x02), (3, 0x04), (9, 0x04), (10, 0x02), (31, 0x02)] {
         lab.ram.set(STRTAB + 0x12 * 8, 0x1400_0000 | span);
+        lab.command(CFGI_ALL);
         let mut t = t;
         t.sid = if span == 2 { 0x1202 } else { 0x1203 };
         assert_eq!(lab.dma(t), End::Abort);
