@@ -10,7 +10,8 @@ use pgtable::{Builder, Stage1, Stage2, descriptor as d};
 use smmu_model::spec::command::Opcode;
 use smmu_model::spec::registers as r;
 use smmu_model::{
-    AccessKind, Config, MemAttrs, Progress, Replace, Shareability, Smmu, StallModel, Transaction, Translation, TxnId,
+    AccessKind, Config, MemAttrs, Progress, Replace, Shareability, Smmu, StallModel, Transaction,
+    Translation, TxnId,
 };
 
 use crate::value::{RAM, RAM_SIZE, Value};

@@ -284,15 +284,15 @@ fn rows() -> Vec<Row<'static>> {
         ("NH_ALL", [0x10 | VMID7, 0], &[VM7]),
         ("NH_ALL, VMID 8", [0x10 | VMID8, 0], &[&[Nested1]]),
         ("NH_ASID", [0x11 | VMID7 | ASID, 0], &[&[Page, Block, Table2, Table3]]),
-        ("NH_ASID 2", [0x11 | VMID7 | 2 * ASID, 0], &[&[OtherAsid]]),
+        ("NH_ASID 2", [0x11 | VMID7 | 2 << 48, 0], &[&[OtherAsid]]),
         ("NH_ASID, VMID 8", [0x11 | VMID8 | ASID, 0], &[&[Nested1]]),
         ("NH_VA", [0x12 | VMID7 | ASID, 0x1000], &[&[Page, Table2, Table3]]),
         ("NH_VA, leaf", [0x12 | VMID7 | ASID, 0x1001], &[&[Page]]),
         ("NH_VA, VMID 8, leaf", [0x12 | VMID8 | ASID, 0x1001], &[&[Nested1]]),
         ("NH_VA in the block", [0x12 | VMID7 | ASID, 0x5f_f000], &[&[Block, Table2]]),
-        ("NH_VA of the global page, leaf", [0x12 | VMID7 | 9 * ASID, 0x20_0001], &[&[Global]]),
+        ("NH_VA of the global page, leaf", [0x12 | VMID7 | 9 << 48, 0x20_0001], &[&[Global]]),
         ("NH_VA elsewhere", [0x12 | VMID7 | ASID, 1 << 40], none()),
-        ("NH_VA of another ASID", [0x12 | VMID7 | 3 * ASID, 0x1000], none()),
+        ("NH_VA of another ASID", [0x12 | VMID7 | 3 << 48, 0x1000], none()),
         ("NH_VA of another VMID", [0x12 | 6 << 32 | ASID, 0x1000], none()),
         ("NH_VA, 1 page, TTL 3", [0x12 | VMID7 | ASID, 0x1000 | TG | TTL3], &[&[Page, Table2, Table3]]),
         ("NH_VA, 1 page, TTL 3, leaf", [0x12 | VMID7 | ASID, 0x1001 | TG | TTL3], &[&[Page]]),
@@ -368,7 +368,7 @@ fn el2() {
         let el2: &[Row] = &[
             ("EL2_ALL", [0x20, 0], &[ALL]),
             ("EL2_ASID", [0x21 | ASID, 0], none()),
-            ("EL2_VA", [0x22 | 5 * ASID, 0x1000], &[&[El2Page, El2Table]]),
+            ("EL2_VA", [0x22 | 5 << 48, 0x1000], &[&[El2Page, El2Table]]),
             ("EL2_VA, leaf", [0x22, 0x1001], &[&[El2Page]]),
             ("EL2_VAA, leaf", [0x23, 0x20_0001], &[&[El2Global]]),
             ("EL2_VAA, 128 MiB", [0x23 | WIDE, TG], &[ALL]),
@@ -379,10 +379,10 @@ fn el2() {
         let e2h: &[Row] = &[
             ("EL2_ALL", [0x20, 0], &[ALL]),
             ("EL2_ASID", [0x21 | ASID, 0], &[&[El2Page, El2Table]]),
-            ("EL2_ASID 2", [0x21 | 2 * ASID, 0], none()),
+            ("EL2_ASID 2", [0x21 | 2 << 48, 0], none()),
             ("EL2_VA", [0x22 | ASID, 0x1000], &[&[El2Page, El2Table]]),
-            ("EL2_VA of another ASID", [0x22 | 2 * ASID, 0x1000], none()),
-            ("EL2_VA of the global page, leaf", [0x22 | 2 * ASID, 0x20_0001], &[&[El2Global]]),
+            ("EL2_VA of another ASID", [0x22 | 2 << 48, 0x1000], none()),
+            ("EL2_VA of the global page, leaf", [0x22 | 2 << 48, 0x20_0001], &[&[El2Global]]),
             ("EL2_VAA", [0x23, 0x1000], &[&[El2Page, El2Table]]),
             ("EL2_VAA, 128 MiB, TTL 3, leaf", [0x23 | WIDE, 1 | TG | TTL3], &[&[El2Page, El2Global]]),
             ("NSNH_ALL", NSNH_ALL, &[&[Page, Ipa]]),
@@ -409,7 +409,7 @@ fn caches_survive_smmuen() {
 #[test]
 fn ids_beyond_those_implemented() {
     for (options, command) in [
-        ("keep-all=on,asid16=off", [0x12 | 0x101 * ASID, 0x1000]),
+        ("keep-all=on,asid16=off", [0x12 | 0x101 << 48, 0x1000]),
         ("keep-all=on,vmid16=off", [0x12 | 0x100 << 32 | ASID, 0x1000]),
         ("keep-all=on,s2p=off", [0x12 | 1 << 32 | ASID, 0x1000]),
     ] {
