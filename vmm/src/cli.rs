@@ -238,6 +238,9 @@ pub struct ReplayArgs {
     /// A failing schedule that `smmulab race` has kept
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// Write what everybody did, by function, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Run it this many times
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub times: u32,

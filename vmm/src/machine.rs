@@ -195,7 +195,7 @@ impl Machine {
             self.now += ran.retired;
             if let Some(schedule) = &mut self.schedule {
                 let began = self.now - ran.retired;
-                schedule.ran(cpu, began, retired, ran.retired);
+                schedule.ran(cpu, began, retired, ran.retired, pc);
                 schedule.accessed(cpu, self.board.take_accesses().map(|at| retired + (at - began)));
             }
             self.left = self.left.saturating_sub(ran.retired);

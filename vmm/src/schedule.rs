@@ -46,6 +46,8 @@ pub struct Schedule {
     last: Option<Actor>,
     /// What each actor did, when that is wanted.
     log: Option<Vec<Done>>,
+    /// The record tells every jump.
+    detailed: bool,
     /// The points at which holding somebody may matter, when they are looked for.
     survey: Option<Survey>,
 }
@@ -72,6 +74,8 @@ pub struct Done {
     pub from: u64,
     /// How much it did: instructions, or one step.
     pub count: u64,
+    /// Where a vCPU began; in a detailed record all of it is straight from there.
+    pub pc: Option<u64>,
 }
 
 /// What an actor did in all since the beginning, by which schedules are drawn.
@@ -111,13 +115,15 @@ impl Schedule {
             order: 0,
             last: None,
             log: None,
+            detailed: false,
             survey: None,
         }
     }
 
-    /// Keeps a record of everything that is done from now on.
+    /// Keeps a record of everything that is done from now on, every jump of a vCPU included. That is slow.
     pub fn keep_log(&mut self) {
         self.log = Some(Vec::new());
+        self.detailed = true;
     }
 
     /// Looks for points at which holding somebody may matter.
@@ -194,7 +200,7 @@ impl Schedule {
             }
         }
         if let Some(log) = &mut self.log {
-            log.push(Done { who, at: now, from, count: 1 });
+            log.push(Done { who, at: now, from, count: 1, pc: None });
         }
     }
 
@@ -219,16 +225,29 @@ impl Schedule {
 
     /// How many instructions may run at once from here; the next one is at `pc`.
     pub(crate) fn stretch(&mut self, cpu: usize, pc: u64, retired: u64) -> u64 {
+        if self.detailed {
+            return 1;
+        }
         let Some(survey) = self.survey.as_mut().filter(|survey| survey.in_detail()) else { return u64::MAX };
         survey.executed(cpu, pc, retired - self.origin[cpu]);
         1
     }
 
     /// A vCPU ran from virtual time `now`, at so many retired instructions, for `count` of them.
-    pub(crate) fn ran(&mut self, cpu: usize, now: Time, retired: u64, count: u64) {
+    pub(crate) fn ran(&mut self, cpu: usize, now: Time, retired: u64, count: u64, pc: u64) {
         self.turn(Actor::Cpu(cpu));
-        if let Some(log) = &mut self.log {
-            log.push(Done { who: Actor::Cpu(cpu), at: now, from: retired - self.origin[cpu], count });
+        let Some(log) = &mut self.log else { return };
+        let done =
+            Done { who: Actor::Cpu(cpu), at: now, from: retired - self.origin[cpu], count, pc: Some(pc) };
+        match log.last_mut() {
+            Some(last)
+                if last.who == done.who
+                    && last.at + last.count == now
+                    && last.pc.is_some_and(|start| start.wrapping_add(4 * last.count) == pc) =>
+            {
+                last.count += count;
+            }
+            _ => log.push(done),
         }
     }
 

@@ -99,9 +99,18 @@ fn a_lost_update_is_found_shrunk_and_replayed() {
             let found = lab.race(&["--policy", policy, "--seed", seed, "--runs", "500"]);
             assert_eq!(found.status.code(), Some(1), "{policy}: {}{}", stdout(&found), stderr(&found));
             let text = stdout(&found);
-            assert!(text.contains("the guest marked a failure") && text.contains("to 1 holds"), "{text}");
+            assert!(
+                text.contains("the guest marked a failure")
+                    && text.contains("to 1 holds")
+                    && text.contains("stands still")
+                    && text.contains("meanwhile vCPU"),
+                "{text}"
+            );
         }
     }
+    let page = std::fs::read_to_string(lab.path("races/race-1.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains(">cpu1</text>") && page.contains("stands still for"));
+    assert!(std::fs::read_to_string(lab.path("races/race-1.md")).unwrap().contains("smmulab replay"));
     let one = lab.race_into("other", &["--seed", "1", "--jobs", "1", "--runs", "500"]);
     assert_eq!(one.status.code(), Some(1));
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
@@ -111,9 +120,16 @@ fn a_lost_update_is_found_shrunk_and_replayed() {
         "jobs change nothing"
     );
 
-    let again = lab.replay(&["--times", "20"]);
+    let trace = lab.path("trace.json");
+    let again = lab.replay(&["--times", "20", "--trace", trace.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
     assert!(stdout(&again).contains("20 times"), "{}", stdout(&again));
+    let trace: serde_json::Value = serde_json::from_str(&read(trace)).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|e| e["name"] == "stands still"), "the hold is in the trace");
+    let tracks: Vec<_> =
+        events.iter().filter(|e| e["name"] == "thread_name").map(|e| &e["args"]["name"]).collect();
+    assert_eq!(tracks, ["cpu0", "cpu1"]);
 }
 
 #[test]

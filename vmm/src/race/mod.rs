@@ -6,6 +6,7 @@
 //! that is, with the scenario, all that is needed to see it again.
 
 pub mod fork;
+pub mod html;
 pub mod policy;
 pub mod record;
 pub mod replay;
@@ -13,4 +14,7 @@ pub mod report;
 pub mod scenario;
 pub mod search;
 pub mod shrink;
+pub mod story;
+pub mod timeline;
+pub mod trace;
 pub mod trial;

@@ -34,14 +34,22 @@ pub struct Record {
     pub verdict: Verdict,
     /// Hash of the machine's state at the end.
     pub end: String,
+    /// The holds in words.
+    pub story: Vec<String>,
 }
 
 impl Record {
     /// A record of this program.
-    pub fn new(scenario: Scenario, begin: String, holds: Vec<Hold>, replayed: Replayed) -> Self {
+    pub fn new(
+        scenario: Scenario,
+        begin: String,
+        holds: Vec<Hold>,
+        replayed: Replayed,
+        story: Vec<String>,
+    ) -> Self {
         let Replayed { verdict, begun, end } = replayed;
         let smmulab = env!("CARGO_PKG_VERSION").into();
-        Self { format: FORMAT, smmulab, scenario, begin, holds, begun, verdict, end }
+        Self { format: FORMAT, smmulab, scenario, begin, holds, begun, verdict, end, story }
     }
 
     /// Writes it to a new file in `dir`: `race-1.json`, or the first number that is free.

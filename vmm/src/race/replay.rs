@@ -1,17 +1,23 @@
 //! `smmulab replay`: one recorded schedule again, and whether it went as recorded.
 
-use anyhow::{Result, ensure};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
 
 use super::fork::Child;
 use super::record::{Record, Replayed};
-use super::report;
 use super::scenario::Prepared;
+use super::timeline::Timeline;
 use super::trial::Judge;
+use super::{report, trace};
 use crate::cli::{ReplayArgs, status};
 use crate::machine::Machine;
 use crate::say::say;
 use crate::schedule::Hold;
 use crate::stats::state_hash;
+use crate::symbols::Symbols;
 
 /// Runs a schedule on a machine that stands where the scenario begins.
 ///
@@ -24,12 +30,28 @@ pub fn carefully(machine: &mut Machine, judge: &Judge, holds: &[Hold]) -> Result
     Ok(Replayed { verdict, begun, end: state_hash(machine)? })
 }
 
+/// Runs a schedule once more and looks at everything that is done. `symbols` learn where the kernel runs.
+pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: &mut Symbols) -> Timeline {
+    machine.follow(holds);
+    if let Some(schedule) = machine.schedule() {
+        schedule.keep_log();
+    }
+    judge.run(machine);
+    symbols.locate(machine.cluster.core(0).sys.vbar[1]);
+    let schedule = machine.schedule();
+    schedule.map(|s| Timeline::new(s.log(), s.begun(), symbols)).unwrap_or_default()
+}
+
 /// Carries out `smmulab replay`; the result is the exit status.
 ///
 /// # Errors
 /// One line for the user.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
     let record = Record::open(&args.file)?;
+    let create =
+        |path: &PathBuf| File::create(path).with_context(|| format!("cannot write {}", path.display()));
+    // Before the work, so that a path that cannot be written is known before it is done.
+    let trace = args.trace.as_ref().map(create).transpose()?.map(BufWriter::new);
     let Prepared { mut machine, exec } = record.scenario.prepare(|_| {})?;
     ensure!(
         state_hash(&machine)? == record.begin,
@@ -45,6 +67,13 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
             say(format!("time {time}: the run went another way than the recorded one"));
             return Ok(status::DIVERGED);
         }
+    }
+    if let (Some(path), Some(mut file)) = (&args.trace, trace) {
+        let mut symbols = record.scenario.symbols()?;
+        let line = in_detail(&mut machine, &judge, &record.holds, &mut symbols);
+        trace::write(&line, &mut file)
+            .and_then(|()| file.flush())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     print!("{}", report::text(&record));
     if args.times > 1 {

@@ -3,8 +3,6 @@
 use std::fmt::Write;
 
 use super::record::Record;
-use crate::actor::Actor;
-use crate::schedule::Begun;
 
 /// The report as text for a terminal.
 pub fn text(record: &Record) -> String {
@@ -24,22 +22,48 @@ pub fn text(record: &Record) -> String {
     } else {
         out.push_str("It needs:\n");
     }
-    for (number, begun) in record.begun.iter().enumerate() {
-        let _ = writeln!(out, "  {}. {}", number + 1, hold(begun));
+    for (number, hold) in record.story.iter().enumerate() {
+        let _ = writeln!(out, "  {}. {hold}", number + 1);
     }
     out
 }
 
-/// A hold in words.
-fn hold(begun: &Begun) -> String {
-    let Begun { hold, pc, .. } = begun;
-    match (hold.who, pc) {
-        (Actor::Cpu(cpu), Some(pc)) => format!(
-            "vCPU {cpu} stands still for {} before the instruction at {pc:#x} (its {}th since the beginning)",
-            time(hold.ns),
-            hold.at
-        ),
-        (who, _) => format!("step {} of {who} comes {} late", hold.at, time(hold.ns)),
+/// One line for people: what the scenario is about.
+pub fn title(record: &Record) -> String {
+    record.scenario.about.clone()
+}
+
+/// The report as Markdown, to paste into a mail or an issue. `file` is the record's.
+pub fn markdown(record: &Record, file: &str) -> String {
+    let mut out = String::new();
+    let failure = record.verdict.failure.as_ref();
+    let what = failure.map_or("nothing failed", |failure| failure.text.as_str());
+    let _ = writeln!(out, "## {}\n\n**Failed:** `{what}`\n", record.scenario.about);
+    let _ = writeln!(
+        out,
+        "{} after the scenario's beginning, {} instructions.\n",
+        time(record.verdict.ns),
+        record.verdict.instructions
+    );
+    if record.story.is_empty() {
+        out.push_str("It fails in the default order.\n");
+    }
+    for (number, hold) in record.story.iter().enumerate() {
+        let _ = writeln!(out, "{}. {hold}", number + 1);
+    }
+    let options = record.scenario.run.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let _ = writeln!(out, "\nGuest: `smmulab run {options}`\n\nAgain, to the bit: `smmulab replay {file}`");
+    let _ = writeln!(out, "(smmulab {}, state at the end `{}`)", record.smmulab, record.end);
+    out
+}
+
+/// A word as a shell wants it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 

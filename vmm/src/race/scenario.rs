@@ -1,6 +1,6 @@
 //! What is explored: a guest that marks where it begins, and what counts as failing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -11,6 +11,7 @@ use crate::cli::{Cli, Command, RunArgs};
 use crate::machine::{Machine, Stop};
 use crate::options::Span;
 use crate::run;
+use crate::symbols::Symbols;
 
 /// How much virtual time a guest has to get to where its scenario begins.
 const BOOT_LIMIT: u64 = 600_000_000_000;
@@ -29,6 +30,9 @@ pub struct Scenario {
     /// Texts on the console that are failures, beside the kernel's own complaints.
     #[serde(default)]
     pub fail_on: Vec<String>,
+    /// The guest's System.map, or a copy of its /proc/kallsyms, instead of the image's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symbols: Option<PathBuf>,
 }
 
 fn default_limit() -> String {
@@ -65,6 +69,23 @@ impl Scenario {
         let span: Span = self.limit.parse().map_err(|e| anyhow::anyhow!("limit: {e}"))?;
         ensure!(span.0 > 0, "limit: a scenario needs some time");
         Ok(span.0)
+    }
+
+    /// Names for the guest's code: the scenario's own, or the image's.
+    ///
+    /// # Errors
+    /// When the scenario names a file that cannot be used.
+    pub fn symbols(&self) -> Result<Symbols> {
+        if let Some(path) = &self.symbols {
+            return Symbols::open(path);
+        }
+        let guest = self.run_args()?.guest;
+        if guest.kernel.is_some() {
+            return Ok(Symbols::default());
+        }
+        let image = guest_images::fetch(&guest.image, guest_images::Progress::auto())?;
+        // Debian's kernels have one that says nothing.
+        Ok(image.system_map.and_then(|path| Symbols::open(&path).ok()).unwrap_or_default())
     }
 
     fn run_args(&self) -> Result<RunArgs> {

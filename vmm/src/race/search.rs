@@ -10,11 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::fork::Child;
 use super::policy::Choice;
 use super::record::{Record, Replayed};
-use super::replay::carefully;
-use super::report;
+use super::replay::{carefully, in_detail};
 use super::scenario::{Prepared, Scenario};
 use super::shrink::shrink;
+use super::timeline::Timeline;
 use super::trial::{Failure, Judge, Verdict};
+use super::{html, report, story};
 use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
 use crate::schedule::{Hold, Progress};
@@ -86,12 +87,18 @@ impl Explorer {
         verdict.is_ok_and(|verdict| verdict.failure.as_ref() == Some(failure))
     }
 
-    fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<Record> {
+    fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<(Record, Timeline)> {
         let begin = state_hash(&self.machine)?;
         let child = Child::start(|| carefully(&mut self.machine, &self.judge, &holds).ok())?;
         let replayed =
             child.join::<Option<Replayed>>()?.ok_or_else(|| anyhow!("the state cannot be hashed"))?;
-        Ok(Record::new(scenario.clone(), begin, holds, replayed))
+        let mut symbols = scenario.symbols()?;
+        let detail = Child::start(|| {
+            let line = in_detail(&mut self.machine, &self.judge, &holds, &mut symbols);
+            (story::tell(&line, &symbols), line)
+        })?;
+        let (story, line) = detail.join::<(Vec<String>, Timeline)>()?;
+        Ok((Record::new(scenario.clone(), begin, holds, replayed, story), line))
     }
 }
 
@@ -127,11 +134,18 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     for (number, failure) in &found.failures {
         let holds = choice.draw(*number, &explorer.progress).unwrap_or_default();
         let small = shrink(&holds, |holds| explorer.fails_with(holds, failure));
-        let record = explorer.record(&scenario, small)?;
+        let (record, line) = explorer.record(&scenario, small)?;
         let path = record.keep(&args.out)?;
+        let write = |extension: &str, text: String| {
+            let path = path.with_extension(extension);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("md", report::markdown(&record, &path.display().to_string()))?;
+        write("html", html::page(&record, &line))?;
         println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), record.holds.len());
         print!("{}", report::text(&record));
         println!("Again: smmulab replay {}", path.display());
+        println!("Report: {}, and .md to paste", path.with_extension("html").display());
     }
     Ok(if found.failures.is_empty() { 0 } else { status::FAILED })
 }
