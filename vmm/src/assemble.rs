@@ -141,6 +141,7 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
     board.lab = options.lab.clone().map(Lab::new);
     let engine = match options.engine {
+        Engine::Native => EngineKind::default(),
         Engine::Block => EngineKind::Block,
         Engine::Step => EngineKind::Step,
     };

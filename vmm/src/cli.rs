@@ -130,8 +130,8 @@ pub struct MachineArgs {
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// CPU engine; both give the same results to the bit
-    #[arg(long, value_enum, default_value = "block")]
+    /// CPU engine; all give the same results to the bit
+    #[arg(long, value_enum, default_value = "native")]
     pub engine: Engine,
     /// Instructions a vCPU runs before the next one's turn
     #[arg(long, value_name = "N", default_value_t = 20_000)]

@@ -3,13 +3,33 @@
 use serde::{Deserialize, Serialize};
 
 /// Which engine executes instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineKind {
     /// Fetch, decode and execute one instruction at a time: the reference.
     Step,
     /// Decoded instructions are kept, a page at a time.
-    #[default]
     Block,
+    /// Host code is made of decoded pages that were entered `after` times. Where the host cannot do that, as `Block`.
+    Native {
+        /// 0 makes code of all that executes.
+        after: u32,
+    },
+}
+
+impl EngineKind {
+    /// Each engine once, the native one making code at once and after a while: for tests that they agree.
+    pub const ALL: [EngineKind; 4] = [
+        EngineKind::Step,
+        EngineKind::Block,
+        EngineKind::Native { after: 0 },
+        EngineKind::Native { after: 3 },
+    ];
+}
+
+impl Default for EngineKind {
+    fn default() -> Self {
+        EngineKind::Native { after: 12 }
+    }
 }
 
 /// Optional parts of the architecture. Each shows in the ID registers when on and is UNDEFINED when off.

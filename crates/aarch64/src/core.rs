@@ -158,6 +158,8 @@ pub struct Op {
     pub(crate) chain: Chain,
     /// Executes the instruction alone.
     pub(crate) run: Handler,
+    /// Executes it, or its fast path, from generated code.
+    pub(crate) native: Option<chain::Native>,
     /// Immediate, or whatever the decoder prepared.
     pub imm: u64,
     /// Register indices (into [`Core::r`] or [`Core::v`]).
@@ -215,13 +217,13 @@ impl Op {
     /// An op without operands.
     #[inline]
     pub const fn new(run: Handler, word: u32) -> Self {
-        Self::with(Runs { run, chain: chain::any }, word)
+        Self::with(Runs { run, chain: chain::any, native: None }, word)
     }
 
     /// An op without operands, of a handler whose kind is known.
     #[inline]
     pub(crate) const fn with(runs: Runs, word: u32) -> Self {
-        Self { chain: runs.chain, run: runs.run, imm: 0, d: 0, n: 0, m: 0, a: 0, word }
+        Self { chain: runs.chain, run: runs.run, native: runs.native, imm: 0, d: 0, n: 0, m: 0, a: 0, word }
     }
 }
 

@@ -1,7 +1,8 @@
 //! An AArch64 software CPU: Armv8.0-A at EL0 and EL1, to the letter of DDI 0487, repeatable to the bit.
 //!
-//! A [`Cluster`] holds the vCPUs and runs one of them at a time. Two engines execute the same handlers: the stepping
-//! one is the reference, the block one keeps decoded instructions a page at a time. They agree to the bit.
+//! A [`Cluster`] holds the vCPUs and runs one of them at a time. Three engines: the stepping one is the reference, the
+//! block one keeps decoded instructions a page at a time, the native one makes host code of what executes often. They
+//! agree to the bit.
 
 mod backtrace;
 mod cluster;

@@ -133,22 +133,26 @@ fn ram(m: &Machine) -> Vec<u8> {
 
 /// Runs one seed; answers how many instructions began.
 fn compare(seed: u64, turns: u64) -> u64 {
+    EngineKind::ALL[1..].iter().map(|&engine| compare_with(engine, seed, turns)).min().unwrap_or(0)
+}
+
+fn compare_with(engine: EngineKind, seed: u64, turns: u64) -> u64 {
     let mut step = build(EngineKind::Step, seed);
-    let mut block = build(EngineKind::Block, seed);
+    let mut block = build(engine, seed);
     let rng = &mut Xoshiro256PlusPlus::seed_from_u64(!seed);
     let mut begun = 0;
     for turn in 0..turns {
         let cpu = (turn % 2) as usize;
         let quantum = 1 << rng.random_range(0..9);
         let (a, b) = (step.turn(cpu, quantum), block.turn(cpu, quantum));
-        assert_eq!(a, b, "seed {seed} turn {turn}");
+        assert_eq!(a, b, "{engine:?} seed {seed} turn {turn}");
         if step.cluster.state() != block.cluster.state() {
             for cpu in 0..2 {
                 let (a, b) = (step.cluster.core(cpu), block.cluster.core(cpu));
                 assert_eq!(
                     (a.pc, a.r, &a.sys, a.monitor),
                     (b.pc, b.r, &b.sys, b.monitor),
-                    "seed {seed} turn {turn}"
+                    "{engine:?} seed {seed} turn {turn}"
                 );
             }
             panic!("seed {seed} turn {turn}: states differ");

@@ -60,7 +60,7 @@ fn random_sequences_agree_with_qemu() {
         tried.extend(sequences.iter().flatten().filter_map(|word| decode::name(*word, &FEATURES)));
         let data = data(&mut rng);
         let expected = on_qemu(&sequences, &data);
-        for engine in [EngineKind::Block, EngineKind::Step] {
+        for engine in EngineKind::ALL {
             let got = here(engine, &sequences, &data);
             if got == expected {
                 continue;

@@ -334,7 +334,7 @@ fn the_timer_interrupts_at_an_exact_instruction() {
     };
     for ticks in [1, 2, 10, 1000] {
         let reference = run(EngineKind::Step, 1_000_000, ticks);
-        for engine in [EngineKind::Step, EngineKind::Block] {
+        for engine in EngineKind::ALL {
             for quantum in [1, 3, 17, 64, 999, 1_000_000] {
                 assert_eq!(run(engine, quantum, ticks), reference, "{engine:?} {quantum} {ticks}");
             }

@@ -73,7 +73,7 @@ fn measure(name: &str, engine: EngineKind, code: fn(&mut bare::Machine)) {
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
-    for engine in [EngineKind::Block, EngineKind::Step] {
+    for engine in [EngineKind::default(), EngineKind::Block, EngineKind::Step] {
         measure("mixed", engine, mixed);
     }
 }

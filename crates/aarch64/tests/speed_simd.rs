@@ -67,7 +67,7 @@ fn speed() {
         "fmla 4s" { fmla v1.s4, v2.s4, v3.s4 }
     };
     for (name, code) in all {
-        let mut machine = bare::Machine::new(EngineKind::Block, 1, Features::default());
+        let mut machine = bare::Machine::new(EngineKind::default(), 1, Features::default());
         machine.poke(bare::TABLES.start + 8, 0x4000_0000 | 3 << 8 | 1 << 10 | 1);
         let tcr = 25 | 1 << 23 | 4 << 32;
         let space = bare::Space { ttbr0: bare::TABLES.start, ttbr1: 0, tcr, mair: 0xff, sctlr: 0x30d0_1805 };

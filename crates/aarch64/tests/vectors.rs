@@ -166,7 +166,7 @@ fn recorded_sequences_give_the_recorded_results() {
                 })
                 .collect();
             checked += sequences.len();
-            for engine in [EngineKind::Step, EngineKind::Block] {
+            for engine in EngineKind::ALL {
                 failed.extend(replay(engine, seed, &format!("batch {batch}"), &sequences).err());
             }
         }

@@ -30,7 +30,13 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
 const CHUNK: u64 = 1024;
 
 /// Runs in one page until control leaves it (`false`) or there is something to check (`true`).
-fn run_page(core: &mut Core, ctx: &mut Ctx<'_>, page: &mut Page, index: usize, left: &mut u64) -> bool {
+pub(super) fn run_page(
+    core: &mut Core,
+    ctx: &mut Ctx<'_>,
+    page: &mut Page,
+    index: usize,
+    left: &mut u64,
+) -> bool {
     let here = core.pc >> 12;
     loop {
         let at = (core.pc >> 2) as usize % page.ops.len();

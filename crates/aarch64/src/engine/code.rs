@@ -8,6 +8,9 @@ use crate::decode::decode;
 use crate::exec;
 use crate::exec::chain::{self, Runs};
 
+#[cfg(all(target_arch = "x86_64", unix))]
+use super::native::{Native, NativePage};
+
 /// Instructions in a page.
 pub(crate) const WORDS: usize = PAGE_SIZE / 4;
 
@@ -19,7 +22,12 @@ pub(crate) struct Page {
     /// The ops. Those that are not decoded stop a chain before themselves.
     pub(crate) ops: [Op; WORDS],
     /// Which ones are decoded.
-    decoded: [bool; WORDS],
+    pub(super) decoded: [bool; WORDS],
+    /// How often the native engine found no code to run.
+    pub(super) entered: u32,
+    /// The code made of them.
+    #[cfg(all(target_arch = "x86_64", unix))]
+    pub(super) native: Option<Box<NativePage>>,
 }
 
 impl Page {
@@ -28,8 +36,14 @@ impl Page {
     #[cold]
     #[inline(never)]
     fn new() -> Box<Self> {
-        let undecoded = Runs { run: exec::undefined, chain: chain::undecoded };
-        Box::new(Self { ops: [Op::with(undecoded, 0); WORDS], decoded: [false; WORDS] })
+        let undecoded = Runs { run: exec::undefined, chain: chain::undecoded, native: None };
+        Box::new(Self {
+            ops: [Op::with(undecoded, 0); WORDS],
+            decoded: [false; WORDS],
+            entered: 0,
+            #[cfg(all(target_arch = "x86_64", unix))]
+            native: None,
+        })
     }
 
     /// Decodes from word `at` up to the next unconditional branch, to what is decoded already, or to the end of the
@@ -86,6 +100,9 @@ pub(crate) struct CodeCache {
     running: Option<usize>,
     /// That page was written to since.
     stale: bool,
+    /// Native code, once there is some.
+    #[cfg(all(target_arch = "x86_64", unix))]
+    native: NativeCode,
 }
 
 /// Place for a decoded page.
@@ -104,7 +121,15 @@ impl std::fmt::Debug for CodeCache {
 
 impl CodeCache {
     pub(crate) fn new(pages: usize) -> Self {
-        Self { slot: vec![0; pages], pages: Vec::new(), next: 0, running: None, stale: false }
+        Self {
+            slot: vec![0; pages],
+            pages: Vec::new(),
+            next: 0,
+            running: None,
+            stale: false,
+            #[cfg(all(target_arch = "x86_64", unix))]
+            native: NativeCode::Unused,
+        }
     }
 
     /// Takes the decoded page out, for as long as it executes. `None`: there is none, see [`CodeCache::make`].
@@ -163,5 +188,73 @@ impl CodeCache {
         let running = self.running == Some(slot);
         self.stale |= running;
         running
+    }
+}
+
+/// Whether there is native code.
+#[cfg(all(target_arch = "x86_64", unix))]
+enum NativeCode {
+    /// It was not asked for yet.
+    Unused,
+    /// All of it.
+    Here(Native),
+    /// The host does not let a program make code.
+    Impossible,
+}
+
+/// What the native engine does with decoded pages.
+#[cfg(all(target_arch = "x86_64", unix))]
+impl CodeCache {
+    /// The page of RAM with index `page`, when it is decoded and was entered at least `times`, and what to compile it with.
+    pub(super) fn warm(&mut self, page: usize, times: u32) -> Option<(&mut Page, &mut Native)> {
+        let slot = (self.slot[page] as usize).wrapping_sub(1);
+        let page = self.pages.get_mut(slot)?.code.as_deref_mut()?;
+        if page.entered < times {
+            return None;
+        }
+        if matches!(self.native, NativeCode::Unused) {
+            self.native = Native::new().map_or(NativeCode::Impossible, NativeCode::Here);
+        }
+        match &mut self.native {
+            NativeCode::Here(native) => Some((page, native)),
+            _ => None,
+        }
+    }
+
+    /// The native code of a page that is about to execute.
+    pub(super) fn execute(&mut self, page: usize) -> Option<&NativePage> {
+        let slot = (self.slot[page] as usize).wrapping_sub(1);
+        let page = self.pages.get(slot)?.code.as_deref()?.native.as_deref()?;
+        self.running = Some(slot);
+        Some(page)
+    }
+
+    /// No page executes native code any more.
+    pub(super) fn done(&mut self) {
+        self.running = None;
+    }
+
+    /// An op of the page that executes native code.
+    pub(super) fn op(&self, at: usize) -> Option<Op> {
+        self.pages.get(self.running?)?.code.as_deref()?.ops.get(at).copied()
+    }
+
+    /// What native code is entered by.
+    pub(super) fn native(&self) -> Option<&Native> {
+        match &self.native {
+            NativeCode::Here(native) => Some(native),
+            _ => None,
+        }
+    }
+
+    /// Forgets all native code.
+    #[cold]
+    pub(super) fn forget_native(&mut self) {
+        for code in self.pages.iter_mut().filter_map(|slot| slot.code.as_deref_mut()) {
+            code.native = None;
+        }
+        if let NativeCode::Here(native) = &mut self.native {
+            native.clear();
+        }
     }
 }

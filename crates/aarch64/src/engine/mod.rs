@@ -2,6 +2,8 @@
 
 mod block;
 mod code;
+#[cfg(all(target_arch = "x86_64", unix))]
+mod native;
 mod step;
 
 pub(crate) use code::{CodeCache, Page};
@@ -27,6 +29,10 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
         match kind {
             EngineKind::Step => step::run(core, ctx, left),
             EngineKind::Block => block::run(core, ctx, left),
+            #[cfg(all(target_arch = "x86_64", unix))]
+            EngineKind::Native { after } => native::run(core, ctx, left, after),
+            #[cfg(not(all(target_arch = "x86_64", unix)))]
+            EngineKind::Native { .. } => block::run(core, ctx, left),
         }
         core.pstate.ss &= !stepping;
         if let Some(exit) = ctx.shared.exit.take() {

@@ -7,14 +7,20 @@
 
 use crate::core::{Core, Ctx, Flow, Handler, Op};
 
-/// A handler as both engines call it.
+/// A handler as the engines call it.
 #[derive(Clone, Copy)]
 pub(crate) struct Runs {
     /// Alone.
     pub(crate) run: Handler,
     /// Within a straight run.
     pub(crate) chain: crate::core::Chain,
+    /// From generated code.
+    pub(crate) native: Option<Native>,
 }
+
+/// A handler, or its fast path, as generated code calls it: by the host's C calling convention. `false`: nothing was
+/// done, and [`Runs::run`] is to be called.
+pub(crate) type Native = extern "C" fn(&mut Core, &Op, &mut Ctx<'_>) -> bool;
 
 /// A handler by its own type, so that code can be generated around it.
 pub(crate) trait Exec: Fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow + Copy + 'static {}
@@ -82,7 +88,12 @@ fn simple_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow
 /// A handler that always answers [`Flow::Next`], and neither looks at `pc` or the time nor reaches memory or the
 /// platform.
 pub(crate) fn simple<F: Exec>(_: F) -> Runs {
-    Runs { run: run::<F>, chain: simple_chain::<F> }
+    Runs { run: run::<F>, chain: simple_chain::<F>, native: Some(simple_native::<F>) }
+}
+
+extern "C" fn simple_native<F: Exec>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> bool {
+    the::<F>()(core, op, ctx);
+    true
 }
 
 fn branch_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
@@ -119,7 +130,7 @@ fn jump(core: &mut Core, rest: &[Op], ctx: &mut Ctx<'_>) -> Flow {
 
 /// A handler that looks at `pc` or jumps, but does nothing else than [`simple`] ones do.
 pub(crate) fn branch<F: Exec>(_: F) -> Runs {
-    Runs { run: run::<F>, chain: branch_chain::<F> }
+    Runs { run: run::<F>, chain: branch_chain::<F>, native: None }
 }
 
 fn whole_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
@@ -134,7 +145,7 @@ fn whole_chain<F: Exec>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow 
 
 /// A handler that may do anything, which is frequent enough to have code of its own.
 pub(crate) fn whole<F: Exec>(_: F) -> Runs {
-    Runs { run: run::<F>, chain: whole_chain::<F> }
+    Runs { run: run::<F>, chain: whole_chain::<F>, native: None }
 }
 
 fn access_chain<T: Try>(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
@@ -150,5 +161,9 @@ fn slow_access(core: &mut Core, ops: &[Op], ctx: &mut Ctx<'_>) -> Flow {
 
 /// A load or store: a fast path, which does not look at `pc`, and the whole.
 pub(crate) fn access<T: Try, F: Exec>(_: T, _: F) -> Runs {
-    Runs { run: run::<F>, chain: access_chain::<T> }
+    Runs { run: run::<F>, chain: access_chain::<T>, native: Some(access_native::<T>) }
+}
+
+extern "C" fn access_native<T: Try>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> bool {
+    the::<T>()(core, op)
 }

@@ -62,6 +62,27 @@ struct Entry {
     pa: u64,
 }
 
+/// What generated code knows of the fast path: where things are in a [`Fast`] and in an entry, in bytes, and how the
+/// entry of an address is found.
+pub(crate) mod layout {
+    use std::mem::offset_of;
+
+    use super::{ENTRIES, Entry, Fast};
+
+    /// The tags, in [`Fast`].
+    pub(in crate::mmu) const TAGS: usize = offset_of!(Fast, tags);
+    /// The key for reads.
+    pub(crate) const READ: usize = offset_of!(Entry, read);
+    /// The key for writes.
+    pub(crate) const WRITE: usize = offset_of!(Entry, write);
+    /// What to add to an address.
+    pub(crate) const ADDEND: usize = offset_of!(Entry, addend);
+    /// Shifted right by this, the page number of an address counts bytes of entries.
+    pub(crate) const SHIFT: u32 = 12 - size_of::<Entry>().trailing_zeros();
+    /// Mask of what is left after the shift.
+    pub(crate) const MASK: usize = (ENTRIES - 1) * size_of::<Entry>();
+}
+
 /// [`Fast::tags`] before an ASID is known: matches nothing.
 const UNASSIGNED: u64 = 2;
 
@@ -112,6 +133,11 @@ impl Fast {
     #[inline(always)]
     fn entry(&self, view: View, va: u64) -> &Entry {
         &self.entries[(view as usize + (va >> 12) as usize % ENTRIES) % SIZE]
+    }
+
+    /// The entries of the present data view, for generated code.
+    pub(super) fn data_entries(&self) -> *const u8 {
+        self.entries[self.data as usize..].as_ptr().cast()
     }
 
     /// The key of an entry that serves `va`.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::access::{Maintenance, maintain, physical, physical_update, zero_block};
 pub use self::host::Prim;
+pub(crate) use self::host::layout;
 pub use self::translate::address_translate;
 pub use crate::exception::Fault;
 
@@ -77,6 +78,14 @@ impl Mmu {
     /// Reset state: nothing cached.
     pub fn new() -> Self {
         Self { tlb: Tlb::new(), tbi: [false; 2], invalidations: 0, fast: Fast::default() }
+    }
+
+    /// Where the tags of the fast path are, in bytes, for generated code.
+    pub(crate) const TAGS: usize = std::mem::offset_of!(Mmu, fast) + layout::TAGS;
+
+    /// The fast path's entries of the present data view, for generated code. They stay where they are.
+    pub(crate) fn data_entries(&self) -> *const u8 {
+        self.fast.data_entries()
     }
 
     /// Turns to the permissions of another exception level, stack pointer or PAN.
@@ -226,13 +235,17 @@ pub fn store<T: Prim>(
 /// Illegal Execution state, in this order of priority.
 #[inline(always)]
 pub fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
-    if let Some(pa) = core.mmu.fast.fetch(core.pc)
-        && !core.pstate.il
-        && core.sys.mdscr_el1 & (debug::SS | debug::MDE) == 0
-    {
-        return Ok(pa);
+    match fetch_fast(core, core.pc) {
+        Some(pa) => Ok(pa),
+        None => fetch_slow(core, ctx),
     }
-    fetch_slow(core, ctx)
+}
+
+/// The physical address of the instruction at `pc`, when nothing can be wrong with it.
+#[inline(always)]
+pub(crate) fn fetch_fast(core: &Core, pc: u64) -> Option<u64> {
+    let plain = !core.pstate.il && core.sys.mdscr_el1 & (debug::SS | debug::MDE) == 0;
+    core.mmu.fast.fetch(pc).filter(|_| plain)
 }
 
 #[cold]

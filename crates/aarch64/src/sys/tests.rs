@@ -391,7 +391,7 @@ fn interrupts_by_mask() {
 #[test]
 fn software_step() {
     use crate::config::EngineKind;
-    for engine in [EngineKind::Step, EngineKind::Block] {
+    for engine in EngineKind::ALL {
         let mut rig = rig();
         let base = crate::testing::RAM;
         // NOP, SVC #7, NOP; the vectors are past them.
@@ -477,7 +477,7 @@ fn nothing_that_a_guest_writes_panics() {
 #[test]
 fn breakpoints() {
     use crate::config::EngineKind;
-    for engine in [EngineKind::Step, EngineKind::Block] {
+    for engine in EngineKind::ALL {
         let mut rig = rig();
         let base = crate::testing::RAM;
         for i in 0..8 {

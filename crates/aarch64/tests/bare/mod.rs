@@ -340,13 +340,20 @@ impl TableMemory for Ram {
     }
 }
 
-/// Runs a test on both engines, and demands that all state is equal at the end.
+/// Runs a test on all engines, and demands that all state is equal at the end.
 pub(crate) fn on_both(cpus: usize, features: Features, test: impl Fn(&mut Machine)) {
-    let [step, block] = [EngineKind::Step, EngineKind::Block].map(|engine| {
+    let [step, others @ ..] = EngineKind::ALL.map(|engine| {
         let mut machine = Machine::new(engine, cpus, features);
         test(&mut machine);
         machine
     });
+    for other in others {
+        same(cpus, &step, &other);
+    }
+}
+
+/// Demands that two machines are equal.
+fn same(cpus: usize, step: &Machine, block: &Machine) {
     assert_eq!(step.now, block.now, "virtual time");
     assert_eq!(step.board, block.board);
     for cpu in 0..cpus {
@@ -365,5 +372,5 @@ pub(crate) fn on_both(cpus: usize, features: Features, test: impl Fn(&mut Machin
         machine.ram.for_each_nonzero_page(|at, page| pages.push((at, page.to_vec())));
         pages
     };
-    assert!(pages(&step) == pages(&block), "RAM differs");
+    assert!(pages(step) == pages(block), "RAM differs");
 }
