@@ -137,7 +137,7 @@ fn tracing_may_begin_in_the_middle_of_a_run() {
 
 #[test]
 fn writes_of_devices_are_told() {
-    let m = Machine::new(aarch64::EngineKind::Block, 1, Features::default());
+    let m = Machine::new(aarch64::EngineKind::Native { after: 0 }, 1, Features::default());
     trace(&m, DATA, Tracer::CHECKER.stores());
     trace(&m, DATA + 0x1000, Tracer::CHECKER.loads());
     assert!(m.ram.write(DATA + 0xffc, &[1; 8]));
@@ -149,7 +149,7 @@ fn writes_of_devices_are_told() {
 #[test]
 fn a_traced_run_is_the_same_run() {
     let run = |flags: u8| {
-        let mut m = Machine::new(aarch64::EngineKind::Block, 1, Features::default());
+        let mut m = Machine::new(aarch64::EngineKind::Native { after: 0 }, 1, Features::default());
         mapped(&mut m);
         work(&mut m);
         for page in 0..3 {
