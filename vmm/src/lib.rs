@@ -18,6 +18,7 @@ pub mod race;
 pub mod run;
 pub mod say;
 pub mod schedule;
+pub mod script;
 pub mod smmu_agents;
 pub mod snapshot;
 pub mod state;

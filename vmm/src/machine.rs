@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::board::Board;
 use crate::psci::{self, Call, code};
 use crate::schedule::{Hold, Progress, Schedule};
+use crate::script::Look;
 
 /// Why [`Machine::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +172,7 @@ impl Machine {
                 self.cluster.send_event();
             }
             let wake = self.update_timers();
+            self.consult_script();
             let picked = self.pick();
             let release = self.schedule.as_ref().and_then(|s| s.release(self.now));
             let next = earliest(earliest(wake, agents), release);
@@ -226,11 +228,23 @@ impl Machine {
             let agents = self.board.agents(now).into_iter();
             let (at, who) = agents.map(|(who, due)| (schedule.delayed(who, due), who)).min()?;
             if at > now {
-                return Some(at);
+                return (at < u64::MAX).then_some(at);
             }
             self.board.step_agent(who, now);
             schedule.stepped(who, now);
         }
+    }
+
+    /// Lets the script, if there is one, look at where everybody is.
+    fn consult_script(&mut self) {
+        let Some(schedule) = self.schedule.as_mut().filter(|s| s.script().is_some()) else { return };
+        let look = |cpu| {
+            let core = self.cluster.core(cpu);
+            let at = schedule.since_begin(cpu, core.retired());
+            Look { pc: core.pc, lr: core.r[30], sp: core.r[usize::from(aarch64::core::SP)], at }
+        };
+        let looks: Vec<Look> = (0..self.activity.len()).map(look).collect();
+        schedule.consult(self.now, &looks);
     }
 
     fn wait(&mut self, cpu: usize, activity: Activity) {

@@ -11,6 +11,7 @@ use devices::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
+use crate::script::{Look, Script, Step};
 use crate::survey::Survey;
 
 /// Somebody is slower than usual, once.
@@ -21,7 +22,7 @@ pub struct Hold {
     pub who: Actor,
     /// Its progress since the schedule began: before the instruction (vCPU) or the step (agent) of this number, from 0.
     pub at: u64,
-    /// For how long, in nanoseconds of virtual time: a vCPU from the moment it gets there, an agent from the moment the step
+    /// For how long, in nanoseconds of virtual time: a vCPU from the moment it got there, an agent from the moment the step
     /// is due.
     pub ns: u64,
 }
@@ -50,6 +51,12 @@ pub struct Schedule {
     detailed: bool,
     /// The points at which holding somebody may matter, when they are looked for.
     survey: Option<Survey>,
+    /// When each vCPU got to where it is.
+    arrived: Vec<Time>,
+    /// The order that is said by hand, if one is.
+    script: Option<Script>,
+    /// Steps of agents that the script holds: since when each was due.
+    overdue: BTreeMap<Actor, Time>,
 }
 
 /// A hold that took effect.
@@ -105,6 +112,7 @@ impl Schedule {
             list.dedup_by_key(|(at, _)| *at);
         }
         let held = vec![0; retired.len()];
+        let arrived = vec![now; retired.len()];
         Self {
             coming,
             steps: BTreeMap::new(),
@@ -117,6 +125,9 @@ impl Schedule {
             log: None,
             detailed: false,
             survey: None,
+            arrived,
+            script: None,
+            overdue: BTreeMap::new(),
         }
     }
 
@@ -129,6 +140,47 @@ impl Schedule {
     /// Looks for points at which holding somebody may matter.
     pub fn keep_survey(&mut self) {
         self.survey = Some(Survey::default());
+    }
+
+    /// Follows a script from here on.
+    pub fn keep_to(&mut self, steps: Vec<Step>) {
+        self.script = Some(Script::new(steps, self.begin));
+    }
+
+    /// A vCPU's progress.
+    pub(crate) fn since_begin(&self, cpu: usize, retired: u64) -> u64 {
+        retired - self.origin[cpu]
+    }
+
+    /// The script.
+    pub fn script(&self) -> Option<&Script> {
+        self.script.as_ref()
+    }
+
+    /// Lets the script go on if what it waits for has happened.
+    pub(crate) fn consult(&mut self, now: Time, cpus: &[Look]) {
+        let Some(script) = &mut self.script else { return };
+        let mut progress = self.steps.clone();
+        progress.extend(cpus.iter().enumerate().map(|(cpu, look)| (Actor::Cpu(cpu), look.at)));
+        loop {
+            let held: Vec<bool> = (0..cpus.len()).map(|cpu| script.holds(Actor::Cpu(cpu))).collect();
+            if !script.advance(now, cpus, &progress) {
+                return;
+            }
+            for (cpu, look) in cpus.iter().enumerate() {
+                let who = Actor::Cpu(cpu);
+                if held[cpu] && !script.holds(who) {
+                    let time = self.arrived[cpu];
+                    let hold = Hold { who, at: look.at, ns: now - time };
+                    self.begun.push(Begun { hold, time, pc: Some(look.pc) });
+                }
+            }
+            let released = self.overdue.extract_if(.., |who, _| !script.holds(*who));
+            for (who, time) in released {
+                let at = self.steps.get(&who).copied().unwrap_or(0);
+                self.begun.push(Begun { hold: Hold { who, at, ns: now - time }, time, pc: None });
+            }
+        }
     }
 
     /// A vCPU reached for a device at these numbers of retired instructions.
@@ -180,7 +232,11 @@ impl Schedule {
     }
 
     /// When an agent's step that is due at `due` happens.
-    pub(crate) fn delayed(&self, who: Actor, due: Time) -> Time {
+    pub(crate) fn delayed(&mut self, who: Actor, due: Time) -> Time {
+        if self.script.as_ref().is_some_and(|script| script.holds(who)) {
+            self.overdue.entry(who).or_insert(due);
+            return Time::MAX;
+        }
         let step = self.steps.get(&who).copied().unwrap_or(0);
         match self.coming.get(&who).and_then(|list| list.last()) {
             Some(&(at, ns)) if at == step => due.saturating_add(ns),
@@ -208,10 +264,14 @@ impl Schedule {
     pub(crate) fn may_run(&mut self, cpu: usize, pc: u64, retired: u64, now: Time) -> bool {
         let progress = retired - self.origin[cpu];
         let who = Actor::Cpu(cpu);
+        if self.script.as_ref().is_some_and(|script| script.holds(who)) {
+            return false;
+        }
+        let arrived = self.arrived[cpu];
         if let Some(list) = self.coming.get_mut(&who) {
             while let Some((at, ns)) = list.pop_if(|&mut (at, _)| at <= progress) {
-                self.held[cpu] = self.held[cpu].max(now.saturating_add(ns));
-                self.begun.push(Begun { hold: Hold { who, at, ns }, time: now, pc: Some(pc) });
+                self.held[cpu] = self.held[cpu].max(arrived.saturating_add(ns));
+                self.begun.push(Begun { hold: Hold { who, at, ns }, time: arrived, pc: Some(pc) });
             }
         }
         self.held[cpu] <= now
@@ -225,7 +285,7 @@ impl Schedule {
 
     /// How many instructions may run at once from here; the next one is at `pc`.
     pub(crate) fn stretch(&mut self, cpu: usize, pc: u64, retired: u64) -> u64 {
-        if self.detailed {
+        if self.detailed || self.script.as_ref().is_some_and(|script| script.step().is_some()) {
             return 1;
         }
         let Some(survey) = self.survey.as_mut().filter(|survey| survey.in_detail()) else { return u64::MAX };
@@ -236,6 +296,7 @@ impl Schedule {
     /// A vCPU ran from virtual time `now`, at so many retired instructions, for `count` of them.
     pub(crate) fn ran(&mut self, cpu: usize, now: Time, retired: u64, count: u64, pc: u64) {
         self.turn(Actor::Cpu(cpu));
+        self.arrived[cpu] = now + count;
         let Some(log) = &mut self.log else { return };
         let done =
             Done { who: Actor::Cpu(cpu), at: now, from: retired - self.origin[cpu], count, pc: Some(pc) };
@@ -253,7 +314,8 @@ impl Schedule {
 
     /// The first moment after `now` at which a vCPU's hold ends.
     pub(crate) fn release(&self, now: Time) -> Option<Time> {
-        self.held.iter().copied().filter(|&t| t > now).min()
+        let script = self.script.as_ref().and_then(Script::ends);
+        self.held.iter().copied().chain(script).filter(|&t| t > now).min()
     }
 }
 
@@ -269,6 +331,7 @@ mod tests {
         let mut s = Schedule::new(&holds, 1000, vec![100]);
         assert!(s.may_run(0, 0, 100, 1000));
         assert_eq!(s.left(0, 100), 10);
+        s.ran(0, 1000, 100, 10, 0x18);
         assert!(!s.may_run(0, 0x40, 110, 1010));
         assert_eq!(s.release(1010), Some(1510));
         assert!(!s.may_run(0, 0x40, 110, 1509));

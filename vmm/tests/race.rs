@@ -132,6 +132,34 @@ fn a_lost_update_is_found_shrunk_and_replayed() {
     assert_eq!(tracks, ["cpu0", "cpu1"]);
 }
 
+/// The first vCPU stops between its load and its store until the second one is done.
+#[test]
+fn a_script_says_the_order_by_hand() {
+    let lab = Lab::new(counter(false));
+    let plain = std::fs::read_to_string(lab.path("counter.toml")).unwrap();
+    // The addresses are those of the program, behind its header.
+    let first = 0x4000_0040 + 4 * counter(false).index_of(0xf940_0000 | 9 << 5 | 10) as u64;
+    let script = |until: &str| {
+        let steps = format!(
+            "[[script]]\nuntil = 'cpu0 at {:#x} times 3'\n[[script]]\nhold = ['cpu0']\nuntil = '{until}'\n",
+            first + 4
+        );
+        std::fs::write(lab.path("counter.toml"), plain.clone() + &steps).unwrap();
+        lab.race(&["--policy", "script"])
+    };
+    let found = script("cpu1 does 100");
+    assert_eq!(found.status.code(), Some(1), "{}{}", stdout(&found), stderr(&found));
+    assert!(stdout(&found).contains("vCPU 0 stands still"), "{}", stdout(&found));
+    assert_eq!(lab.replay(&["--times", "3"]).status.code(), Some(1));
+
+    let never = script("cpu1 at 0x10");
+    assert_eq!(never.status.code(), Some(2));
+    assert!(stderr(&never).contains("step 2"), "{}", stderr(&never));
+    let nonsense = script("tomorrow");
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(stderr(&nonsense).contains("tomorrow"), "{}", stderr(&nonsense));
+}
+
 #[test]
 fn its_correct_twin_stays_silent() {
     let lab = Lab::new(counter(true));

@@ -14,6 +14,7 @@ pub mod report;
 pub mod scenario;
 pub mod search;
 pub mod shrink;
+pub mod steps;
 pub mod story;
 pub mod timeline;
 pub mod trace;

@@ -17,6 +17,8 @@ pub enum Policy {
     Random,
     /// Probabilistic concurrency testing: as few holds as the depth says, each until everybody else is done
     Pct,
+    /// The order that the scenario's script says
+    Script,
     /// Every single hold at a device access or an agent's step, then every pair of them
     Bounded,
 }
@@ -46,6 +48,8 @@ impl Choice {
             Xoshiro256PlusPlus::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let longest = progress.ns.max(2 * SHORTEST);
         match self.policy {
+            // A script is no choice.
+            Policy::Script => None,
             Policy::Fixed => (number == 0).then(Vec::new),
             Policy::Random => {
                 let count = rng.random_range(1..=RANDOM_HOLDS);

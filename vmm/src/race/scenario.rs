@@ -7,6 +7,7 @@ use clap::Parser;
 use devices::lab::Mark;
 use serde::{Deserialize, Serialize};
 
+use super::steps::Line;
 use crate::cli::{Cli, Command, RunArgs};
 use crate::machine::{Machine, Stop};
 use crate::options::Span;
@@ -30,6 +31,9 @@ pub struct Scenario {
     /// Texts on the console that are failures, beside the kernel's own complaints.
     #[serde(default)]
     pub fail_on: Vec<String>,
+    /// An order said by hand, for `--policy script`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub script: Vec<Line>,
     /// The guest's System.map, or a copy of its /proc/kallsyms, instead of the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbols: Option<PathBuf>,

@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::fork::Child;
-use super::policy::Choice;
+use super::policy::{Choice, Policy};
 use super::record::{Record, Replayed};
 use super::replay::{carefully, in_detail};
 use super::scenario::{Prepared, Scenario};
 use super::shrink::shrink;
 use super::timeline::Timeline;
 use super::trial::{Failure, Judge, Verdict};
-use super::{html, report, story};
+use super::{html, report, steps, story};
 use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
-use crate::schedule::{Hold, Progress};
+use crate::schedule::{Begun, Hold, Progress};
 use crate::stats::state_hash;
 
 /// What a search has found so far.
@@ -115,6 +115,9 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     })?;
     let mut explorer = Explorer::new(&scenario, prepared)?;
     let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
+    if args.policy == Policy::Script {
+        return run_script(&scenario, &mut explorer, args);
+    }
     let start = Instant::now();
     let found = search(&mut explorer, args, choice)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -134,20 +137,60 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     for (number, failure) in &found.failures {
         let holds = choice.draw(*number, &explorer.progress).unwrap_or_default();
         let small = shrink(&holds, |holds| explorer.fails_with(holds, failure));
+        println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
         let (record, line) = explorer.record(&scenario, small)?;
-        let path = record.keep(&args.out)?;
-        let write = |extension: &str, text: String| {
-            let path = path.with_extension(extension);
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("md", report::markdown(&record, &path.display().to_string()))?;
-        write("html", html::page(&record, &line))?;
-        println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), record.holds.len());
-        print!("{}", report::text(&record));
-        println!("Again: smmulab replay {}", path.display());
-        println!("Report: {}, and .md to paste", path.with_extension("html").display());
+        keep(&record, &line, args)?;
     }
     Ok(if found.failures.is_empty() { 0 } else { status::FAILED })
+}
+
+/// Keeps a failing schedule with its reports, and says so.
+fn keep(record: &Record, line: &Timeline, args: &RaceArgs) -> Result<()> {
+    let path = record.keep(&args.out)?;
+    let write = |extension: &str, text: String| {
+        let path = path.with_extension(extension);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("md", report::markdown(record, &path.display().to_string()))?;
+    write("html", html::page(record, line))?;
+    print!("{}", report::text(record));
+    println!("Again: smmulab replay {}", path.display());
+    println!("Report: {}, and .md to paste", path.with_extension("html").display());
+    Ok(())
+}
+
+/// Runs the order that the scenario's script says.
+fn run_script(scenario: &Scenario, explorer: &mut Explorer, args: &RaceArgs) -> Result<u8> {
+    ensure!(!scenario.script.is_empty(), "{} has no script", args.scenario.display());
+    let mut symbols = scenario.symbols()?;
+    symbols.locate(explorer.machine.cluster.core(0).sys.vbar[1]);
+    let steps = steps::steps(&scenario.script, &symbols)?;
+    let child = Child::start(|| {
+        explorer.machine.follow(&[]);
+        if let Some(schedule) = explorer.machine.schedule() {
+            schedule.keep_to(steps);
+        }
+        let verdict = explorer.judge.run(&mut explorer.machine);
+        let schedule = explorer.machine.schedule();
+        let begun = schedule.as_ref().map(|s| s.begun().to_vec()).unwrap_or_default();
+        (verdict, begun, schedule.and_then(|s| s.script()?.step()))
+    })?;
+    let (verdict, begun, left) = child.join::<(Verdict, Vec<Begun>, Option<usize>)>()?;
+    if let Some(step) = left {
+        bail!("what step {step} of the script waits for never happened");
+    }
+    if verdict.failure.is_none() {
+        println!("The script ran to its end, and nothing failed.");
+        return Ok(0);
+    }
+    let holds = begun.iter().map(|begun| begun.hold).collect();
+    let (record, line) = explorer.record(scenario, holds)?;
+    ensure!(
+        record.verdict == verdict,
+        "the script's holds do not give the script's run: this is a bug of smmulab"
+    );
+    keep(&record, &line, args)?;
+    Ok(status::FAILED)
 }
 
 /// Runs schedules until one fails, or there are no more, or the time is over. Which ones count does not depend on how

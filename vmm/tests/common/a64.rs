@@ -53,6 +53,12 @@ impl Program {
         self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
+    /// How many instructions are before the first one of this kind, the header's 16 words apart.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn index_of(&self, word: u32) -> usize {
+        self.words.iter().skip(16).position(|w| *w == word).expect("it is in the program")
+    }
+
     /// Any instruction.
     pub(crate) fn op(&mut self, word: u32) -> &mut Self {
         self.words.push(word);
