@@ -273,6 +273,22 @@ pub enum ImageCommand {
 pub enum BenchCommand {
     /// Boot and read a disk, beside QEMU if it is installed
     Boot(BootBenchArgs),
+    /// Schedules a second, and what it costs to begin one
+    Race(RaceBenchArgs),
+}
+
+/// `smmulab bench race`.
+#[derive(Args, Debug)]
+pub struct RaceBenchArgs {
+    /// Guest image
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT)]
+    pub image: String,
+    /// Rounds of what is measured as a median
+    #[arg(long, default_value_t = 9)]
+    pub rounds: u32,
+    /// Schedules to run at the same time [default: as many as the host has CPUs]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
 }
 
 /// `smmulab bench boot`.

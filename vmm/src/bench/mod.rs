@@ -2,3 +2,4 @@
 
 pub mod boot;
 mod peer;
+pub mod race;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::steps::Line;
 use crate::cli::{Cli, Command, RunArgs};
 use crate::machine::{Machine, Stop};
-use crate::options::Span;
+use crate::options::{MachineOptions, Span};
 use crate::run;
 use crate::symbols::Symbols;
 
@@ -90,6 +90,14 @@ impl Scenario {
         let image = guest_images::fetch(&guest.image, guest_images::Progress::auto())?;
         // Debian's kernels have one that says nothing.
         Ok(image.system_map.and_then(|path| Symbols::open(&path).ok()).unwrap_or_default())
+    }
+
+    /// What its machine is built from.
+    ///
+    /// # Errors
+    /// As [`Scenario::parse`].
+    pub fn options(&self) -> Result<MachineOptions> {
+        Ok(run::plan(&self.run_args()?)?.0)
     }
 
     fn run_args(&self) -> Result<RunArgs> {

@@ -21,9 +21,22 @@ use crate::machine::Machine;
 use crate::schedule::{Begun, Hold, Progress};
 use crate::stats::state_hash;
 
+/// How far a search goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Schedules to run at most.
+    pub runs: u64,
+    /// Nanoseconds of the host's time after which no further one begins.
+    pub time: Option<u64>,
+    /// Schedules to run at the same time, instead of as many as the host has CPUs.
+    pub jobs: Option<usize>,
+    /// Go on after the first failure.
+    pub keep_going: bool,
+}
+
 /// What a search has found so far.
 #[derive(Debug, Default)]
-struct Found {
+pub struct Found {
     runs: u64,
     instructions: u64,
     orders: BTreeSet<u64>,
@@ -32,6 +45,11 @@ struct Found {
 }
 
 impl Found {
+    /// Schedules that were run.
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
     fn note(&mut self, number: u64, verdict: Verdict) {
         self.runs += 1;
         self.instructions += verdict.instructions;
@@ -119,7 +137,13 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         return run_script(&scenario, &mut explorer, args);
     }
     let start = Instant::now();
-    let found = search(&mut explorer, args, choice)?;
+    let limits = Limits {
+        runs: args.runs,
+        time: args.time.map(|span| span.0),
+        jobs: args.jobs,
+        keep_going: args.keep_going,
+    };
+    let found = search(&mut explorer, limits, choice)?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} different orders, {}",
@@ -195,7 +219,10 @@ fn run_script(scenario: &Scenario, explorer: &mut Explorer, args: &RaceArgs) -> 
 
 /// Runs schedules until one fails, or there are no more, or the time is over. Which ones count does not depend on how
 /// many ran at a time: verdicts are taken in the order of their numbers.
-fn search(explorer: &mut Explorer, args: &RaceArgs, choice: Choice) -> Result<Found> {
+///
+/// # Errors
+/// When the host has no room for a process, or one dies.
+pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<Found> {
     let jobs =
         args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     let bar = ProgressBar::new(args.runs).with_style(
@@ -208,7 +235,7 @@ fn search(explorer: &mut Explorer, args: &RaceArgs, choice: Choice) -> Result<Fo
     let mut waiting: BTreeMap<u64, Verdict> = BTreeMap::new();
     let (mut next, mut taken, mut more) = (0, 0, true);
     while taken < args.runs {
-        more &= args.time.is_none_or(|limit| start.elapsed().as_nanos() < u128::from(limit.0));
+        more &= args.time.is_none_or(|limit| start.elapsed().as_nanos() < u128::from(limit));
         while more && running.len() < jobs && next < args.runs {
             let Some(holds) = choice.draw(next, &explorer.progress) else {
                 more = false;
