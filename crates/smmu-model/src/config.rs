@@ -131,6 +131,10 @@ pub struct Config {
     pub combined: bool,
     /// STEs, CDs and level 1 descriptors that are not valid are cached, too (section 3.21.3).
     pub cache_invalid: bool,
+    /// Counters of the performance monitors' group, 0 for none to 64.
+    pub pmcg: u8,
+    /// Bits of those counters: 32, 36, 40, 44, 48 or 64.
+    pub pmcg_bits: u8,
     /// Event records that wait for their turn to be written; more are dropped as if the queue were full.
     pub event_fifo: u32,
     /// The Contiguous hint makes one IOTLB entry of its pages.
@@ -268,7 +272,7 @@ macro_rules! keys {
 keys! {
     ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
-    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, event_fifo,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -335,6 +339,8 @@ impl Config {
             keep_all: false,
             combined: true,
             cache_invalid: false,
+            pmcg: 0,
+            pmcg_bits: 64,
             event_fifo: 64,
             contiguous: true,
             split_fetch: false,
@@ -386,6 +392,7 @@ impl Config {
             oas: 52,
             vax52: true,
             aidr: 3,
+            pmcg: 8,
             ..Config::linux()
         }
     }
@@ -430,6 +437,18 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn pmcg_shape(&self) -> Option<crate::pmcg::Shape> {
+        (self.pmcg != 0).then_some(crate::pmcg::Shape {
+            counters: self.pmcg,
+            bits: self.pmcg_bits,
+            sidsize: self.sidsize,
+            msi: self.msi,
+            ats: self.ats,
+            oas: self.oas,
+            iidr: self.iidr,
+        })
     }
 
     /// The caches' sizes, and the options' names.
@@ -486,6 +505,8 @@ impl Config {
                     .all(|n| fits(n, 1 << 20)),
                 "ste_cache, l1std_cache, cd_cache and l1cd_cache are at most 1048576, or unlimited",
             ),
+            (self.pmcg <= 64, "pmcg is at most 64"),
+            (matches!(self.pmcg_bits, 32 | 36 | 40 | 44 | 48 | 64), "pmcg_bits is 32, 36, 40, 44, 48 or 64"),
             ((1..=1 << 16).contains(&self.event_fifo), "event_fifo is 1 to 65536"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {

@@ -8,7 +8,7 @@ use crate::transaction::{MemAttrs, Shareability};
 use crate::translate::mair_of_memattr;
 
 /// The attributes of an MSI: MemAttr in bits 3:0 and SH in 5:4.
-fn attrs(memattr: u8, sh: u8) -> MemAttrs {
+pub(crate) fn attrs(memattr: u8, sh: u8) -> MemAttrs {
     MemAttrs { mair: mair_of_memattr(memattr), shareability: Shareability::from_sh(sh) }.normalised()
 }
 
@@ -20,7 +20,7 @@ impl Smmu {
             IrqSource::EventQ => (irq_ctrl::EVENTQ, self.regs.eventq_irq),
             IrqSource::Gerror => (irq_ctrl::GERROR, self.regs.gerror_irq),
             IrqSource::PriQ => (irq_ctrl::PRIQ, self.regs.priq_irq),
-            IrqSource::CmdSync => return,
+            IrqSource::CmdSync | IrqSource::Pmcg => return,
         };
         if self.regs.irq_ctrl & enable == 0 {
             return;
@@ -70,7 +70,7 @@ impl Smmu {
             IrqSource::EventQ => ack | irq_ctrl::EVENTQ,
             IrqSource::Gerror => ack | irq_ctrl::GERROR,
             IrqSource::PriQ => ack | irq_ctrl::PRIQ,
-            IrqSource::CmdSync => ack,
+            IrqSource::CmdSync | IrqSource::Pmcg => ack,
         })
     }
 
@@ -93,6 +93,10 @@ impl Smmu {
             IrqSource::CmdSync => gerror::MSI_CMDQ_ABT_ERR,
             IrqSource::EventQ => gerror::MSI_EVENTQ_ABT_ERR,
             IrqSource::PriQ => gerror::MSI_PRIQ_ABT_ERR,
+            IrqSource::Pmcg => {
+                self.pmcg.iter_mut().for_each(crate::pmcg::Pmcg::msi_aborted);
+                return;
+            }
             IrqSource::Gerror => gerror::MSI_GERROR_ABT_ERR,
         });
     }

@@ -15,6 +15,8 @@ pub enum IrqSource {
     PriQ,
     /// A global error became active.
     Gerror,
+    /// A counter of the performance monitors overflowed.
+    Pmcg,
 }
 
 /// A message-signalled interrupt: a 32-bit write that the SMMU makes itself. The address is physical, not translated.

@@ -57,12 +57,12 @@ fn cr0_fields(config: &Config) -> u32 {
 }
 
 /// Writes the low or high half of a 64-bit register.
-fn set_half(register: &mut u64, high: bool, value: u32, fields: u64) {
+pub(crate) fn set_half(register: &mut u64, high: bool, value: u32, fields: u64) {
     let shift = if high { 32 } else { 0 };
     *register = (*register & !(0xffff_ffff << shift) | u64::from(value) << shift) & fields;
 }
 
-fn half(register: u64, high: bool) -> u32 {
+pub(crate) fn half(register: u64, high: bool) -> u32 {
     if high { (register >> 32) as u32 } else { register as u32 }
 }
 
@@ -190,7 +190,7 @@ impl Registers {
     }
 }
 
-fn read_irq(irq: &IrqConfig, offset: u64) -> u32 {
+pub(crate) fn read_irq(irq: &IrqConfig, offset: u64) -> u32 {
     match offset {
         0 => half(irq.address, false),
         4 => half(irq.address, true),
@@ -199,7 +199,7 @@ fn read_irq(irq: &IrqConfig, offset: u64) -> u32 {
     }
 }
 
-fn write_irq(irq: &mut IrqConfig, offset: u64, value: u32) {
+pub(crate) fn write_irq(irq: &mut IrqConfig, offset: u64, value: u32) {
     match offset {
         0 | 4 => set_half(&mut irq.address, offset == 4, value, MSI_ADDRESS),
         8 => irq.data = value,

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::events::Fifo;
 use crate::irq::{Msi, Wired};
 use crate::observer::{Observer, Seat};
+use crate::pmcg::{Pmcg, PmuEvent};
 use crate::pri::Pri;
 use crate::registers::Registers;
 use crate::spec::cd::L1Cd;
@@ -49,6 +50,8 @@ pub struct Smmu {
     pub(crate) msis: VecDeque<Msi>,
     pub(crate) wired: Wired,
     pub(crate) stats: Stats,
+    /// Performance monitors.
+    pub(crate) pmcg: Option<Pmcg>,
     #[serde(skip)]
     pub(crate) observer: Seat,
 }
@@ -83,6 +86,7 @@ impl Smmu {
             msis: VecDeque::new(),
             wired: Wired::default(),
             stats: Stats::default(),
+            pmcg: config.pmcg_shape().map(Pmcg::new),
             observer: Seat::default(),
             config,
         }
@@ -98,6 +102,19 @@ impl Smmu {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// The performance monitors, if the configuration has any (`pmcg`).
+    pub fn pmcg(&mut self) -> Option<&mut Pmcg> {
+        self.pmcg.as_mut()
+    }
+
+    /// Counts something for the performance monitors.
+    #[inline]
+    pub(crate) fn tally(&mut self, event: PmuEvent, sid: u32) {
+        if let Some(pmcg) = &mut self.pmcg {
+            pmcg.count(event, sid);
+        }
     }
 
     /// Whether SMMUEN is set.

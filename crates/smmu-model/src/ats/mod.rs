@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::Mapping;
 use crate::memory::Memory;
+use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::event::EventKind;
 use crate::spec::registers::cr0;
@@ -87,6 +88,8 @@ impl Smmu {
     /// [`Smmu::ats_step`].
     pub fn ats_request(&mut self, request: &AtsRequest) -> AtsProgress {
         self.stats.ats_requests += 1;
+        self.tally(PmuEvent::Transaction, request.sid);
+        self.tally(PmuEvent::AtsRequest, request.sid);
         // Without a PASID there are no Execute and Privileged bits (section 13.7).
         let with_pasid = request.ssid.is_some();
         let (execute, privileged) = (request.execute && with_pasid, request.privileged && with_pasid);
@@ -142,6 +145,8 @@ impl Smmu {
     pub fn begin_translated(&mut self, t: &Transaction) -> Progress {
         self.stats.transactions += 1;
         self.stats.ats_translated += 1;
+        self.tally(PmuEvent::Transaction, t.sid);
+        self.tally(PmuEvent::AtsTranslated, t.sid);
         // Without a PASID it is unprivileged data (section 13.7); its attributes are the ones that PCIe always has.
         let t = Transaction {
             ssid: None,

@@ -23,6 +23,7 @@ use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
 use crate::cache::Regime;
 use crate::memory::Memory;
+use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::event::EventKind;
 use crate::spec::registers::gbpa;
@@ -63,6 +64,7 @@ impl Smmu {
     /// A transaction arrives. No memory is accessed: what the caches do not have is fetched by [`Smmu::step`].
     pub fn begin(&mut self, t: &Transaction) -> Progress {
         self.stats.transactions += 1;
+        self.tally(PmuEvent::Transaction, t.sid);
         if !self.regs.smmuen() {
             return self.global_bypass(t);
         }
@@ -157,6 +159,14 @@ impl Smmu {
         let translation = self.untranslated(t, &overrides);
         let id = self.txns.add(self.recent.epoch(), false, State::Latched(translation));
         Progress::Latched(id, translation)
+    }
+
+    /// The transaction finds something not cached, for the first time of this kind or not.
+    pub(crate) fn miss(&mut self, txn: &mut Txn, event: PmuEvent) {
+        if txn.missed >> event as u8 & 1 == 0 {
+            txn.missed |= 1 << event as u8;
+            self.tally(event, txn.incoming.sid);
+        }
     }
 
     /// The input address, as far as physical addresses go.
@@ -295,6 +305,7 @@ impl Txn {
             at: 0,
             words: [0; 8],
             have: 0,
+            missed: 0,
             stream: Stream::default(),
             context: Context::default(),
             cd: 0,

@@ -8,6 +8,7 @@ use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, translation, without_top_byte};
 use crate::cache::{Invalidation, Mapping, Regime, Table, Tlb, Walks, World};
 use crate::observer::Descriptor;
+use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
 use crate::transaction::{MemAttrs, TxnId};
@@ -41,6 +42,7 @@ impl Smmu {
             }
         }
         self.stats.tlb_misses += 1;
+        self.miss(txn, PmuEvent::TlbMiss);
         let table = match half {
             Half::Lower => &txn.context.lower,
             Half::Upper => &txn.context.upper,
@@ -189,6 +191,7 @@ impl Smmu {
         self.stats.s2_misses += 1;
         if purpose == Purpose::Input {
             self.stats.tlb_misses += 1;
+            self.miss(txn, PmuEvent::TlbMiss);
         }
         let step = match self.walks.get(txn.stage2_regime(), ipa) {
             Some(walk) => {

@@ -8,6 +8,7 @@ use super::txn::{Fetch, Purpose, Txn};
 use super::{Outcome, context_key};
 use crate::cache::Invalidation;
 use crate::memory::{Abort, Memory};
+use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::cd::{CD_SHIFT, Cd, L1CD_SHIFT, L1Cd};
 use crate::spec::event::{Class, EventKind};
@@ -50,6 +51,7 @@ impl Smmu {
         if u64::from(sid) >> table.log2 != 0 {
             return self.config_fault(txn, EventKind::BadStreamId);
         }
+        self.miss(txn, PmuEvent::ConfigMiss);
         let Some(split) = table.split else {
             return txn.wait(Fetch::Ste, table.base + (u64::from(sid) << STE_SHIFT));
         };
@@ -107,6 +109,7 @@ impl Smmu {
             let context = *context;
             return self.with_context(id, txn, context);
         }
+        self.miss(txn, PmuEvent::ConfigMiss);
         let table = txn.stream.cds;
         let cd = u64::from(txn.cd);
         let Some(split) = table.split else {
@@ -171,6 +174,13 @@ impl Smmu {
 
     /// Does the fetch that a transaction waits for, and goes on from there.
     pub(crate) fn fetch(&mut self, id: TxnId, txn: &mut Txn, mem: &dyn Memory) -> Outcome {
+        match txn.fetch {
+            Fetch::Start => {}
+            Fetch::L1Std | Fetch::Ste | Fetch::L1Cd | Fetch::Cd => {
+                self.tally(PmuEvent::ConfigAccess, txn.incoming.sid);
+            }
+            _ => self.tally(PmuEvent::TableWalk, txn.incoming.sid),
+        }
         match txn.fetch {
             Fetch::Start => self.start(id, txn),
             Fetch::L1Std => {

@@ -83,6 +83,8 @@ pub(crate) struct Txn {
     /// What is fetched so far of a 64-byte structure.
     pub(crate) words: [u64; 8],
     pub(crate) have: u8,
+    /// Misses that have been counted, by the bit of their event.
+    pub(crate) missed: u8,
     pub(crate) stream: Stream,
     pub(crate) context: Context,
     /// The CD's index.
@@ -187,9 +189,11 @@ impl Txns {
     pub(crate) fn stalled(&self, sid: Option<u32>, tag: Option<u16>) -> Vec<TxnId> {
         let matches = |n: usize, slot: &Slot| match &slot.state {
             State::Stalled(txn) => {
-                sid.is_none_or(|sid| sid == txn.t.sid) && tag.is_none_or(|tag| n == tag.into())
+                sid.is_none_or(|sid| sid == txn.t.sid) && tag.is_none_or(|tag| n == usize::from(tag))
             }
-            State::Abandoned(of) => sid.is_none_or(|sid| sid == *of) && tag.is_none_or(|tag| n == tag.into()),
+            State::Abandoned(of) => {
+                sid.is_none_or(|sid| sid == *of) && tag.is_none_or(|tag| n == usize::from(tag))
+            }
             _ => false,
         };
         let slots = self.slots.iter().enumerate().filter(|(n, slot)| matches(*n, slot));

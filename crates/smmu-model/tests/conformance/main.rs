@@ -8,6 +8,7 @@ mod events;
 mod httu;
 mod interrupts;
 mod observer;
+mod pmcg;
 mod registers;
 mod retention;
 mod stage1;
