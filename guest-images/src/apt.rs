@@ -128,6 +128,14 @@ impl Apt {
         })
     }
 
+    /// The packages that the newest version of `name` depends on; of alternatives the first, without versions.
+    pub(crate) fn depends(&self, name: &str) -> Result<Vec<String>> {
+        let mut cache = self.command("apt-cache");
+        cache.args(["--no-all-versions", "show", name]);
+        let show = output(cache, "apt-cache show").map_err(|_| Error::NoPackage(name.to_string()))?;
+        Ok(first_alternatives(field(&show, "Depends").unwrap_or_default()))
+    }
+
     /// Downloads packages into `directory`, verified, and gives their files in the same order.
     pub(crate) fn download(
         &self,
@@ -227,6 +235,13 @@ fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
 }
 
+/// The package names in a Depends field (deb-control(5)).
+fn first_alternatives(depends: &str) -> Vec<String> {
+    let names =
+        depends.split(',').filter_map(|d| d.split(['|', '(', ' ', ':']).find(|part| !part.is_empty()));
+    names.map(String::from).collect()
+}
+
 /// The suite in the line of `apt-cache madison` for `version`: `name | version | URI suite/component arch Packages`.
 fn suite_of(madison: &str, version: &str) -> Option<String> {
     madison.lines().find_map(|line| {
@@ -280,6 +295,17 @@ pub(crate) fn last_error(stderr: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dependencies_are_read() {
+        let depends =
+            "gcc-14, linux-headers-1-common (= 1-2), linux-image-1 (= 1) | linux-image-1-unsigned, libc6:any";
+        assert_eq!(
+            first_alternatives(depends),
+            ["gcc-14", "linux-headers-1-common", "linux-image-1", "libc6"]
+        );
+        assert!(first_alternatives("").is_empty());
+    }
 
     #[test]
     fn our_sources_are_the_hosts_mirror_with_our_suites() {

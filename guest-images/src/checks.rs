@@ -5,7 +5,7 @@
 
 /// The checks, by name. `disk-hash`, `disk-write` and `download` print a hash for the host to compare; `download` wants
 /// `URL` set, `direct-reads` takes `COUNT`.
-pub const CHECKS: [(&str, &str); 10] = [
+pub const CHECKS: [(&str, &str); 15] = [
     ("iommu-groups", include_str!("../checks/iommu-groups.sh")),
     ("smmu-log", include_str!("../checks/smmu-log.sh")),
     ("interrupts", include_str!("../checks/interrupts.sh")),
@@ -16,6 +16,11 @@ pub const CHECKS: [(&str, &str); 10] = [
     ("rng", include_str!("../checks/rng.sh")),
     ("download", include_str!("../checks/download.sh")),
     ("direct-reads", include_str!("../checks/direct-reads.sh")),
+    ("engine", include_str!("../checks/engine.sh")),
+    ("mistakes", include_str!("../checks/mistakes.sh")),
+    ("sva", include_str!("../checks/sva.sh")),
+    ("passthrough", include_str!("../checks/passthrough.sh")),
+    ("map-benchmark", include_str!("../checks/map-benchmark.sh")),
 ];
 
 /// The script of the check called `name`.

@@ -39,8 +39,8 @@ pub enum Error {
     /// A package or module is not made as this crate expects.
     #[error("{0}")]
     Format(String),
-    /// Programs or packages that `build lab` needs are missing.
-    #[error("building the lab kernel needs Debian's packages {0}")]
+    /// Programs that building the lab kernel or the guest's tools needs are missing.
+    #[error("building this needs Debian's packages {0}")]
     BuildNeeds(String),
     /// No directory to keep images in.
     #[error("no cache directory: set SMMULAB_CACHE or HOME")]

@@ -1,27 +1,27 @@
 //! `smmulab image build lab`: a small kernel with IOMMU debugging, from Debian's own source package.
 
 use crate::apt::{self, Apt};
+use crate::cross::{self, Log};
 use crate::error::{Error, Result, at};
 use crate::fetch::stage_busybox;
-use crate::name::{Name, Series};
+use crate::name::{Name, Series, compare_versions};
 use crate::progress::Progress;
 use crate::store::{self, Image, Store};
 use crate::{deb, hash};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What `make allnoconfig` starts from.
 const FRAGMENT: &str = include_str!("../lab/lab.config");
 
-/// Debian's package with the source; its tarball has the same name.
-const SOURCE: &str = "linux-source-6.12";
+/// Debian's packages with sources start with this, then comes the version; their tarballs have the same name.
+const SOURCE: &str = "linux-source-";
 
 /// The tarball while we work on it.
 const TARBALL: &str = "source.tar.xz";
 
-/// The programs that the build runs, each with the Debian package that has it.
+/// The programs that the build runs besides the compiler, each with the Debian package that has it.
 const PROGRAMS: [(&str, &str); 8] = [
     ("make", "make"),
     ("gcc", "gcc"),
@@ -33,8 +33,8 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("tar", "tar"),
 ];
 
-/// What a tree to build modules against has of the whole one, besides every directory called `include`.
-const FOR_MODULES: [&str; 8] = [
+/// What a tree to build modules and programs against has of the whole one, besides every directory called `include`.
+const FOR_MODULES: [&str; 9] = [
     "Makefile",
     "Kbuild",
     "Kconfig",
@@ -42,6 +42,7 @@ const FOR_MODULES: [&str; 8] = [
     "Module.symvers",
     "scripts",
     "include",
+    "usr/include",
     "arch/arm64/Makefile",
 ];
 
@@ -56,17 +57,17 @@ impl Store {
         if let Some(image) = self.reuse(&name).filter(|_| !refresh) {
             return Ok(image);
         }
-        let (arch_prefix, compiler) = cross();
-        check_tools(compiler)?;
+        cross::check(&PROGRAMS)?;
         let staging = self.staging()?;
         let (work, staged) = (staging.path(), staging.path().join("image"));
         let packages = {
             let _apt_lock = self.lock(name.series.suites().0)?;
             let apt = Apt::open(&self.apt_root(name.series), name.series)?;
             apt.update(&progress)?;
-            let source = apt.packages(&[SOURCE.to_string()])?;
+            let newest = newest(&apt.names(SOURCE)?).ok_or_else(|| Error::NoPackage(SOURCE.to_string()))?;
+            let (tarball, target) = (format!("{newest}.tar.xz"), work.join(TARBALL));
+            let source = apt.packages(&[newest])?;
             let busybox = stage_busybox(&apt, work, &staged, progress)?;
-            let (tarball, target) = (format!("{SOURCE}.tar.xz"), work.join(TARBALL));
             for file in apt.download(&source, work, &progress)? {
                 deb::extract(&file, |path| path.ends_with(&tarball).then(|| target.clone()))?;
                 fs::remove_file(&file).map_err(at(&file))?;
@@ -76,29 +77,21 @@ impl Store {
         };
         let tree = unpack(work, progress)?;
         let log = self.images().join("lab.log");
-        let build = Build { tree: &tree, prefix: arch_prefix, log: &log, progress };
+        let build = Build { tree: &tree, log: Log::new(&log, progress)? };
         let release = build.run()?;
         build.keep(&staged)?;
-        log::info!("built {release} with {compiler}");
+        log::info!("built {release} with {}", cross::COMPILER);
         self.publish(&staged, &name, &release, packages)
     }
 }
 
-/// The prefix of the arm64 compiler's programs on this host, and the compiler.
-fn cross() -> (&'static str, &'static str) {
-    if cfg!(target_arch = "aarch64") { ("", "gcc") } else { ("aarch64-linux-gnu-", "aarch64-linux-gnu-gcc") }
-}
-
-/// Names the Debian packages to install if programs are missing.
-fn check_tools(compiler: &str) -> Result<()> {
-    let mut needed: Vec<(&str, &str)> = PROGRAMS.to_vec();
-    needed.push((compiler, if compiler == "gcc" { "gcc" } else { "gcc-aarch64-linux-gnu" }));
-    let programs: Vec<&str> = needed.iter().map(|(program, _)| *program).collect();
-    let absent = apt::missing(&programs);
-    let mut packages: Vec<&str> =
-        needed.iter().filter(|(program, _)| absent.contains(program)).map(|(_, package)| *package).collect();
-    packages.dedup();
-    if packages.is_empty() { Ok(()) } else { Err(Error::BuildNeeds(packages.join(" "))) }
+/// The source package with the highest version.
+fn newest(packages: &[String]) -> Option<String> {
+    let versions = packages.iter().filter_map(|name| name.strip_prefix(SOURCE));
+    let newest = versions
+        .filter(|v| v.starts_with(|c: char| c.is_ascii_digit()))
+        .max_by(|a, b| compare_versions(a, b));
+    newest.map(|version| format!("{SOURCE}{version}"))
 }
 
 /// Unpacks the source in `work` and gives its directory.
@@ -118,21 +111,17 @@ fn unpack(work: &Path, progress: Progress) -> Result<PathBuf> {
 /// One build of the kernel.
 struct Build<'a> {
     tree: &'a Path,
-    /// `CROSS_COMPILE`.
-    prefix: &'a str,
-    log: &'a Path,
-    progress: Progress,
+    log: Log<'a>,
 }
 
 impl Build<'_> {
     /// Configures and builds; gives the kernel's release.
     fn run(&self) -> Result<String> {
-        File::create(self.log).map_err(at(self.log))?;
         let fragment = self.tree.join("smmulab.config");
         fs::write(&fragment, FRAGMENT).map_err(at(&fragment))?;
         let mut configure = self.make(&["allnoconfig"]);
         configure.env("KCONFIG_ALLCONFIG", &fragment);
-        self.logged(configure, "configuring the lab kernel")?;
+        self.log.run(configure, "configuring the lab kernel")?;
         let config = self.tree.join(".config");
         let refused = refused(FRAGMENT, &fs::read_to_string(&config).map_err(at(&config))?);
         if !refused.is_empty() {
@@ -141,41 +130,16 @@ impl Build<'_> {
         }
         let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
         let jobs = format!("-j{jobs}");
-        self.logged(self.make(&[&jobs, "Image", "modules"]), "building the lab kernel")?;
+        self.log.run(self.make(&[&jobs, "Image", "modules", "headers"]), "building the lab kernel")?;
         let mut release = self.make(&["-s", "kernelrelease"]);
         release.stdout(Stdio::piped());
         Ok(apt::output(release, "make kernelrelease")?.trim().to_string())
     }
 
     fn make(&self, arguments: &[&str]) -> Command {
-        let mut make = Command::new("make");
-        make.current_dir(self.tree)
-            .args(["ARCH=arm64", &format!("CROSS_COMPILE={}", self.prefix)])
-            .args(arguments)
-            // The same source gives the same kernel.
-            .env("KBUILD_BUILD_TIMESTAMP", "1970-01-01")
-            .env("KBUILD_BUILD_USER", "smmulab")
-            .env("KBUILD_BUILD_HOST", "smmulab")
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null());
+        let mut make = cross::make(self.tree);
+        make.args(arguments);
         make
-    }
-
-    /// Runs a command with its output in the log.
-    fn logged(&self, mut command: Command, what: &str) -> Result<()> {
-        let failed = |message: String| Error::Tool { tool: what.to_string(), message };
-        let spinner = self.progress.spinner(what);
-        let mut log = File::options().append(true).open(self.log).map_err(at(self.log))?;
-        let errors = log.try_clone().map_err(at(self.log))?;
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(errors).spawn().map_err(|e| failed(e.to_string()))?;
-        for line in BufReader::new(child.stdout.take().expect("piped")).lines().map_while(|l| l.ok()) {
-            writeln!(log, "{line}").map_err(at(self.log))?;
-            spinner.set_message(format!("{what}: {}", line.trim()));
-        }
-        let status = child.wait().map_err(|e| failed(e.to_string()))?;
-        spinner.finish_and_clear();
-        if status.success() { Ok(()) } else { Err(failed(format!("see {}", self.log.display()))) }
     }
 
     /// Copies into `staged` what is kept of the build.
@@ -237,8 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn missing_tools_are_asked_for_by_package() {
-        let message = check_tools("no-such-compiler").unwrap_err().to_string();
-        assert!(message.ends_with("gcc-aarch64-linux-gnu"), "{message}");
+    fn the_newest_source_is_taken() {
+        let names =
+            ["linux-source", "linux-source-6.9", "linux-source-6.12", "linux-source-7.2"].map(String::from);
+        assert_eq!(newest(&names).as_deref(), Some("linux-source-7.2"));
+        assert_eq!(newest(&names[..3]).as_deref(), Some("linux-source-6.12"));
+        assert_eq!(newest(&names[..1]), None);
     }
 }

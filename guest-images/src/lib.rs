@@ -5,17 +5,19 @@
 //! recorded with the packages that they came from.
 //!
 //! [`job_cpio`] and [`ExitTrailer`] are the host's side of `--exec`: how a command gets into the guest, and how its
-//! output and exit status come out again.
+//! output and exit status come out again. [`Store::tools`] builds what tests in the guest use besides a shell.
 
 #![forbid(unsafe_code)]
 
 mod apt;
 mod checks;
 mod cpio;
+mod cross;
 mod deb;
 mod error;
 mod fetch;
 mod hash;
+mod headers;
 mod initramfs;
 mod job;
 mod kernel;
@@ -25,6 +27,7 @@ mod name;
 mod progress;
 mod sources;
 mod store;
+mod tools;
 
 pub use apt::Package;
 pub use checks::{CHECKS, check, run_checks};

@@ -24,7 +24,7 @@ pub enum Series {
     V6_12,
     /// Whatever is newest in Debian's development branch (sid).
     Newest,
-    /// The lab kernel, built here from Debian's source of 6.12.
+    /// The lab kernel, built here from Debian's newest source.
     Lab,
 }
 
@@ -74,8 +74,8 @@ impl Series {
     pub fn suites(self) -> (&'static str, Option<&'static str>) {
         match self {
             Series::V6_1 => ("bookworm", Some("bookworm-security")),
-            Series::V6_12 | Series::Lab => ("trixie", Some("trixie-security")),
-            Series::Newest => ("sid", None),
+            Series::V6_12 => ("trixie", Some("trixie-security")),
+            Series::Newest | Series::Lab => ("sid", None),
         }
     }
 
@@ -83,8 +83,8 @@ impl Series {
     fn has(self, version: &str) -> bool {
         match self {
             Series::V6_1 => version.starts_with("6.1."),
-            Series::V6_12 | Series::Lab => version.starts_with("6.12."),
-            Series::Newest => true,
+            Series::V6_12 => version.starts_with("6.12."),
+            Series::Newest | Series::Lab => true,
         }
     }
 }
@@ -159,7 +159,7 @@ fn is_abi(text: &str) -> bool {
 
 /// Debian's order of upstream versions (deb-version(7)): runs of digits by value, other runs with letters before other
 /// characters and `~` before everything, the end included.
-fn compare_versions(a: &str, b: &str) -> Ordering {
+pub(crate) fn compare_versions(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     let weight = |c: Option<&u8>| match c {
         None => 0,

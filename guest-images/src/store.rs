@@ -320,7 +320,7 @@ fn read_manifest(path: &Path) -> Option<Manifest> {
 }
 
 /// Writes a file so that others see all of it or nothing.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let directory = path.parent().expect("has a parent");
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(at(directory))?;
     file.write_all(bytes).map_err(at(path))?;
@@ -345,7 +345,7 @@ fn describe(series: Series) -> &'static str {
         Series::V6_1 => "Debian 12's kernel, Linux 6.1",
         Series::V6_12 => "Debian 13's kernel, Linux 6.12 (default)",
         Series::Newest => "the newest kernel in Debian's development branch",
-        Series::Lab => "small kernel with IOMMU debugging, built here from Debian's Linux 6.12",
+        Series::Lab => "small kernel with IOMMU debugging, built here from Debian's newest source",
     }
 }
 

@@ -103,6 +103,9 @@ pub struct GuestArgs {
     /// A raw disk, attached as virtio-blk; repeatable. `,ro` makes it read-only
     #[arg(long, value_name = "FILE[,ro]")]
     pub disk: Vec<Disk>,
+    /// Put the guest module and test programs into the guest; built on first use (docs/guest-images.md)
+    #[arg(long)]
+    pub tools: bool,
     /// A virtio-net device on the host's network, by passt
     #[arg(long)]
     pub net: bool,
@@ -151,9 +154,9 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 20] = [
-    "image", "kernel", "initrd", "append", "disk", "net", "cpus", "mem", "smmu", "device", "seed", "engine",
-    "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
+const NOT_WITH_FROM: [&str; 21] = [
+    "image", "kernel", "initrd", "append", "disk", "tools", "net", "cpus", "mem", "smmu", "device", "seed",
+    "engine", "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
 ];
 
 /// `smmulab run`.
@@ -259,6 +262,12 @@ pub enum ImageCommand {
         /// Look for a newer version even if one is in the cache
         #[arg(long)]
         refresh: bool,
+    },
+    /// Build the guest module and test programs of `run --tools` for an image
+    Tools {
+        /// The image, as `list` shows it
+        #[arg(default_value = guest_images::DEFAULT)]
+        name: String,
     },
     /// Build an image from Debian's sources (`lab`: the lab kernel)
     Build {

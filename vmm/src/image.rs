@@ -28,6 +28,11 @@ pub fn run(command: ImageCommand) -> Result<()> {
                 print(&format!("{name}: Linux {}\n", image.release))?;
             }
         }
+        ImageCommand::Tools { name } => {
+            let image = store.fetch(&name.parse()?, false, Progress::auto())?;
+            let tools = store.tools(&image, Progress::auto())?;
+            print(&format!("{name}: tools for Linux {} in {}\n", image.release, tools.display()))?;
+        }
         ImageCommand::Build { name } => {
             let name: Name = name.parse()?;
             anyhow::ensure!(

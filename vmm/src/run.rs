@@ -145,17 +145,23 @@ fn boot(guest: &GuestArgs, exec: Option<&str>) -> Result<Boot> {
         append.push(' ');
         append.push_str(words);
     }
+    let mut tools = None;
     let (kernel, initrd) = match (&guest.kernel, &guest.initrd) {
+        (Some(_), _) if guest.tools => anyhow::bail!("--tools are built for an --image, not for a --kernel"),
         (Some(kernel), initrd) => (kernel.clone(), initrd.clone()),
         (None, initrd) => {
-            let image = guest_images::fetch(&guest.image, guest_images::Progress::auto())?;
+            let progress = guest_images::Progress::auto();
+            let image = guest_images::fetch(&guest.image, progress)?;
+            if guest.tools {
+                tools = Some(guest_images::Store::open()?.tools(&image, progress)?);
+            }
             (image.kernel, Some(initrd.clone().unwrap_or(image.initrd)))
         }
     };
     let read = |path: &PathBuf| {
         std::fs::read(path).with_context(|| format!("cannot read the initramfs {}", path.display()))
     };
-    let mut pieces: Vec<Vec<u8>> = initrd.as_ref().map(read).transpose()?.into_iter().collect();
+    let mut pieces = initrd.iter().chain(&tools).map(read).collect::<Result<Vec<_>>>()?;
     pieces.extend(exec.map(guest_images::job_cpio));
     Ok(Boot { kernel, initrd: pieces, append })
 }

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Written commands, their settings, and their answers. */
+#include <linux/kernel.h>
+#include <linux/kthread.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+
+#include "lab.h"
+
+#define ANSWER		4096
+#define MOST_SIZE	(4UL << 20)
+#define MOST_THREADS	16
+
+static const struct {
+	const char *name;
+	lab_test *test;
+	const char *what;
+} commands[] = {
+	{ "copy", lab_copy, "map two buffers, copy, unmap; frames at once" },
+	{ "coherent", lab_coherent, "fill coherent memory, sum it by device and CPU" },
+	{ "sync", lab_sync, "one mapping for many rounds, handed over by syncs" },
+	{ "sg", lab_sg, "scattered pages as one range" },
+	{ "msi", lab_msi, "frames that end with an interrupt each" },
+	{ "fault", lab_fault_test, "an address that nobody mapped: the engine must say so" },
+	{ "stress", lab_stress, "threads that map, copy and unmap" },
+	{ "domain", lab_domain, "a domain of our own: pages and blocks, DMA, unmap, fault" },
+	{ "domain-race", lab_domain_race, "threads map, unmap and look up in one domain under DMA" },
+	{ "pasid", lab_pasid, "a domain of our own on a PASID" },
+	/* Mistakes; each is done as it should be with "correct". */
+	{ "dma-after-unmap", lab_dma_after_unmap, "mistake: start on a mapping that has gone" },
+	{ "unmap-in-flight", lab_unmap_in_flight, "mistake: unmap while the engine writes" },
+	{ "free-before-unmap", lab_free_before_unmap, "mistake: free the memory first" },
+	{ "cpu-writes", lab_cpu_writes, "mistake: the CPU writes what the device owns" },
+	{ "early-doorbell", lab_early_doorbell, "mistake: start, then write the data" },
+	{ "early-read", lab_early_read, "mistake: read before the sync (shows with swiotlb=force)" },
+	{ "narrow-sync", lab_narrow_sync, "mistake: sync half of it (shows with swiotlb=force)" },
+	{ "unmap-without-sync", lab_unmap_without_sync, "mistake: no iommu_iotlb_sync() before reuse" },
+	{ "narrow-flush", lab_narrow_flush, "mistake: flush one page of several" },
+	{ "stale-page", lab_stale_page, "mistake: free a page that a domain still maps, with DMA" },
+};
+
+void lab_say(struct lab_file *file, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	file->length += vscnprintf(file->answer + file->length, ANSWER - file->length, format, arguments);
+	va_end(arguments);
+}
+
+static int lab_setting(struct lab_args *args, char *word)
+{
+	static const char * const names[] = { "size", "loops", "frames", "threads", "rate" };
+	unsigned long *values[] = { &args->size, &args->loops, &args->frames, &args->threads, &args->rate };
+	static const unsigned long most[] = { MOST_SIZE, ULONG_MAX, LAB_FRAMES, MOST_THREADS, U16_MAX };
+	char *value = strchr(word, '=');
+	int i;
+
+	if (!strcmp(word, "correct")) {
+		args->correct = true;
+		return 0;
+	}
+	if (!value)
+		return -EINVAL;
+	*value++ = 0;
+	i = match_string(names, ARRAY_SIZE(names), word);
+	if (i < 0 || kstrtoul(value, 0, values[i]) || *values[i] > most[i])
+		return -EINVAL;
+	return 0;
+}
+
+ssize_t lab_command(struct lab_file *file, char *line)
+{
+	struct lab_args args = { .size = PAGE_SIZE, .loops = 1, .frames = 1, .threads = 1 };
+	char *name = strsep(&line, " "), *word;
+	int i;
+
+	if (!file->answer)
+		file->answer = kmalloc(ANSWER, GFP_KERNEL);
+	if (!file->answer)
+		return -ENOMEM;
+	file->length = 0;
+	while ((word = strsep(&line, " ")))
+		if (*word && lab_setting(&args, word))
+			return -EINVAL;
+	/* Whole words for SUM64, and something to copy. */
+	args.size = max(round_down(args.size, 8), 8UL);
+	args.frames = max(args.frames, 1UL);
+	args.threads = max(args.threads, 1UL);
+	strscpy(args.name, name, sizeof(args.name));
+	for (i = 0; i < ARRAY_SIZE(commands); i++)
+		if (!strcmp(name, commands[i].name))
+			return commands[i].test(file, &args);
+	if (strcmp(name, "help"))
+		return -EINVAL;
+	for (i = 0; i < ARRAY_SIZE(commands); i++)
+		lab_say(file, "%-20s%s\n", commands[i].name, commands[i].what);
+	return 0;
+}
+
+struct lab_thread {
+	struct task_struct *task;
+	unsigned long number;
+	int (*work)(void *data, unsigned long thread);
+	void *data;
+};
+
+static int lab_thread(void *data)
+{
+	struct lab_thread *thread = data;
+	int ret = thread->work(thread->data, thread->number);
+
+	/* Its result is wanted: it stays until it is asked for. */
+	set_current_state(TASK_INTERRUPTIBLE);
+	while (!kthread_should_stop()) {
+		schedule();
+		set_current_state(TASK_INTERRUPTIBLE);
+	}
+	__set_current_state(TASK_RUNNING);
+	return ret;
+}
+
+int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long thread), void *data)
+{
+	struct lab_thread *thread = kcalloc(threads, sizeof(*thread), GFP_KERNEL);
+	unsigned long i, started;
+	int ret = 0;
+
+	if (!thread)
+		return -ENOMEM;
+	for (started = 0; started < threads && !ret; started++) {
+		struct lab_thread *one = &thread[started];
+
+		one->number = started;
+		one->work = work;
+		one->data = data;
+		one->task = kthread_run(lab_thread, one, "smmulab/%lu", started);
+		if (IS_ERR(one->task)) {
+			ret = PTR_ERR(one->task);
+			break;
+		}
+	}
+	for (i = 0; i < started; i++) {
+		int one = kthread_stop(thread[i].task);
+
+		ret = ret ?: one;
+	}
+	kfree(thread);
+	return ret;
+}

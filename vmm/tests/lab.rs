@@ -1,0 +1,178 @@
+//! The lab kernel with the guest module and test programs: what drivers, processes and virtual machine monitors do with
+//! an SMMU, with data, faults and counters checked. SMMULAB_LONG=1 runs them.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{long, skip, smmulab, stderr, stdout};
+use serde_json::Value;
+
+/// The SMMU with everything, and caches that never drop what they need not.
+const ALL: &str = "preset=full,keep-all=on";
+
+fn skipped() -> bool {
+    if !long() || cfg!(debug_assertions) {
+        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
+        return true;
+    }
+    let list = smmulab().args(["image", "list"]).output().unwrap();
+    let cached = |line: &str| line.starts_with("lab ") && !line.trim_end().ends_with(" -");
+    if !stdout(&list).lines().any(cached) {
+        skip("the lab kernel is not built: `smmulab image build lab` takes some minutes");
+        return true;
+    }
+    false
+}
+
+/// What a run said, and its counters.
+struct Run {
+    output: String,
+    smmu: Value,
+}
+
+impl Run {
+    fn count(&self, of: &str) -> u64 {
+        self.smmu.pointer(&format!("/{of}")).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// All event records by name.
+    fn events(&self) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.smmu["events"].clone()).unwrap()
+    }
+}
+
+/// Runs checks on the lab kernel; they have to pass.
+fn run(checks: &[&str], settings: &str, options: &[&str]) -> Run {
+    let image = if options.contains(&"--image") { &[][..] } else { &["--image", "lab"] };
+    let smmu = if options.contains(&"--smmu") { &[][..] } else { &["--smmu", ALL] };
+    let dir = tempfile::tempdir().unwrap();
+    let stats = dir.path().join("stats");
+    let command = guest_images::run_checks(checks, settings).unwrap();
+    let output = smmulab()
+        .args(["run", "--tools", "--time-limit", "120s", "--exec", &command])
+        .args([image, smmu, options].concat())
+        .arg("--stats")
+        .arg(&stats)
+        .output()
+        .unwrap();
+    let (text, log) = (stdout(&output), stderr(&output));
+    assert!(output.status.success(), "{checks:?} {options:?}: {}\n{text}\n{log}", output.status);
+    for bad in ["WARNING:", "BUG:", "Oops", "DMA-API:", "CMD_SYNC timeout", "unexpected"] {
+        assert!(!log.contains(bad), "{checks:?} {options:?}: {bad}\n{log}");
+    }
+    let stats: Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+    Run { output: text, smmu: stats["smmu"].clone() }
+}
+
+#[test]
+fn dma_domains_pasids_and_interrupts_on_both_kinds_of_engine() {
+    if skipped() {
+        return;
+    }
+    for cpus in ["1", "4"] {
+        let run =
+            run(&["engine"], "", &["--cpus", cpus, "--device", "engine", "--device", "platform-engine"]);
+        assert!(run.output.contains("32 pages in 1 ranges"), "{}", run.output);
+        // On each engine: one of `fault`, two of `domain`, three of `pasid`, of which the last has no CD any more.
+        let refused = run.output.matches("refused at").count() as u64;
+        assert_eq!(refused, 12, "{}", run.output);
+        assert_eq!(run.count("events/C_BAD_CD"), 2, "{:?}", run.events());
+        assert_eq!(run.events().values().sum::<u64>(), refused, "{:?}", run.events());
+        assert_eq!(run.count("command_errors"), 0);
+    }
+}
+
+#[test]
+fn processes_share_their_memory_with_an_engine_that_stalls() {
+    if skipped() {
+        return;
+    }
+    for cpus in ["1", "2"] {
+        let run = run(&["sva"], "", &["--cpus", cpus, "--device", "platform-engine"]);
+        let stalled = run.count("stalled");
+        assert!(stalled > 100, "{:?}", run.smmu);
+        assert_eq!(run.count("commands/RESUME"), stalled, "every stall is answered, once");
+        let faults = run.count("events/F_TRANSLATION") + run.count("events/F_PERMISSION");
+        assert!(faults >= stalled, "{:?}", run.smmu);
+        assert_eq!(run.events().values().sum::<u64>(), faults, "{:?}", run.events());
+        assert!(run.count("events/F_PERMISSION") > 0, "copies over the zero page");
+    }
+}
+
+#[test]
+fn programs_map_and_unmap_under_dma_by_vfio_and_iommufd() {
+    if skipped() {
+        return;
+    }
+    let run = run(&["passthrough"], "PROGRAMS='vfio iommufd' ROUNDS=60", &["--device", "engine"]);
+    assert_eq!(run.output.matches("60 rounds").count(), 2, "{}", run.output);
+    let events = BTreeMap::from([("F_TRANSLATION".to_string(), 2)]);
+    assert_eq!(run.events(), events, "after the unmap, and at no other time");
+}
+
+#[test]
+fn a_program_has_a_virtual_smmu_with_its_own_stage_1() {
+    if skipped() {
+        return;
+    }
+    let run = run(&["passthrough"], "PROGRAMS=nested", &["--device", "engine"]);
+    assert!(run.output.contains("event 0x10 of stream 77 at 1235f000"), "{}", run.output);
+    assert!(run.count("s1_fetches") > 0 && run.count("s2_fetches") > 0, "{:?}", run.smmu);
+    assert_eq!(run.count("events/F_TRANSLATION"), 2, "of stage 1, then of stage 2");
+    assert_eq!(run.events().values().sum::<u64>(), 2, "{:?}", run.events());
+}
+
+#[test]
+fn the_map_benchmark_runs_with_one_two_and_four_threads() {
+    if skipped() {
+        return;
+    }
+    for threads in ["1", "2", "4"] {
+        let settings = format!("THREADS={threads}");
+        let run = run(
+            &["map-benchmark"],
+            &settings,
+            &["--device", "engine", "--cpus", threads, "--append", "dma_debug=off"],
+        );
+        assert!(run.output.contains(&format!("{threads} threads, 1 pages: map ")), "{}", run.output);
+        let invalidations = run.count("commands/TLBI_NH_VA");
+        assert!(invalidations > 1000, "{:?}", run.smmu);
+        assert!(run.count("commands/SYNC") >= invalidations / 64, "{:?}", run.smmu);
+        assert_eq!(run.events(), BTreeMap::new());
+        println!("{}", run.output.lines().next().unwrap_or_default());
+    }
+}
+
+#[test]
+fn mistakes_do_harm_and_their_twins_do_none() {
+    if skipped() {
+        return;
+    }
+    let first = run(&["mistakes"], "", &["--device", "engine", "--append", "dma_debug=off"]);
+    assert!(first.count("events/F_TRANSLATION") >= 2, "{:?}", first.events());
+    // Bounce buffers show what was not synced.
+    run(
+        &["mistakes"],
+        "MISTAKES='early-read data\nnarrow-sync data'",
+        &["--device", "engine", "--append", "iommu.passthrough=1 swiotlb=force"],
+    );
+}
+
+#[test]
+fn the_module_works_on_debians_kernels() {
+    if skipped() {
+        return;
+    }
+    for image in ["debian-6.1", "debian-6.12", "debian-newest"] {
+        let fetched = smmulab().args(["image", "tools", image]).output().unwrap();
+        if !fetched.status.success() {
+            return skip(&format!("no tools for {image}: {}", stderr(&fetched)));
+        }
+        let tests = "TESTS='copy size=65536 frames=4\ncoherent size=8192\nsync size=8192 loops=5\nmsi loops=10\n\
+                     domain loops=2\ndomain-race threads=4 loops=10\n'";
+        run(&["engine"], tests, &["--image", image, "--device", "engine", "--cpus", "2"]);
+        let vfio = run(&["passthrough"], "PROGRAMS=vfio", &["--image", image, "--device", "engine"]);
+        assert!(vfio.output.contains("20 rounds"), "{}", vfio.output);
+    }
+}
