@@ -74,7 +74,7 @@ impl Cluster {
     pub fn restore(&mut self, state: State) {
         self.shared.forget_all_code();
         self.state = state;
-        self.watch_reservations(None);
+        self.watch_reservations();
     }
 
     /// Puts a vCPU into its reset state, at EL1 with everything masked and the MMU off, to begin at `entry` with
@@ -111,7 +111,7 @@ impl Cluster {
         self.device_writes();
         self.shared.monitors[cpu] = None;
         self.shared.newly_traced();
-        self.watch_reservations(Some(cpu));
+        self.drop_keys(None);
     }
 
     /// Hands on what the vCPU that ran did to the others.
@@ -126,15 +126,15 @@ impl Cluster {
             }
         }
         self.break_reservations(Some(cpu));
-        // Until the next run it is devices that store.
-        self.watch_reservations(None);
+        self.watch_reservations();
     }
 
-    /// Watches the pages of all open reservations but that of the vCPU that runs, and no others.
-    fn watch_reservations(&mut self, running: Option<usize>) {
-        let slots = self.state.0.iter().enumerate().filter(|(index, _)| Some(*index) != running);
+    /// Watches the pages of all open reservations, and no others. While a vCPU runs its own is among them: its stores
+    /// there only take the longer way.
+    fn watch_reservations(&mut self) {
+        let slots = self.state.0.iter();
         let pages =
-            slots.filter_map(|(_, slot)| slot.core.monitor.and_then(|m| self.shared.page_of(&m))).collect();
+            slots.filter_map(|slot| slot.core.monitor.and_then(|m| self.shared.page_of(&m))).collect();
         self.shared.watch_monitors(pages);
         self.drop_keys(None);
     }

@@ -14,8 +14,8 @@ use super::native::{Native, NativePage};
 /// Instructions in a page.
 pub(crate) const WORDS: usize = PAGE_SIZE / 4;
 
-/// How many decoded pages are kept: about 34 KiB each.
-const PAGES: usize = 1536;
+/// How many decoded pages are kept: about 41 KiB each, and 8 KiB more where there is native code.
+const PAGES: usize = 1024;
 
 /// The instructions of one physical page, decoded when they are first reached.
 pub(crate) struct Page {
@@ -29,6 +29,10 @@ pub(crate) struct Page {
     #[cfg(all(target_arch = "x86_64", unix))]
     pub(super) native: Option<Box<NativePage>>,
 }
+
+/// How many tables of pages that went are kept before they are freed, after which every vCPU finds its tables anew.
+#[cfg(all(target_arch = "x86_64", unix))]
+const RETIRED: usize = 64;
 
 impl Page {
     /// Nothing decoded. Not for inlining: the page is on the stack for a moment, which whoever calls this should not pay
@@ -103,6 +107,12 @@ pub(crate) struct CodeCache {
     /// Native code, once there is some.
     #[cfg(all(target_arch = "x86_64", unix))]
     native: NativeCode,
+    /// Tables of pages that are not there any more. The fast path of fetches may still lead to them.
+    #[cfg(all(target_arch = "x86_64", unix))]
+    retired: Vec<Box<NativePage>>,
+    /// How often such tables were freed.
+    #[cfg(all(target_arch = "x86_64", unix))]
+    freed: u64,
 }
 
 /// Place for a decoded page.
@@ -129,6 +139,10 @@ impl CodeCache {
             stale: false,
             #[cfg(all(target_arch = "x86_64", unix))]
             native: NativeCode::Unused,
+            #[cfg(all(target_arch = "x86_64", unix))]
+            retired: Vec::new(),
+            #[cfg(all(target_arch = "x86_64", unix))]
+            freed: 0,
         }
     }
 
@@ -155,6 +169,7 @@ impl CodeCache {
                 self.next = (slot + 1) % PAGES;
                 let evicted = std::mem::replace(&mut self.pages[slot], Slot { page, code: None });
                 self.slot[evicted.page] = 0;
+                self.retire(evicted.code);
                 slot
             }
             slot => slot as usize - 1,
@@ -168,10 +183,12 @@ impl CodeCache {
     /// Puts the page that executes back, or drops it when it was written to meanwhile.
     #[inline]
     pub(crate) fn put(&mut self, code: Box<Page>) {
-        if let Some(slot) = self.running.take()
-            && !self.stale
-        {
-            self.pages[slot].code = Some(code);
+        if let Some(slot) = self.running.take() {
+            if self.stale {
+                self.retire(Some(code));
+            } else {
+                self.pages[slot].code = Some(code);
+            }
         }
     }
 
@@ -184,7 +201,8 @@ impl CodeCache {
     pub(crate) fn forget(&mut self, page: usize) -> bool {
         let slot = self.slot.get(page).map_or(0, |slot| *slot as usize).wrapping_sub(1);
         let Some(place) = self.pages.get_mut(slot) else { return false };
-        place.code = None;
+        let code = place.code.take();
+        self.retire(code);
         let running = self.running == Some(slot);
         self.stale |= running;
         running
@@ -202,11 +220,17 @@ enum NativeCode {
     Impossible,
 }
 
+/// Without native code there are no tables.
+#[cfg(not(all(target_arch = "x86_64", unix)))]
+impl CodeCache {
+    fn retire(&mut self, _: Option<Box<Page>>) {}
+}
+
 /// What the native engine does with decoded pages.
 #[cfg(all(target_arch = "x86_64", unix))]
 impl CodeCache {
     /// The page of RAM with index `page`, when it is decoded and was entered at least `times`, and what to compile it with.
-    pub(super) fn warm(&mut self, page: usize, times: u32) -> Option<(&mut Page, &mut Native)> {
+    pub(super) fn warm(&mut self, page: usize, times: u32) -> Option<(usize, &mut Page, &mut Native)> {
         let slot = (self.slot[page] as usize).wrapping_sub(1);
         let page = self.pages.get_mut(slot)?.code.as_deref_mut()?;
         if page.entered < times {
@@ -216,7 +240,7 @@ impl CodeCache {
             self.native = Native::new().map_or(NativeCode::Impossible, NativeCode::Here);
         }
         match &mut self.native {
-            NativeCode::Here(native) => Some((page, native)),
+            NativeCode::Here(native) => Some((slot, page, native)),
             _ => None,
         }
     }
@@ -234,9 +258,35 @@ impl CodeCache {
         self.running = None;
     }
 
-    /// An op of the page that executes native code.
-    pub(super) fn op(&self, at: usize) -> Option<Op> {
-        self.pages.get(self.running?)?.code.as_deref()?.ops.get(at).copied()
+    /// An op of the page in this slot, which executes native code.
+    pub(super) fn op(&mut self, slot: usize, at: usize) -> Option<Op> {
+        self.running = Some(slot);
+        self.pages.get(slot)?.code.as_deref()?.ops.get(at).copied()
+    }
+
+    /// A page goes.
+    fn retire(&mut self, page: Option<Box<Page>>) {
+        self.retire_table(page.and_then(|page| page.native));
+    }
+
+    fn retire_table(&mut self, table: Option<Box<NativePage>>) {
+        if let (Some(mut table), NativeCode::Here(native)) = (table, &self.native) {
+            native.empty(&mut table);
+            self.retired.push(table);
+        }
+    }
+
+    /// Frees the tables that are not in use any more, when there are many. Not while native code runs.
+    pub(super) fn free_tables(&mut self) {
+        if self.retired.len() > RETIRED {
+            self.retired.clear();
+            self.freed += 1;
+        }
+    }
+
+    /// How often tables were freed: addresses from before lead nowhere.
+    pub(super) fn tables_freed(&self) -> u64 {
+        self.freed
     }
 
     /// What native code is entered by.
@@ -250,8 +300,9 @@ impl CodeCache {
     /// Forgets all native code.
     #[cold]
     pub(super) fn forget_native(&mut self) {
-        for code in self.pages.iter_mut().filter_map(|slot| slot.code.as_deref_mut()) {
-            code.native = None;
+        for slot in 0..self.pages.len() {
+            let table = self.pages[slot].code.as_mut().and_then(|page| page.native.take());
+            self.retire_table(table);
         }
         if let NativeCode::Here(native) = &mut self.native {
             native.clear();

@@ -56,7 +56,8 @@ struct Entry {
     read: u64,
     /// Matches for writes.
     write: u64,
-    /// What to add to a virtual address in the page to get the host's.
+    /// What to add to a virtual address in the page to get the host's. In a code view: where generated code for the page
+    /// has its table, or 0.
     addend: u64,
     /// Physical page.
     pa: u64,
@@ -75,7 +76,7 @@ pub(crate) mod layout {
     pub(crate) const READ: usize = offset_of!(Entry, read);
     /// The key for writes.
     pub(crate) const WRITE: usize = offset_of!(Entry, write);
-    /// What to add to an address.
+    /// What to add to an address. In a code view: where the page's table is, or 0.
     pub(crate) const ADDEND: usize = offset_of!(Entry, addend);
     /// Shifted right by this, the page number of an address counts bytes of entries.
     pub(crate) const SHIFT: u32 = 12 - size_of::<Entry>().trailing_zeros();
@@ -101,6 +102,8 @@ pub(super) struct Fast {
     pub(super) unprivileged: View,
     /// The present code view.
     pub(super) code: View,
+    /// How often tables of generated code had been taken away when the entries were last rid of them.
+    pub(super) tables: u64,
     /// The tag and the views are right.
     pub(super) ready: bool,
 }
@@ -117,6 +120,7 @@ impl Default for Fast {
             data: View::UserData,
             unprivileged: View::UserData,
             code: View::UserCode,
+            tables: 0,
             ready: false,
         }
     }
@@ -138,6 +142,31 @@ impl Fast {
     /// The entries of the present data view, for generated code.
     pub(super) fn data_entries(&self) -> *const u8 {
         self.entries[self.data as usize..].as_ptr().cast()
+    }
+
+    /// The entries of the present code view, for generated code.
+    pub(super) fn code_entries(&self) -> *const u8 {
+        self.entries[self.code as usize..].as_ptr().cast()
+    }
+
+    /// Generated code for the page that `pc` is in has its table here. The fast path serves `pc`.
+    pub(super) fn set_table(&mut self, pc: u64, table: usize) {
+        self.entries[(self.code as usize + (pc >> 12) as usize % ENTRIES) % SIZE].addend = table as u64;
+    }
+
+    /// Forgets where tables are.
+    pub(super) fn drop_tables(&mut self) {
+        for e in &mut self.entries[View::UserCode as usize..] {
+            e.addend = 0;
+        }
+    }
+
+    /// The physical address that `va` is at, when the fast path serves aligned accesses there.
+    #[inline(always)]
+    pub(super) fn physical(&self, view: View, va: u64, write: bool) -> Option<u64> {
+        let entry = self.entry(view, va);
+        let key = if write { entry.write } else { entry.read };
+        (key == self.key(va)).then_some(entry.pa | va & 0xfff)
     }
 
     /// The key of an entry that serves `va`.
@@ -225,10 +254,11 @@ impl Fast {
         let flags = ram.watch().flags((offset >> 12) as usize);
         let readable = e.permits(false) && (flags & LOADS == 0 || view.is_code());
         let writable = e.permits(true) && flags & STORES == 0;
+        let host = (ram.host() as u64).wrapping_add(offset);
         self.entries[index(view, va)] = Entry {
             read: if readable { key } else { 0 },
             write: if writable { key } else { 0 },
-            addend: (ram.host() as u64).wrapping_add(offset).wrapping_sub(va & !0xfff),
+            addend: if view.is_code() { 0 } else { host.wrapping_sub(va & !0xfff) },
             pa: e.pa,
         };
     }

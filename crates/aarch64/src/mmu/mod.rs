@@ -88,6 +88,21 @@ impl Mmu {
         self.fast.data_entries()
     }
 
+    /// The fast path's entries of the present code view, for generated code, in which no table is that was taken away
+    /// before the `tables`-th time.
+    pub(crate) fn code_entries(&mut self, tables: u64) -> *const u8 {
+        if self.fast.tables != tables {
+            self.fast.tables = tables;
+            self.fast.drop_tables();
+        }
+        self.fast.code_entries()
+    }
+
+    /// Generated code for the page that `pc` is in has its table here. [`fetch_fast`] serves `pc`.
+    pub(crate) fn set_table(&mut self, pc: u64, table: usize) {
+        self.fast.set_table(pc, table);
+    }
+
     /// Turns to the permissions of another exception level, stack pointer or PAN.
     pub fn set_view(&mut self, pstate: &Pstate) {
         self.fast.data = data_view(pstate, AccessKind::Normal);

@@ -26,9 +26,13 @@ use super::{block, fetch};
 use crate::core::{Core, Ctx, Flow};
 use crate::mmu;
 
-/// Code of one page: where that of each instruction is.
+/// Code of one page.
+#[repr(C)]
 pub(super) struct NativePage {
+    /// Where that of each instruction is.
     table: [usize; WORDS],
+    /// Where the decoded page is kept.
+    slot: usize,
 }
 
 /// All code that was made, and what it is entered and left by.
@@ -48,16 +52,21 @@ impl Native {
         Some(Self { buffer, thunks })
     }
 
+    /// Lets a table name no code any more.
+    pub(super) fn empty(&self, page: &mut NativePage) {
+        page.table = [self.thunks.uncompiled; WORDS];
+    }
+
     /// Forgets all code. No table may name any of it any more.
     pub(super) fn clear(&mut self) {
         self.buffer.truncate(self.thunks.end);
     }
 
     /// Makes the code of a page from word `at` on. `false`: there is no space left.
-    pub(super) fn compile(&mut self, page: &mut Page, at: usize) -> bool {
+    fn compile(&mut self, page: &mut Page, slot: usize, at: usize) -> bool {
         let native = page
             .native
-            .get_or_insert_with(|| Box::new(NativePage { table: [self.thunks.uncompiled; WORDS] }));
+            .get_or_insert_with(|| Box::new(NativePage { table: [self.thunks.uncompiled; WORDS], slot }));
         compile::compile(&mut self.buffer, &self.thunks, &page.ops, &page.decoded, &mut native.table, at)
     }
 
@@ -73,9 +82,8 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64, after: u32)
     core.set_pc(core.pc);
     while left > 0 {
         let Some(index) = fetch(core, ctx) else { return };
-        let at = (core.pc >> 2) as usize % WORDS;
         let before = left;
-        if let Some(entry) = find(ctx, index, at, after) {
+        if let Some(entry) = find(core, ctx, index, after) {
             if run_native(core, ctx, &mut left, (index, entry)) {
                 return;
             }
@@ -103,16 +111,20 @@ pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64, after: u32)
     }
 }
 
-/// The code of word `at` of a page, which is made if the page is warm.
-fn find(ctx: &mut Ctx<'_>, index: usize, at: usize, after: u32) -> Option<usize> {
-    let (page, native) = ctx.shared.code.warm(index, after)?;
+/// The code at `pc`, which is in the page of RAM with that index. It is made if the page is warm.
+fn find(core: &Core, ctx: &mut Ctx<'_>, index: usize, after: u32) -> Option<usize> {
+    let at = (core.pc >> 2) as usize % WORDS;
+    ctx.shared.code.free_tables();
+    // Not where each fetch is looked at.
+    mmu::fetch_fast(core, core.pc)?;
+    let (slot, page, native) = ctx.shared.code.warm(index, after)?;
     if let Some(entry) = page.native.as_deref().and_then(|page| native.entry(page, at)) {
         return Some(entry);
     }
     if !page.decoded[at] {
         page.decode(at, &ctx.shared.ram, index, &ctx.shared.features);
     }
-    if !native.compile(page, at) {
+    if !native.compile(page, slot, at) {
         ctx.shared.code.forget_native();
         return None;
     }
@@ -125,14 +137,18 @@ fn run_native(core: &mut Core, ctx: &mut Ctx<'_>, left: &mut u64, (index, entry)
     let Some(Thunks { enter, exit, uncompiled, .. }) = code.native().map(|native| native.thunks) else {
         return false;
     };
+    let tables = code.tables_freed();
     let Some(page) = code.execute(index) else { return false };
+    let code_entries = core.mmu.code_entries(tables);
+    core.mmu.set_table(core.pc, page as *const NativePage as usize);
     let budget = (*left).min(1 << 32) as i64;
     let mut run = Run {
         core: from_mut(core),
         ctx: std::ptr::null_mut(),
         registers: std::ptr::null_mut(),
-        table: &page.table,
+        page,
         entries: core.mmu.data_entries(),
+        code_entries,
         page_va: core.pc & !0xfff,
         left: budget,
         slow,
@@ -168,7 +184,9 @@ extern "C" fn slow(run: *mut Run, index: u32, left: i64) -> bool {
     core.retired_base = run.retired(left);
     core.straight = pc;
     // A copy: what the handler does may drop the page.
-    let Some(op) = ctx.shared.code.op(index as usize) else { return leave(run, left, true) };
+    // SAFETY: tables are freed only while no generated code runs.
+    let slot = unsafe { (*run.page).slot };
+    let Some(op) = ctx.shared.code.op(slot, index as usize) else { return leave(run, left, true) };
     let flow = (op.run)(core, &op, ctx);
     if flow == Flow::Next && !ctx.ended {
         run.entries = core.mmu.data_entries();
@@ -196,7 +214,8 @@ extern "C" fn cross(run: *mut Run, va: u64) -> usize {
         if let Some(page) = ctx.shared.code.execute(index) {
             let entry = page.table[(va >> 2) as usize % WORDS];
             if entry != run.uncompiled {
-                run.enter(page, va);
+                (run.page, run.page_va) = (page, va & !0xfff);
+                core.mmu.set_table(va, page as *const NativePage as usize);
                 return entry;
             }
         }

@@ -7,7 +7,7 @@ use crate::core::Core;
 /// are within the reach of short displacements.
 pub(super) const CORE_BIAS: usize = 128;
 
-/// One run of generated code. RBX is `core` with its bias, R12 points here, R13, R14 and R15 are `table`, `entries` and
+/// One run of generated code. RBX is `core` with its bias, R12 points here, R13, R14 and R15 are `page`, `entries` and
 /// `page_va`, RBP is `left`.
 #[repr(C)]
 pub(super) struct Run {
@@ -17,10 +17,12 @@ pub(super) struct Run {
     pub(super) ctx: *mut (),
     /// Where [`Core::r`] is, and [`CORE_BIAS`].
     pub(super) registers: *mut u8,
-    /// [`NativePage::table`] of the page that executes.
-    pub(super) table: *const [usize; super::WORDS],
+    /// The page that executes. Generated code knows that its table comes first.
+    pub(super) page: *const NativePage,
     /// The fast path's entries of the present data view.
     pub(super) entries: *const u8,
+    /// The fast path's entries of the present code view.
+    pub(super) code_entries: *const u8,
     /// Virtual address of the page that executes.
     pub(super) page_va: u64,
     /// Instructions that may still execute, as of the last exit.
@@ -45,11 +47,5 @@ impl Run {
     /// Instructions since power-on when `left` are left.
     pub(super) fn retired(&self, left: i64) -> u64 {
         self.retired.wrapping_add(self.budget.wrapping_sub(left) as u64)
-    }
-
-    /// Executes from a page now.
-    pub(super) fn enter(&mut self, page: &NativePage, va: u64) {
-        self.table = &page.table;
-        self.page_va = va & !0xfff;
     }
 }

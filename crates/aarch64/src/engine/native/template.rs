@@ -239,7 +239,7 @@ fn probe(asm: &mut Asm, slow: &mut Slow, bytes: u32, key: usize) {
 }
 
 /// The tag of the half of the address space that the register says.
-fn tags(half: Reg) -> Mem {
+pub(super) fn tags(half: Reg) -> Mem {
     let offset = offset_of!(Core, mmu) + Mmu::TAGS;
     indexed(RBX, half, 3, offset as i32 - offset_of!(Core, r) as i32 - CORE_BIAS as i32)
 }

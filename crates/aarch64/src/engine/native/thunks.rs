@@ -2,12 +2,13 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Alu, Asm, Cond, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, W64};
-use super::asm::{at, indexed};
+use super::asm::{Alu, Asm, Cond, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg};
+use super::asm::{Shift, W32, W64, at, indexed};
 use super::buffer::Buffer;
 use super::state::Run;
-use super::template::field;
+use super::template::{field, tags};
 use crate::core::Core;
+use crate::mmu::layout;
 
 /// Addresses of the pieces.
 #[derive(Clone, Copy)]
@@ -42,7 +43,7 @@ impl Thunks {
         a.mov(W64, R12, RDI);
         a.load(W64, RBX, at(R12, offset_of!(Run, registers) as i32));
         a.load(W64, RBP, at(R12, offset_of!(Run, left) as i32));
-        a.load(W64, R13, at(R12, offset_of!(Run, table) as i32));
+        a.load(W64, R13, at(R12, offset_of!(Run, page) as i32));
         a.load(W64, R14, at(R12, offset_of!(Run, entries) as i32));
         a.load(W64, R15, at(R12, offset_of!(Run, page_va) as i32));
         a.jump_reg(RSI);
@@ -61,6 +62,8 @@ impl Thunks {
 
         let slow = a.here();
         a.alu_imm(Alu::Sub, W64, RSP, 8);
+        a.store(3, at(R12, offset_of!(Run, page) as i32), R13);
+        a.store(3, at(R12, offset_of!(Run, page_va) as i32), R15);
         a.mov(W64, RDI, R12);
         a.alu(Alu::Add, W64, RDX, RBP);
         a.call_mem(at(R12, offset_of!(Run, slow) as i32));
@@ -75,11 +78,39 @@ impl Thunks {
         a.jump(out);
 
         let cross = a.here();
+        // The fast path of fetches, as `mmu::fetch_fast` has it.
+        a.test_byte_imm(RAX, 3);
+        let unaligned = a.jump_if_later(Cond::NOT_ZERO);
+        a.mov(W64, RCX, RAX);
+        a.shift(Shift::Shr, W64, RCX, layout::SHIFT);
+        a.alu_imm(Alu::And, W32, RCX, layout::MASK as i32);
+        a.alu_mem(Alu::Add, W64, RCX, at(R12, offset_of!(Run, code_entries) as i32));
+        a.mov(W64, RDX, RAX);
+        a.shift(Shift::Shr, W64, RDX, 63);
+        a.load(W64, RDX, tags(RDX));
+        a.mov(W64, RSI, RAX);
+        a.alu_imm(Alu::And, W64, RSI, -0x1000);
+        a.alu(Alu::Or, W64, RDX, RSI);
+        a.alu_mem(Alu::Cmp, W64, RDX, at(RCX, layout::READ as i32));
+        let other = a.jump_if_later(Cond::NOT_ZERO);
+        a.load(W64, RDX, at(RCX, layout::ADDEND as i32));
+        a.test(W64, RDX, RDX);
+        let unknown = a.jump_if_later(Cond::ZERO);
+        a.mov(W64, R13, RDX);
+        a.mov(W64, R15, RSI);
+        // RCX as `uncompiled` wants it.
+        a.mov(W32, RCX, RAX);
+        a.alu_imm(Alu::And, W32, RCX, 0xfff);
+        a.load(W64, RAX, indexed(R13, RCX, 1, 0));
+        a.ret();
+        a.land(unaligned);
+        a.land(other);
+        a.land(unknown);
         a.alu_imm(Alu::Sub, W64, RSP, 8);
         a.mov(W64, RDI, R12);
         a.mov(W64, RSI, RAX);
         a.call_mem(at(R12, offset_of!(Run, cross) as i32));
-        a.load(W64, R13, at(R12, offset_of!(Run, table) as i32));
+        a.load(W64, R13, at(R12, offset_of!(Run, page) as i32));
         a.load(W64, R15, at(R12, offset_of!(Run, page_va) as i32));
         a.alu_imm(Alu::Add, W64, RSP, 8);
         a.ret();
