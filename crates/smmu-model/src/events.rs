@@ -7,7 +7,7 @@ use crate::memory::Memory;
 use crate::queue::Geometry;
 use crate::smmu::Smmu;
 use crate::spec::event::{EVENT_SHIFT, Event};
-use crate::spec::registers::{OVERFLOW, cr0, gerror};
+use crate::spec::registers::{EVENTQ_PROD, OVERFLOW, cr0, gerror};
 
 /// Records that are not written yet.
 pub(crate) type Fifo = VecDeque<Event>;
@@ -45,6 +45,8 @@ impl Smmu {
         let queue = &mut self.regs.eventq;
         if (queue.prod ^ queue.cons) & OVERFLOW == 0 {
             queue.prod ^= OVERFLOW;
+            let prod = queue.prod;
+            self.observer.tell(|o| o.register(EVENTQ_PROD, prod));
         }
     }
 

@@ -19,6 +19,7 @@
 
 mod ats;
 mod cache;
+pub mod checker;
 mod commands;
 mod config;
 mod events;

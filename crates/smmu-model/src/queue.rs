@@ -60,6 +60,11 @@ impl Queue {
 }
 
 impl Geometry {
+    /// How many entries there are.
+    pub(crate) fn entries(self) -> u64 {
+        1 << self.log2
+    }
+
     /// Index and wrap bit.
     fn mask(self) -> u32 {
         (2 << self.log2) - 1

@@ -12,13 +12,12 @@ mod txn;
 
 pub(crate) use attrs::mair_of_memattr;
 pub(crate) use context::Context;
-pub(crate) use stream::{Eats, Overrides, Stream};
+pub(crate) use stream::{Eats, Overrides, Path, Stream};
 pub(crate) use tables::{l1std_range, leads_to};
 pub(crate) use txn::{Origin, State, Txn, Txns};
 
 use pgtable::Permissions;
 
-use self::stream::Path;
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
 use crate::cache::Regime;

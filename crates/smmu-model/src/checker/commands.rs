@@ -1,0 +1,157 @@
+//! What the guest tells the SMMU: registers and commands.
+
+use super::State;
+use super::queue::{Logged, reserved};
+use super::report::{Kind, Report};
+use super::scope::{Coverage, covers, describe};
+use super::site::{Role, Site};
+use super::streams::What;
+use crate::spec::command::{Cerror, Command, Opcode};
+use crate::spec::registers::{self as r, cr0, cr2};
+
+impl State {
+    /// A word of a register reads as `value` now.
+    pub(super) fn register(&mut self, offset: u64, value: u32) {
+        let half = |old: u64, high: bool| match high {
+            false => old & !0xffff_ffff | u64::from(value),
+            true => old & 0xffff_ffff | u64::from(value) << 32,
+        };
+        match offset {
+            r::CR0 => self.cr0_written(value),
+            r::CR2 => self.streams.e2h = value & cr2::E2H != 0,
+            r::CMDQ_BASE => self.commands.queue.base = half(self.commands.queue.base, false),
+            0x94 => self.commands.queue.base = half(self.commands.queue.base, true),
+            r::CMDQ_CONS if !self.commands.enabled => self.commands.queue.cons = value,
+            r::CMDQ_PROD => {
+                self.commands.queue.prod = value;
+                if self.commands.enabled && self.commands.is_overrun(&self.config) {
+                    let n = self.commands.geometry(&self.config).entries();
+                    let waiting = self.commands.handed_over(&self.config);
+                    let what = format!(
+                        "CMDQ_PROD was moved past CMDQ_CONS: {waiting} commands are handed over in a queue of {n}"
+                    );
+                    let key = (u64::from(value), self.seq);
+                    self.report(key, Report::new(Kind::CommandOverwritten, self.now, what));
+                }
+            }
+            r::GERRORN => self.commands.stopped = false,
+            r::EVENTQ_PROD | r::EVENTQ_CONS => self.output_queue(offset, value),
+            _ => {}
+        }
+    }
+
+    fn cr0_written(&mut self, value: u32) {
+        let changed = self.cr0 ^ value;
+        self.cr0 = value;
+        self.smmuen = value & cr0::SMMUEN != 0;
+        if changed & cr0::SMMUEN != 0 && !self.smmuen {
+            self.answers.disabled();
+        }
+        if changed & cr0::CMDQEN != 0 {
+            self.commands.enabled = value & cr0::CMDQEN != 0;
+            for page in self.commands.pages(&self.config) {
+                if self.commands.enabled { self.memory.hold(page) } else { self.memory.release(page) }
+            }
+        }
+    }
+
+    /// A vCPU changes a word of the command queue.
+    pub(super) fn command_store(&mut self, at: u64, site: &Site) {
+        if !self.commands.is_handed_over(at, &self.config) {
+            return;
+        }
+        let before = self.memory.writer(at);
+        let what = format!(
+            "the command at {:#x} was changed after it had been handed over, and before it was consumed",
+            at & !15
+        );
+        let report = Report::new(Kind::CommandOverwritten, site.time, what)
+            .site(Role::Invalidation, before)
+            .site(Role::Reuse, Some(*site));
+        self.report((at & !15, 0), report);
+    }
+
+    /// A command is consumed.
+    pub(super) fn command(&mut self, command: &Command) {
+        let seq = self.tick();
+        let site = self.memory.writer(self.commands.at);
+        let logged = Logged { seq, command: *command, site };
+        self.commands.consumed(logged, &self.config);
+        if let Some([first, second]) = reserved(command, &self.config) {
+            let what = format!(
+                "{} has reserved bits set: {first:#x} in its first doubleword, {second:#x} in its second",
+                describe(command, &self.config)
+            );
+            let report = Report::new(Kind::CommandReserved, self.now, what).site(Role::Invalidation, site);
+            let code = site.map_or(0, |s| s.pc);
+            self.report((u64::from(command.0[0] as u8), code), report);
+        }
+        match command.opcode() {
+            Some(Opcode::Sync) => self.synchronised(),
+            Some(Opcode::Resume) => self.answers.resumed(command.sid(), Some(command.0[1] as u16)),
+            Some(Opcode::StallTerm) => self.answers.resumed(command.sid(), None),
+            Some(Opcode::PrefetchCfg | Opcode::PrefetchAddr | Opcode::PriResp) | None => {}
+            Some(_) => self.commands.pending.push(logged),
+        }
+    }
+
+    /// A CMD_SYNC completes: whatever the invalidations before it cover, nobody holds any more.
+    fn synchronised(&mut self) {
+        let pending = std::mem::take(&mut self.commands.pending);
+        let mut configuration = false;
+        for logged in &pending {
+            let (c, seq) = (&logged.command, logged.seq);
+            let e2h = self.streams.e2h;
+            match c.opcode() {
+                Some(Opcode::CfgiSte) => self.streams.invalidated(|what| what.sid() == c.sid(), seq),
+                Some(Opcode::CfgiSteRange) => {
+                    let span = u32::MAX >> (31 - c.range());
+                    self.streams.invalidated(|what| what.sid() | span == c.sid() | span, seq);
+                }
+                Some(Opcode::CfgiCd) => {
+                    let cd = if self.config.ssidsize == 0 { 0 } else { c.ssid() };
+                    self.streams.invalidated(|what| what == What::Cd(c.sid(), cd), seq);
+                }
+                Some(Opcode::CfgiCdAll) => {
+                    self.streams.invalidated(|what| matches!(what, What::Cd(sid, _) if sid == c.sid()), seq);
+                }
+                Some(Opcode::AtcInv) | None => continue,
+                Some(_) => {
+                    let config = &self.config;
+                    let gone: Vec<u64> = self
+                        .tables
+                        .dead()
+                        .filter(|(_, e)| e.dead.is_some_and(|death| death.seq < seq))
+                        .filter(|(_, e)| covers(c, e, config, e2h) == Coverage::Whole)
+                        .map(|(id, _)| id)
+                        .collect();
+                    gone.into_iter().for_each(|id| self.tables.remove(id));
+                    continue;
+                }
+            }
+            configuration = true;
+        }
+        if configuration {
+            for at in self.streams.forget_lost(&self.config) {
+                self.memory.release(at);
+            }
+        }
+        self.watch();
+    }
+
+    /// A command stopped the queue.
+    pub(super) fn command_error(&mut self, command: &Command, error: Cerror) {
+        self.commands.stopped = true;
+        if error != Cerror::Ill {
+            return;
+        }
+        let site = self.memory.writer(self.commands.at);
+        let [first, second] = command.0;
+        let what = format!(
+            "the SMMU refused {} as illegal: {first:#018x} {second:#018x}",
+            describe(command, &self.config)
+        );
+        let report = Report::new(Kind::CommandIllegal, self.now, what).site(Role::Invalidation, site);
+        self.report((first & 0xff, site.map_or(0, |s| s.pc)), report);
+    }
+}

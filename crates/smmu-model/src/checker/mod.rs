@@ -1,0 +1,277 @@
+//! The checker: says what the guest did wrong with its SMMU, and where (docs/checker.md).
+//!
+//! It watches an [`Smmu`](crate::Smmu) as an [`Observer`], and is told of the guest's stores to the pages that it asks
+//! for. From these it keeps what an implementation with caches of any size could still hold, and reports when that turns
+//! into a mistake. It changes nothing.
+
+mod answers;
+mod commands;
+mod dma;
+mod judge;
+mod memory;
+mod queue;
+mod report;
+mod scope;
+mod site;
+mod streams;
+mod tables;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub use memory::Pages;
+pub use report::{Kind, Report};
+pub use site::{CALLERS, Role, Site};
+
+use self::answers::Answers;
+use self::dma::Dma;
+use self::memory::Memory;
+use self::queue::Commands;
+use self::streams::Streams;
+use self::tables::{Tables, Watch};
+use crate::config::Config;
+use crate::observer::{Descriptor, Observer};
+use crate::spec::command::{Cerror, Command};
+use crate::spec::event::Event;
+use crate::transaction::{Transaction, Translation, TxnId};
+
+/// How patient the checker is, in nanoseconds of virtual time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long after a change of an STE or CD, or of a translation of a stream whose faults stall, a device may go on
+    /// with the old one before the missing invalidation is a mistake.
+    pub invalidation: u64,
+    /// How long a stall, a page request or an overflow may wait for its answer.
+    pub answer: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { invalidation: 100_000_000, answer: 2_000_000_000 }
+    }
+}
+
+/// Reports of one kind that are kept; more of the same are counted only.
+const MAX_REPORTS: usize = 64;
+
+/// The checker. Copies of the handle are the same checker: one is the SMMU's observer, another is told of stores.
+#[derive(Clone)]
+pub struct Checker(Arc<Mutex<State>>);
+
+struct State {
+    config: Config,
+    patience: Patience,
+    /// Virtual time.
+    now: u64,
+    /// Counts everything that happens, for what was before what.
+    seq: u64,
+    memory: Memory,
+    tables: Tables,
+    streams: Streams,
+    commands: Commands,
+    dma: Dma,
+    answers: Answers,
+    smmuen: bool,
+    cr0: u32,
+    reports: VecDeque<Report>,
+    seen: BTreeSet<(Kind, u64, u64)>,
+    dropped: u64,
+    next_look: u64,
+}
+
+impl Checker {
+    /// A checker of an SMMU of this configuration, which must be out of reset.
+    #[must_use]
+    pub fn new(config: &Config, patience: Patience, pages: Box<dyn Pages>) -> Self {
+        Checker(Arc::new(Mutex::new(State {
+            config: config.clone(),
+            patience,
+            now: 0,
+            seq: 0,
+            memory: Memory::new(pages),
+            tables: Tables::default(),
+            streams: Streams::default(),
+            commands: Commands::default(),
+            dma: Dma::default(),
+            answers: Answers::default(),
+            smmuen: false,
+            cr0: 0,
+            reports: VecDeque::new(),
+            seen: BTreeSet::new(),
+            dropped: 0,
+            next_look: 0,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Virtual time goes on. To be called before whatever happens at that time.
+    pub fn set_time(&self, now: u64) {
+        let mut state = self.state();
+        state.now = now;
+        if now >= state.next_look {
+            let patience = state.patience.answer;
+            state.next_look = now + patience / 16;
+            state.look_for_answers(patience);
+        }
+    }
+
+    /// A vCPU is about to store the low `size` bytes of `value` at `pa`, in a watched page.
+    pub fn cpu_store(&self, site: &Site, pa: u64, size: u8, value: u128) {
+        let mut state = self.state();
+        state.now = site.time;
+        let last = pa + u64::from(size.max(1)) - 1;
+        // Words that change at once may be seen one after the other all the same.
+        for at in (pa & !7..=last).step_by(8) {
+            let Some(old) = state.memory.read(at) else { continue };
+            let mut new = old.to_le_bytes();
+            for (n, byte) in new.iter_mut().enumerate() {
+                let offset = (at + n as u64).wrapping_sub(pa);
+                if offset < u64::from(size) {
+                    *byte = (value >> (8 * offset)) as u8;
+                }
+            }
+            state.store(at, old, u64::from_le_bytes(new), site);
+        }
+    }
+
+    /// A device has written `len` bytes at `pa`, in a watched page.
+    pub fn device_store(&self, pa: u64, len: u64) {
+        let mut state = self.state();
+        let site = Site::device(state.now);
+        let last = pa.saturating_add(len.max(1) - 1);
+        for at in (pa & !7..=last).step_by(8).take(1 << 16) {
+            if let Some(new) = state.memory.read(at) {
+                state.store(at, !new, new, &site);
+            }
+        }
+    }
+
+    /// The run ends: what is still open is judged by what it would have needed by now.
+    pub fn finish(&self) {
+        let mut state = self.state();
+        let patience = state.patience.invalidation;
+        state.look_for_answers(patience);
+    }
+
+    /// What was found since the last call, oldest first.
+    #[must_use]
+    pub fn take_reports(&self) -> Vec<Report> {
+        self.state().reports.drain(..).collect()
+    }
+
+    /// Whether [`Checker::take_reports`] has something.
+    #[must_use]
+    pub fn has_reports(&self) -> bool {
+        !self.state().reports.is_empty()
+    }
+
+    /// How many reports were left out because there were many of their kind.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+}
+
+impl State {
+    fn tick(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    /// Reports something, once: `key` tells what it is about.
+    fn report(&mut self, key: (u64, u64), report: Report) {
+        if !self.seen.insert((report.kind, key.0, key.1)) {
+            return;
+        }
+        if self.seen.range((report.kind, 0, 0)..=(report.kind, u64::MAX, u64::MAX)).count() > MAX_REPORTS {
+            self.seen.remove(&(report.kind, key.0, key.1));
+            self.dropped += 1;
+            return;
+        }
+        self.reports.push_back(report);
+    }
+
+    /// Watches what the tables' entries want watched.
+    fn watch(&mut self) {
+        for watch in std::mem::take(&mut self.tables.watches) {
+            match watch {
+                Watch::Hold(at) => self.memory.hold(at),
+                Watch::Release(at) => self.memory.release(at),
+            }
+        }
+    }
+
+    /// The word at `at` becomes `new`.
+    fn store(&mut self, at: u64, old: u64, new: u64, site: &Site) {
+        if !self.memory.is_watched(at) {
+            return;
+        }
+        let seq = self.tick();
+        if site.cpu.is_some() && old != new {
+            self.command_store(at, site);
+        }
+        self.structure_store(at, new, seq, site);
+        self.table_store(at, new, seq, site);
+        self.memory.wrote(at, *site);
+        self.watch();
+    }
+}
+
+impl Observer for Checker {
+    fn command(&mut self, command: &Command) {
+        self.state().command(command);
+    }
+
+    fn fetched(&mut self, at: u64) {
+        self.state().commands.at = at;
+    }
+
+    fn command_error(&mut self, command: &Command, error: Cerror) {
+        self.state().command_error(command, error);
+    }
+
+    fn register(&mut self, offset: u64, value: u32) {
+        self.state().register(offset, value);
+    }
+
+    fn ste(&mut self, sid: u32, at: u64, words: &[u64; 8]) {
+        self.state().structure(streams::What::Ste(sid), at, words);
+    }
+
+    fn cd(&mut self, sid: u32, cd: u32, at: u64, words: &[u64; 8]) {
+        self.state().structure(streams::What::Cd(sid, cd), at, words);
+    }
+
+    fn descriptor(&mut self, descriptor: &Descriptor) {
+        self.state().descriptor(descriptor);
+    }
+
+    fn updated(&mut self, at: u64, value: u64) {
+        let mut state = self.state();
+        let (seq, site) = (state.tick(), Site::device(state.now));
+        state.table_store(at, value, seq, &site);
+    }
+
+    fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
+        self.state().latched(id, t, translation);
+    }
+
+    fn passed(&mut self, t: &Transaction) {
+        self.state().passed(t);
+    }
+
+    fn completed(&mut self, id: TxnId) {
+        self.state().dma.over(id);
+    }
+
+    fn faulted(&mut self, event: &Event) {
+        self.state().faulted(event);
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.state().recorded(event);
+    }
+}

@@ -1,0 +1,448 @@
+//! Every descriptor that an SMMU read and may still hold: its own word, the tables that led to it, and whether memory
+//! still says the same.
+//!
+//! An entry is *dead* once memory does not say any more what it says, or once no table leads to it any more. What is
+//! dead has to be invalidated before its address, its tag or its table page get another meaning. What is alive may be
+//! read again at any time, so an invalidation does not remove it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgtable::Granule;
+use pgtable::descriptor::{self as d, Kind};
+
+use super::site::Site;
+use crate::cache::World;
+use crate::observer::Descriptor;
+
+/// What a translation is tagged with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Regime {
+    pub(super) world: World,
+    pub(super) vmid: u16,
+    pub(super) asid: u16,
+}
+
+/// Why an entry is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its word was changed to this.
+    Changed(u64),
+    /// A table that led to it is dead.
+    Parent,
+    /// No CD or STE leads to its tables any more.
+    Root,
+}
+
+/// When and by whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Death {
+    pub(super) seq: u64,
+    pub(super) site: Site,
+    pub(super) cause: Cause,
+}
+
+/// What led to an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parent {
+    /// The first table of a walk, which this page is a part of.
+    Root(u64),
+    /// A table descriptor.
+    Entry(u64),
+    /// Something that is forgotten.
+    Lost,
+}
+
+/// One descriptor that was read.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) at: u64,
+    pub(super) value: u64,
+    pub(super) level: i8,
+    pub(super) granule: Granule,
+    pub(super) pa52: bool,
+    pub(super) regime: Regime,
+    pub(super) global: bool,
+    /// First address and log2 of the bytes that it is for.
+    pub(super) first: u64,
+    pub(super) shift: u8,
+    pub(super) leaf: bool,
+    pub(super) parent: Parent,
+    children: BTreeSet<u64>,
+    pub(super) sid: u32,
+    pub(super) cd: u32,
+    pub(super) map: Option<Site>,
+    pub(super) dead: Option<Death>,
+}
+
+impl Entry {
+    /// The pages of the table that it leads to.
+    fn table_pages(&self) -> impl Iterator<Item = u64> + use<> {
+        let (table, bytes) = (self.output(), if self.leaf { 0 } else { self.granule.bytes() });
+        (0..bytes).step_by(4096).map(move |offset| table + offset)
+    }
+
+    /// Where a leaf leads for its first address, or the table that it points to.
+    pub(super) fn output(&self) -> u64 {
+        output(self.value, self.leaf, self.granule, self.level, self.pa52)
+    }
+}
+
+/// The address in a descriptor.
+pub(super) fn output(value: u64, leaf: bool, granule: Granule, level: i8, pa52: bool) -> u64 {
+    let low = if leaf { granule.shift(level) } else { granule.bits() };
+    d::address(value, granule, low, pa52)
+}
+
+/// How a new value of a descriptor relates to the one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing that matters.
+    None,
+    /// More is permitted: a cached entry at worst faults.
+    Extended,
+    /// Less is permitted.
+    Restricted,
+    /// It is invalid now.
+    Invalid,
+    /// Only the Contiguous bit, or the size of what is mapped.
+    Size,
+    /// Another address or other attributes.
+    Other,
+}
+
+/// Compares two values of a descriptor of which the first is valid.
+pub(super) fn compare(e: &Entry, new: u64) -> Change {
+    let old = e.value;
+    if old == new {
+        return Change::None;
+    }
+    let kind = d::kind(new, e.granule, e.level, e.pa52);
+    if kind == Kind::Invalid {
+        return Change::Invalid;
+    }
+    if (kind == Kind::Leaf) != e.leaf {
+        return Change::Size;
+    }
+    let address = |value| output(value, e.leaf, e.granule, e.level, e.pa52);
+    if address(old) != address(new) {
+        return Change::Other;
+    }
+    let gains = |bits: u64| new & !old & bits != 0;
+    let loses = |bits: u64| old & !new & bits != 0;
+    if !e.leaf {
+        // Bits 63:59 restrict what is below.
+        let limits = 0x1f << 59;
+        return match (gains(limits), loses(limits)) {
+            (true, _) => Change::Restricted,
+            (false, true) => Change::Extended,
+            (false, false) => Change::None,
+        };
+    }
+    let stage2 = e.regime.world == World::NsEl1Stage2;
+    let attributes = d::SH_INNER | if stage2 { 0xf << 2 } else { 7 << 2 | d::NG | d::NS };
+    if (old ^ new) & attributes != 0 {
+        return Change::Other;
+    }
+    if (old ^ new) & d::CONTIGUOUS != 0 {
+        return Change::Size;
+    }
+    let (permit, forbid) = match stage2 {
+        true => (d::AF | d::S2AP_READ | d::S2AP_WRITE, d::XN | d::PXN),
+        false => (d::AF | d::AP_USER, d::AP_READ_ONLY | d::XN | d::PXN),
+    };
+    match (gains(forbid) || loses(permit), gains(permit) || loses(forbid)) {
+        (true, _) => Change::Restricted,
+        (false, true) => Change::Extended,
+        (false, false) => Change::None,
+    }
+}
+
+/// More entries than this are not kept: the oldest go.
+const MAX_ENTRIES: usize = 1 << 20;
+/// How many translations that are gone are remembered for reports.
+const MAX_GONE: usize = 4096;
+
+/// A translation that was properly taken away.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    pub(super) map: Option<Site>,
+    pub(super) unmap: Site,
+}
+
+/// What is to be watched, or not any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Watch {
+    Hold(u64),
+    Release(u64),
+}
+
+/// All entries.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    entries: BTreeMap<u64, Entry>,
+    next: u64,
+    by_word: BTreeSet<(u64, u64)>,
+    by_input: BTreeSet<(Regime, i8, u64, u64)>,
+    by_output: BTreeSet<(u64, u64)>,
+    dead: BTreeSet<u64>,
+    roots: BTreeMap<(Regime, u64), BTreeSet<u64>>,
+    gone: BTreeMap<(Regime, u64), Gone>,
+    /// Pages to watch, for whoever does.
+    pub(super) watches: Vec<Watch>,
+}
+
+impl Tables {
+    pub(super) fn get(&self, id: u64) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// Entries whose descriptor is at `at`.
+    pub(super) fn at_word(&self, at: u64) -> Vec<u64> {
+        self.by_word.range((at, 0)..=(at, u64::MAX)).map(|&(_, id)| id).collect()
+    }
+
+    /// Entries whose descriptors are in the page of `at`.
+    pub(super) fn in_page(&self, at: u64) -> impl Iterator<Item = &Entry> {
+        let page = at & !0xfff;
+        self.by_word.range((page, 0)..(page + 0x1000, 0)).filter_map(|&(_, id)| self.entries.get(&id))
+    }
+
+    /// Entries of a regime for an address at a level.
+    fn at_input(&self, regime: Regime, level: i8, first: u64) -> impl Iterator<Item = u64> + '_ {
+        let range = (regime, level, first, 0)..=(regime, level, first, u64::MAX);
+        self.by_input.range(range).map(|&(.., id)| id)
+    }
+
+    /// Leaves of a regime that translate `input`, of whatever size.
+    pub(super) fn leaves(&self, regime: Regime, granule: Granule, input: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        for level in 0..=3 {
+            let shift = granule.shift(level);
+            let ids = self.at_input(regime, level, input >> shift << shift);
+            found.extend(ids.filter(|id| self.entries[id].leaf));
+        }
+        found
+    }
+
+    /// Everything dead.
+    pub(super) fn dead(&self) -> impl Iterator<Item = (u64, &Entry)> {
+        self.dead.iter().filter_map(|&id| Some((id, self.entries.get(&id)?)))
+    }
+
+    /// Roots of a regime that lead to something.
+    pub(super) fn roots(&self) -> Vec<(Regime, u64)> {
+        self.roots.keys().copied().collect()
+    }
+
+    /// What is under a root.
+    pub(super) fn under(&self, root: (Regime, u64)) -> Vec<u64> {
+        self.roots.get(&root).into_iter().flatten().copied().collect()
+    }
+
+    /// What became of the translation of an address.
+    pub(super) fn gone(&self, regime: Regime, input: u64) -> Option<Gone> {
+        self.gone.get(&(regime, input & !0xfff)).copied()
+    }
+
+    /// The entry for a descriptor that was read, if there is a live one that says the same.
+    pub(super) fn known(&self, f: &Descriptor) -> Option<u64> {
+        let shift = f.granule.shift(f.level);
+        let regime = Regime { world: f.world, vmid: f.vmid, asid: f.asid };
+        self.at_input(regime, f.level, f.input >> shift << shift).find(|id| {
+            let e = &self.entries[id];
+            e.at == f.at && e.dead.is_none() && compare(e, f.value) == Change::None
+        })
+    }
+
+    /// A valid descriptor was read.
+    pub(super) fn add(&mut self, f: &Descriptor, map: Option<Site>) -> Option<u64> {
+        let leaf = match d::kind(f.value, f.granule, f.level, f.pa52) {
+            Kind::Invalid => return None,
+            Kind::Leaf => true,
+            Kind::Table => false,
+        };
+        if self.entries.len() >= MAX_ENTRIES
+            && let Some((&oldest, _)) = self.entries.first_key_value()
+        {
+            self.remove(oldest);
+        }
+        let regime = Regime { world: f.world, vmid: f.vmid, asid: f.asid };
+        let shift = f.granule.shift(f.level);
+        let parent = if f.first { Parent::Root(f.at & !0xfff) } else { self.parent(f, regime) };
+        let id = self.next;
+        self.next += 1;
+        let mut dead = None;
+        match parent {
+            Parent::Root(page) => {
+                self.roots.entry((regime, page)).or_default().insert(id);
+            }
+            Parent::Entry(of) => {
+                if let Some(of) = self.entries.get_mut(&of) {
+                    of.children.insert(id);
+                    dead = of.dead.map(|death| Death { cause: Cause::Parent, ..death });
+                }
+            }
+            Parent::Lost => {}
+        }
+        let stage1 = f.world != World::NsEl1Stage2;
+        let entry = Entry {
+            at: f.at,
+            value: f.value,
+            level: f.level,
+            granule: f.granule,
+            pa52: f.pa52,
+            regime,
+            global: leaf && stage1 && f.value & d::NG == 0 && f.world != World::El2,
+            first: f.input >> shift << shift,
+            shift,
+            leaf,
+            parent,
+            children: BTreeSet::new(),
+            sid: f.sid,
+            cd: f.cd,
+            map,
+            dead,
+        };
+        self.watches.push(Watch::Hold(f.at));
+        self.watches.extend(entry.table_pages().map(Watch::Hold));
+        self.by_word.insert((f.at, id));
+        self.by_input.insert((regime, f.level, entry.first, id));
+        self.by_output.insert((entry.output(), id));
+        if dead.is_some() {
+            self.dead.insert(id);
+        }
+        self.entries.insert(id, entry);
+        Some(id)
+    }
+
+    /// The table descriptor that led to a fetch: a live one if there is one.
+    fn parent(&self, f: &Descriptor, regime: Regime) -> Parent {
+        let level = f.level - 1;
+        let shift = f.granule.shift(level);
+        let candidates = self.at_input(regime, level, f.input >> shift << shift).filter(|id| {
+            let e = &self.entries[id];
+            !e.leaf && f.at.wrapping_sub(e.output()) < e.granule.bytes()
+        });
+        let best = candidates.min_by_key(|id| self.entries[id].dead.is_some());
+        best.map_or(Parent::Lost, Parent::Entry)
+    }
+
+    /// Memory still says what an entry says, but with this value.
+    pub(super) fn refresh(&mut self, id: u64, value: u64, site: Site) {
+        if let Some(e) = self.entries.get_mut(&id) {
+            e.value = value;
+            e.map = Some(site);
+        }
+    }
+
+    /// An entry and everything it leads to is dead.
+    pub(super) fn kill(&mut self, id: u64, death: Death) {
+        let mut next = vec![(id, death)];
+        while let Some((id, death)) = next.pop() {
+            let Some(e) = self.entries.get_mut(&id) else { continue };
+            match &mut e.dead {
+                // Dead for longer, but now for a reason of its own as well.
+                Some(old) => {
+                    if matches!(death.cause, Cause::Changed(_)) {
+                        old.cause = death.cause;
+                    }
+                    continue;
+                }
+                None => e.dead = Some(death),
+            }
+            self.dead.insert(id);
+            next.extend(e.children.iter().map(|&child| (child, Death { cause: Cause::Parent, ..death })));
+        }
+    }
+
+    /// Memory says again what an entry says; so what it leads to is alive as well, unless changed itself.
+    pub(super) fn revive(&mut self, id: u64) {
+        let mut next = vec![(id, true)];
+        while let Some((id, first)) = next.pop() {
+            let Some(e) = self.entries.get_mut(&id) else { continue };
+            let own = matches!(e.dead, Some(Death { cause: Cause::Changed(_), .. }));
+            if e.dead.is_none() || (own && !first) {
+                continue;
+            }
+            e.dead = None;
+            self.dead.remove(&id);
+            next.extend(e.children.iter().map(|&child| (child, false)));
+        }
+    }
+
+    /// Whether what led to an entry is alive.
+    pub(super) fn reachable(&self, e: &Entry) -> bool {
+        match e.parent {
+            Parent::Root(_) => !matches!(e.dead, Some(Death { cause: Cause::Root, .. })),
+            Parent::Entry(of) => self.entries.get(&of).is_some_and(|of| of.dead.is_none()),
+            Parent::Lost => false,
+        }
+    }
+
+    /// Whether it is dead because no CD or STE leads to its tables.
+    pub(super) fn is_cut_off(&self, e: &Entry) -> bool {
+        let mut e = e;
+        // A walk has at most five levels.
+        for _ in 0..8 {
+            if matches!(e.dead, Some(Death { cause: Cause::Root, .. })) {
+                return true;
+            }
+            let Parent::Entry(of) = e.parent else { return false };
+            let Some(of) = self.entries.get(&of) else { return false };
+            e = of;
+        }
+        false
+    }
+
+    /// Entries whose word is cleared but whose output page a device may still reach: leaves that lead to a page.
+    pub(super) fn dead_leaf_to(&self, output: u64) -> impl Iterator<Item = (u64, &Entry)> {
+        let ids = self.by_output.range((output, 0)..=(output, u64::MAX));
+        ids.filter_map(|&(_, id)| Some((id, self.entries.get(&id).filter(|e| e.leaf && e.dead.is_some())?)))
+    }
+
+    /// A table descriptor that was changed, may still be held, and leads to the table that the page of `at` is in.
+    pub(super) fn dead_table_to(&self, at: u64) -> Option<&Entry> {
+        let first = (at & !0xfff).saturating_sub(Granule::G64K.bytes());
+        let ids = self.by_output.range((first, 0)..=(at & !0xfff, u64::MAX));
+        let entries = ids.filter_map(|(_, id)| self.entries.get(id));
+        entries
+            .filter(|e| !e.leaf && at - e.output() < e.granule.bytes())
+            .find(|e| e.dead.is_some_and(|death| matches!(death.cause, Cause::Changed(_))))
+    }
+
+    /// An entry is invalidated: nobody holds it any more.
+    pub(super) fn remove(&mut self, id: u64) {
+        let Some(e) = self.entries.remove(&id) else { return };
+        self.by_word.remove(&(e.at, id));
+        self.by_input.remove(&(e.regime, e.level, e.first, id));
+        self.dead.remove(&id);
+        match e.parent {
+            Parent::Root(page) => {
+                let key = (e.regime, page);
+                if let Some(ids) = self.roots.get_mut(&key) {
+                    ids.remove(&id);
+                    if ids.is_empty() {
+                        self.roots.remove(&key);
+                    }
+                }
+            }
+            Parent::Entry(of) => {
+                if let Some(of) = self.entries.get_mut(&of) {
+                    of.children.remove(&id);
+                }
+            }
+            Parent::Lost => {}
+        }
+        self.by_output.remove(&(e.output(), id));
+        self.watches.extend(e.table_pages().map(Watch::Release));
+        if e.leaf {
+            if let Some(death) = e.dead {
+                if self.gone.len() >= MAX_GONE {
+                    self.gone.pop_first();
+                }
+                self.gone.insert((e.regime, e.first), Gone { map: e.map, unmap: death.site });
+            }
+        }
+        self.watches.push(Watch::Release(e.at));
+    }
+}
