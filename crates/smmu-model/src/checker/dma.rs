@@ -102,7 +102,7 @@ impl State {
         let Some(death) = e.dead else { return };
         let age = self.now.saturating_sub(death.site.time);
         let restricted = matches!(death.cause, Cause::Changed(value) if value & 1 != 0);
-        if death.cause == Cause::Root || age < self.patience.invalidation && (restricted || self.recovers(t))
+        if self.tables.is_cut_off(&e) || age < self.patience.invalidation && (restricted || self.recovers(t))
         {
             // Until the invalidation, the guest has to expect this.
             return;

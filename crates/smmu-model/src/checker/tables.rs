@@ -435,13 +435,13 @@ impl Tables {
         }
         self.by_output.remove(&(e.output(), id));
         self.watches.extend(e.table_pages().map(Watch::Release));
-        if e.leaf {
-            if let Some(death) = e.dead {
-                if self.gone.len() >= MAX_GONE {
-                    self.gone.pop_first();
-                }
-                self.gone.insert((e.regime, e.first), Gone { map: e.map, unmap: death.site });
+        if let Some(death) = e.dead
+            && e.leaf
+        {
+            if self.gone.len() >= MAX_GONE {
+                self.gone.pop_first();
             }
+            self.gone.insert((e.regime, e.first), Gone { map: e.map, unmap: death.site });
         }
         self.watches.push(Watch::Release(e.at));
     }

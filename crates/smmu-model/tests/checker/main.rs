@@ -161,7 +161,7 @@ fn a_page_becomes_another_without_a_break() {
             g.store(at, 0);
             g.commands(&[tlbi_va(1, IOVA, 1)]);
         }
-        g.at(0xd000).store(at, PAGE + 0x4000 | RW | 3);
+        g.at(0xd000).store(at, (PAGE + 0x4000) | RW | 3);
         if wrong {
             g.commands(&[tlbi_va(1, IOVA, 1)]);
         }
