@@ -1,5 +1,7 @@
 //! Which schedules are tried: each is drawn from the search's seed and its own number alone.
 
+use std::collections::BTreeMap;
+
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
@@ -85,31 +87,49 @@ fn log_uniform(rng: &mut impl Rng, low: u64, high: u64) -> u64 {
     rng.random_range(1u64 << octave..=(1u64 << octave) * 2 - 1).clamp(low, high)
 }
 
-/// A point to hold somebody at: vCPUs as often as agents, actors that do more more often; a vCPU in half of all cases at a
-/// place in the code, each as likely as any other, else near a device access, or at any instruction.
+/// A point to hold somebody at. Of ten, four are near a vCPU's access to a device, three a step of an agent, two a place in the
+/// code, each as likely as any other however often it is executed, and one is any instruction; where one kind is missing,
+/// any instruction stands in.
 fn point(rng: &mut impl Rng, progress: &Progress) -> Option<(Actor, u64)> {
-    let (cpus, agents): (Vec<_>, Vec<_>) =
-        progress.of.iter().filter(|(_, n)| **n > 0).partition(|(who, _)| matches!(who, Actor::Cpu(_)));
-    let group = if agents.is_empty() || (!cpus.is_empty() && rng.random_bool(0.5)) { &cpus } else { &agents };
-    let total: u64 = group.iter().map(|(_, n)| **n).sum();
-    let mut at = if total > 0 { rng.random_range(0..total) } else { return None };
-    let &(who, _) = group.iter().find(|(_, n)| {
-        let here = at < **n;
-        at -= if here { 0 } else { **n };
+    let kind = rng.random_range(0..10);
+    let found = match kind {
+        0..4 => one_of(rng, &progress.accesses).map(|(cpu, at)| (Actor::Cpu(cpu), near(rng, at))),
+        4..7 => any(rng, progress, |who| !matches!(who, Actor::Cpu(_))),
+        7..9 => one_of(rng, &progress.places).map(|(cpu, at)| (Actor::Cpu(cpu), at)),
+        _ => None,
+    };
+    found.or_else(|| any(rng, progress, |who| matches!(who, Actor::Cpu(_))))
+}
+
+/// One of all vCPUs' points.
+fn one_of(rng: &mut impl Rng, points: &BTreeMap<usize, Vec<u64>>) -> Option<(usize, u64)> {
+    let mut index = pick(rng, points.values().map(|list| list.len() as u64).sum())?;
+    points.iter().find_map(|(&cpu, list)| {
+        let here = list.get(index as usize);
+        index = index.saturating_sub(list.len() as u64);
+        here.map(|&at| (cpu, at))
+    })
+}
+
+/// Any step or instruction of the actors that `which` takes.
+fn any(rng: &mut impl Rng, progress: &Progress, which: impl Fn(&Actor) -> bool) -> Option<(Actor, u64)> {
+    let group = || progress.of.iter().filter(|(who, _)| which(who));
+    let mut at = pick(rng, group().map(|(_, n)| n).sum())?;
+    group().find_map(|(&who, &n)| {
+        let here = (at < n).then_some((who, at));
+        at = at.saturating_sub(n);
         here
-    })?;
-    let Actor::Cpu(cpu) = who else { return Some((*who, at)) };
-    let accesses = progress.accesses.get(cpu).filter(|list| !list.is_empty());
-    let places = progress.places.get(cpu).filter(|list| !list.is_empty());
-    let dice = rng.random_range(0..4);
-    if let (0, Some(accesses)) = (dice, accesses) {
-        let access = accesses[rng.random_range(0..accesses.len())];
-        return Some((*who, (access + rng.random_range(0..=2 * NEAR)).saturating_sub(NEAR)));
-    }
-    if let (1 | 2, Some(places)) = (dice, places) {
-        return Some((*who, places[rng.random_range(0..places.len())]));
-    }
-    Some((*who, at))
+    })
+}
+
+fn pick(rng: &mut impl Rng, total: u64) -> Option<u64> {
+    (total > 0).then(|| rng.random_range(0..total))
+}
+
+/// Somewhere near an instruction: behind it or before it, and the nearer the likelier.
+fn near(rng: &mut impl Rng, at: u64) -> u64 {
+    let distance = log_uniform(rng, 1, NEAR);
+    if rng.random_bool(0.7) { at + distance } else { (at + 1).saturating_sub(distance) }
 }
 
 /// Single holds first, then pairs: before and behind each device access, and before each step of an agent.
