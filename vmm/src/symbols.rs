@@ -16,6 +16,8 @@ pub struct Symbols {
     code: Vec<(u64, String)>,
     /// How much further up the kernel runs than it was linked for.
     slide: u64,
+    /// Where modules run, ascending.
+    modules: Vec<(u64, String)>,
 }
 
 impl Symbols {
@@ -33,11 +35,13 @@ impl Symbols {
 
     /// Reads such lines; what is none is passed over.
     pub fn parse(text: &str) -> Self {
-        let mut code: Vec<(u64, String)> = text.lines().filter_map(line).collect();
-        // Several names of one address: the first stays.
-        code.sort_by_key(|&(address, _)| address);
-        code.dedup_by_key(|&mut (address, _)| address);
-        Self { code, slide: 0 }
+        Self { code: sorted(text), slide: 0, modules: Vec::new() }
+    }
+
+    /// Takes the names of modules where they run, as the guest's own /proc/kallsyms has them.
+    pub fn add_modules(&mut self, text: &str) {
+        self.modules = sorted(text);
+        self.modules.retain(|(_, name)| name.ends_with(']'));
     }
 
     /// Whether there are none.
@@ -57,10 +61,7 @@ impl Symbols {
 
     /// The symbol that an address of code belongs to, and how far behind it the address is.
     pub fn at(&self, address: u64) -> Option<(&str, u64)> {
-        let address = address.wrapping_sub(self.slide);
-        let (start, name) = &self.code[..self.code.partition_point(|(start, _)| *start <= address)].last()?;
-        let offset = address - start;
-        (offset < LONGEST).then_some((name, offset))
+        below(&self.modules, address).or_else(|| below(&self.code, address.wrapping_sub(self.slide)))
     }
 
     /// `symbol+0xOFFSET`, or the bare address.
@@ -74,9 +75,27 @@ impl Symbols {
 
     /// Where a symbol is.
     pub fn find(&self, name: &str) -> Option<u64> {
+        let of_module = |own: &str| own.strip_prefix(name).is_some_and(|rest| rest.starts_with(" ["));
+        let module = self.modules.iter().find(|(_, own)| of_module(own));
         let found = self.code.iter().find(|(_, own)| own == name);
-        found.map(|(address, _)| address.wrapping_add(self.slide))
+        let kernel = found.map(|(address, _)| address.wrapping_add(self.slide));
+        kernel.or(module.map(|&(address, _)| address))
     }
+}
+
+/// The lines' symbols by address. Of several names of one address the first stays.
+fn sorted(text: &str) -> Vec<(u64, String)> {
+    let mut code: Vec<(u64, String)> = text.lines().filter_map(line).collect();
+    code.sort_by_key(|&(address, _)| address);
+    code.dedup_by_key(|&mut (address, _)| address);
+    code
+}
+
+/// The last symbol that is not behind an address.
+fn below(code: &[(u64, String)], address: u64) -> Option<(&str, u64)> {
+    let (start, name) = code[..code.partition_point(|(start, _)| *start <= address)].last()?;
+    let offset = address - start;
+    (offset < LONGEST).then_some((name, offset))
 }
 
 fn line(line: &str) -> Option<(u64, String)> {
@@ -123,6 +142,11 @@ nonsense
         assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800));
         symbols.locate(0xffff_8000_1801_0800);
         assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800), "once is enough");
+        symbols.add_modules(
+            "ffff800078900000 t engine_start\t[smmulab_engine]\nffff800008010800 T vectors\nhello\n",
+        );
+        assert_eq!(symbols.name(0xffff_8000_7890_0010), "engine_start [smmulab_engine]+0x10");
+        assert_eq!(symbols.find("engine_start"), Some(0xffff_8000_7890_0000));
         symbols.locate(0);
         assert_eq!(symbols.find("vectors"), Some(0xffff_8000_1801_0800), "a guest that has no vectors yet");
     }

@@ -30,14 +30,13 @@ pub fn carefully(machine: &mut Machine, judge: &Judge, holds: &[Hold]) -> Result
     Ok(Replayed { verdict, begun, end: state_hash(machine)? })
 }
 
-/// Runs a schedule once more and looks at everything that is done. `symbols` learn where the kernel runs.
-pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: &mut Symbols) -> Timeline {
+/// Runs a schedule once more and looks at everything that is done.
+pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: &Symbols) -> Timeline {
     machine.follow(holds);
     if let Some(schedule) = machine.schedule() {
         schedule.keep_log();
     }
     judge.run(machine);
-    symbols.locate(machine.cluster.core(0).sys.vbar[1]);
     let schedule = machine.schedule();
     schedule.map(|s| Timeline::new(s.log(), s.begun(), symbols)).unwrap_or_default()
 }
@@ -52,7 +51,9 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         |path: &PathBuf| File::create(path).with_context(|| format!("cannot write {}", path.display()));
     // Before the work, so that a path that cannot be written is known before it is done.
     let trace = args.trace.as_ref().map(create).transpose()?.map(BufWriter::new);
-    let Prepared { mut machine, exec } = record.scenario.prepare(|_| {})?;
+    let prepared = record.scenario.prepare(|_| {})?;
+    let symbols = prepared.symbols(&record.scenario)?;
+    let Prepared { mut machine, exec, .. } = prepared;
     ensure!(
         state_hash(&machine)? == record.begin,
         "the guest of {} is not the one that it was recorded with: its images, or an option, are others",
@@ -69,8 +70,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         }
     }
     if let (Some(path), Some(mut file)) = (&args.trace, trace) {
-        let mut symbols = record.scenario.symbols()?;
-        let line = in_detail(&mut machine, &judge, &record.holds, &mut symbols);
+        let line = in_detail(&mut machine, &judge, &record.holds, &symbols);
         trace::write(&line, &mut file)
             .and_then(|()| file.flush())
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -75,11 +75,8 @@ impl Scenario {
         Ok(span.0)
     }
 
-    /// Names for the guest's code: the scenario's own, or the image's.
-    ///
-    /// # Errors
-    /// When the scenario names a file that cannot be used.
-    pub fn symbols(&self) -> Result<Symbols> {
+    /// Names for the kernel's code: the scenario's own, or the image's.
+    fn symbols(&self) -> Result<Symbols> {
         if let Some(path) = &self.symbols {
             return Symbols::open(path);
         }
@@ -124,14 +121,18 @@ impl Scenario {
         let args = self.run_args()?;
         let (options, boot) = run::plan(&args)?;
         let mut machine = crate::assemble::assemble(&options, &boot)?;
-        let mut text = Vec::new();
+        let (mut text, mut job) = (Vec::new(), Vec::new());
         let why = loop {
             let stop = machine.run((machine.now() + 2_000_000).min(BOOT_LIMIT));
             let output = run::take_console(&mut machine);
             console(&output);
             text.extend(output);
+            job.extend(run::take_virtio_console(&mut machine));
             match stop {
-                Stop::Marked(Mark::Begin, _) => return Ok(Prepared { machine, exec: args.exec.is_some() }),
+                Stop::Marked(Mark::Begin, _) => {
+                    let said = String::from_utf8_lossy(&job).into_owned();
+                    return Ok(Prepared { machine, exec: args.exec.is_some(), said });
+                }
                 Stop::Until if machine.now() < BOOT_LIMIT => {}
                 Stop::Marked(..) => {}
                 Stop::Until | Stop::Sleep(_) => break "ten minutes passed",
@@ -152,6 +153,21 @@ pub struct Prepared {
     pub machine: Machine,
     /// Whether it runs a command whose exit status counts.
     pub exec: bool,
+    /// What the command has printed.
+    said: String,
+}
+
+impl Prepared {
+    /// Names for the guest's code, where it runs.
+    ///
+    /// # Errors
+    /// When the scenario names a file that cannot be used.
+    pub fn symbols(&self, scenario: &Scenario) -> Result<Symbols> {
+        let mut symbols = scenario.symbols()?;
+        symbols.locate(self.machine.cluster.core(0).sys.vbar[1]);
+        symbols.add_modules(&self.said);
+        Ok(symbols)
+    }
 }
 
 /// An error of TOML in one line: where, what, and the line it is in.

@@ -20,6 +20,7 @@ use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
 use crate::schedule::{Begun, Hold, Progress};
 use crate::stats::state_hash;
+use crate::symbols::Symbols;
 
 /// How far a search goes.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,7 @@ impl Found {
 pub struct Explorer {
     machine: Machine,
     judge: Judge,
+    symbols: Symbols,
     /// What everybody does in the default order.
     pub progress: Progress,
     /// What came of the default order.
@@ -78,7 +80,8 @@ impl Explorer {
     /// # Errors
     /// When the host cannot run it.
     pub fn new(scenario: &Scenario, prepared: Prepared) -> Result<Self> {
-        let Prepared { mut machine, exec } = prepared;
+        let symbols = prepared.symbols(scenario)?;
+        let Prepared { mut machine, exec, .. } = prepared;
         let judge = Judge::new(scenario, exec)?;
         let survey = Child::start(|| {
             machine.survey();
@@ -86,7 +89,7 @@ impl Explorer {
             (verdict, machine.progress())
         })?;
         let (plain, progress) = survey.join::<(Verdict, Option<Progress>)>()?;
-        Ok(Self { machine, judge, progress: progress.unwrap_or_default(), plain })
+        Ok(Self { machine, judge, symbols, progress: progress.unwrap_or_default(), plain })
     }
 
     /// Starts one schedule.
@@ -110,10 +113,9 @@ impl Explorer {
         let child = Child::start(|| carefully(&mut self.machine, &self.judge, &holds).ok())?;
         let replayed =
             child.join::<Option<Replayed>>()?.ok_or_else(|| anyhow!("the state cannot be hashed"))?;
-        let mut symbols = scenario.symbols()?;
         let detail = Child::start(|| {
-            let line = in_detail(&mut self.machine, &self.judge, &holds, &mut symbols);
-            (story::tell(&line, &symbols), line)
+            let line = in_detail(&mut self.machine, &self.judge, &holds, &self.symbols);
+            (story::tell(&line, &self.symbols), line)
         })?;
         let (story, line) = detail.join::<(Vec<String>, Timeline)>()?;
         Ok((Record::new(scenario.clone(), begin, holds, replayed, story), line))
@@ -186,9 +188,7 @@ fn keep(record: &Record, line: &Timeline, args: &RaceArgs) -> Result<()> {
 /// Runs the order that the scenario's script says.
 fn run_script(scenario: &Scenario, explorer: &mut Explorer, args: &RaceArgs) -> Result<u8> {
     ensure!(!scenario.script.is_empty(), "{} has no script", args.scenario.display());
-    let mut symbols = scenario.symbols()?;
-    symbols.locate(explorer.machine.cluster.core(0).sys.vbar[1]);
-    let steps = steps::steps(&scenario.script, &symbols)?;
+    let steps = steps::steps(&scenario.script, &explorer.symbols)?;
     let child = Child::start(|| {
         explorer.machine.follow(&[]);
         if let Some(schedule) = explorer.machine.schedule() {
