@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bounce;
 pub mod bus;
 pub mod dma;
 pub mod gic;

@@ -1,6 +1,7 @@
 //! An area: some segments of a pool, with a lock of their own.
 
 use crate::segment::{Need, low};
+use crate::state::{AreaState, StateError};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::{IO_TLB_SEGSIZE, IO_TLB_SIZE};
 
@@ -29,8 +30,7 @@ pub(crate) struct State {
 impl Area {
     /// An area of `slots` free slots.
     pub(crate) fn new(slots: usize) -> Self {
-        let segments = (0..slots.div_ceil(IO_TLB_SEGSIZE)).map(|n| low(slots - n * IO_TLB_SEGSIZE)).collect();
-        Area { state: Mutex::new(State { used: 0, allowance: 0, closed: false, index: 0, segments }) }
+        Area { state: Mutex::new(State::new(slots)) }
     }
 
     #[inline]
@@ -40,6 +40,11 @@ impl Area {
 }
 
 impl State {
+    fn new(slots: usize) -> Self {
+        let segments = (0..slots.div_ceil(IO_TLB_SEGSIZE)).map(|n| low(slots - n * IO_TLB_SEGSIZE)).collect();
+        State { used: 0, allowance: 0, closed: false, index: 0, segments }
+    }
+
     /// Takes the slots that `need` asks for from this area, whose first slot is at address `start`. The number of the
     /// first one within the area.
     #[inline]
@@ -69,6 +74,33 @@ impl State {
         debug_assert_eq!(*segment & freed, 0, "free slots are given back");
         *segment |= freed;
         self.used -= slots;
+    }
+
+    /// As plain data. Which slots are free follows from the mappings.
+    pub(crate) fn save(&self) -> AreaState {
+        AreaState { allowance: self.allowance, closed: self.closed, index: self.index }
+    }
+
+    /// Takes over a state, with all slots of an area of `slots` free; mappings take theirs with [`State::mark`].
+    pub(crate) fn restore(&mut self, slots: usize, state: &AreaState) -> Result<(), StateError> {
+        *self = State::new(slots);
+        if state.index >= self.segments.len() {
+            return Err(StateError);
+        }
+        (self.allowance, self.closed, self.index) = (state.allowance, state.closed, state.index);
+        Ok(())
+    }
+
+    /// Takes `slots` slots from `first` on, which must be free and in one segment.
+    pub(crate) fn mark(&mut self, first: usize, slots: usize) -> Result<(), StateError> {
+        let within = first % IO_TLB_SEGSIZE;
+        let segment = self.segments.get_mut(first / IO_TLB_SEGSIZE).ok_or(StateError)?;
+        if slots == 0 || within + slots > IO_TLB_SEGSIZE || !*segment & low(slots) << within != 0 {
+            return Err(StateError);
+        }
+        *segment &= !(low(slots) << within);
+        self.used += slots;
+        Ok(())
     }
 
     /// Slots that are free.

@@ -274,6 +274,11 @@ impl<M: Memory> Device<M> {
         self.uses_io_tlb.load(Relaxed)
     }
 
+    /// Sets or clears that, when a saved state is taken over. Nobody may be using the device.
+    pub fn restore_uses_io_tlb(&self, uses: bool) {
+        self.uses_io_tlb.store(uses, Relaxed);
+    }
+
     /// The start of everything that is given an address.
     #[inline(always)]
     fn search<R>(&self, address: u64, f: impl FnOnce(&Pool<M>) -> R) -> Option<R> {

@@ -34,6 +34,7 @@ mod rcu;
 mod rcu;
 mod segment;
 mod slot;
+mod state;
 mod swiotlb;
 mod sync;
 
@@ -43,6 +44,7 @@ pub use memory::{Fault, Memory, Original, PoolMemory, Provider};
 #[cfg(loom)]
 pub use mutant::Mutant;
 pub use pool::Pool;
+pub use state::{AreaState, MappingState, PoolState, StateError, SwiotlbState};
 pub use swiotlb::{Growth, Stats, Swiotlb};
 
 /// log2 of [`IO_TLB_SIZE`].

@@ -30,6 +30,12 @@ pub trait Provider<M>: Send + Sync {
     /// [`crate::PAGE_SIZE`]; none of it above the address `limit`. `None` when there is none. Called while mappings go on,
     /// by whatever thread maps or grows.
     fn allocate(&self, bytes: usize, align: u64, limit: u64) -> Option<M>;
+
+    /// `bytes` of memory that a saved pool had at `start`, for one that takes its place
+    /// ([`crate::Swiotlb::restore`]). `None` when there is none; a provider that cannot do it needs to do nothing.
+    fn allocate_at(&self, _start: u64, _bytes: usize) -> Option<M> {
+        None
+    }
 }
 
 /// The original buffer cannot be accessed.

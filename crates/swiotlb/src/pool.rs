@@ -7,6 +7,7 @@ use crate::memory::{Memory, Original, zero};
 use crate::mutant::{self, Mutant};
 use crate::segment::Need;
 use crate::slot::{Record, Slot};
+use crate::state::{MappingState, PoolState, StateError};
 use crate::swiotlb::Counts;
 use crate::{Error, IO_TLB_SEGSIZE, IO_TLB_SHIFT, IO_TLB_SIZE};
 
@@ -232,6 +233,59 @@ impl<M: Memory> Pool<M> {
         match way {
             Way::In => original.read(start, &slice)?,
             Way::Out => original.write(start, &slice)?,
+        }
+        Ok(())
+    }
+}
+
+impl<M: Memory> Pool<M> {
+    /// As plain data.
+    pub(crate) fn save(&self) -> PoolState {
+        let mapping = |(slot, record): (usize, Record)| {
+            let mut bytes = vec![0; record.size];
+            let at = (slot << IO_TLB_SHIFT) + record.offset;
+            self.memory.slice(at, record.size).copy_to(&mut bytes[..]);
+            let Record { original, slots, pad_slots, offset, .. } = record;
+            MappingState { slot, offset, pad_slots, slots, original, bytes }
+        };
+        PoolState {
+            start: self.start,
+            slots: self.slots.len(),
+            areas: self.areas.iter().map(|area| area.lock().save()).collect(),
+            mappings: (0..)
+                .zip(&self.slots)
+                .filter_map(|(n, slot)| Some((n, slot.load()?)))
+                .map(mapping)
+                .collect(),
+        }
+    }
+
+    /// Takes over a state in place of what was mapped. Nobody may be using the pool.
+    pub(crate) fn restore(&self, state: &PoolState) -> Result<(), StateError> {
+        let count = self.slots.len();
+        if (state.start, state.slots, state.areas.len()) != (self.start, count, self.areas.len()) {
+            return Err(StateError);
+        }
+        for (n, (area, saved)) in self.areas.iter().zip(&state.areas).enumerate() {
+            area.lock().restore(self.area_slots.min(count.saturating_sub(n * self.area_slots)), saved)?;
+        }
+        self.slots.iter().for_each(Slot::clear);
+        for mapping in &state.mappings {
+            let MappingState { slot, offset, pad_slots, slots, original, ref bytes } = *mapping;
+            let record = Record { original, size: bytes.len(), slots, pad_slots, offset };
+            let first = slot.checked_sub(pad_slots).ok_or(StateError)?;
+            let fits = slots <= IO_TLB_SEGSIZE
+                && first < count
+                && pad_slots < slots
+                && offset < IO_TLB_SIZE
+                && !bytes.is_empty()
+                && record.before().checked_add(bytes.len()).is_some_and(|end| end <= slots << IO_TLB_SHIFT);
+            if !fits {
+                return Err(StateError);
+            }
+            self.area_of(first).lock().mark(first % self.area_slots, slots)?;
+            self.memory.slice((slot << IO_TLB_SHIFT) + offset, bytes.len()).copy_from(&bytes[..]);
+            self.slots[slot].store(&record);
         }
         Ok(())
     }

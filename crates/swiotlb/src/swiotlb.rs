@@ -9,6 +9,7 @@ use crate::mutant::{self, Mutant};
 use crate::pool::{Kind, Pool};
 use crate::rcu::{self, Rcu};
 use crate::segment::Need;
+use crate::state::{StateError, SwiotlbState};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, lock};
 use crate::{Error, IO_TLB_SHIFT, IO_TLB_SIZE};
 
@@ -349,6 +350,48 @@ impl<M: Memory> Swiotlb<M> {
         } else if let Some(area) = area {
             area.lock().allowance += *hiwater - used;
         }
+    }
+
+    /// All of it as plain data. Nobody may be using it meanwhile, and there must be no transient pool.
+    pub fn save(&self) -> SwiotlbState {
+        let mut pools = Vec::new();
+        self.for_each_pool(|pool| pools.push(pool.save()));
+        SwiotlbState {
+            pools,
+            used_hiwater: *lock(&self.used_hiwater),
+            failures: self.failures.load(Relaxed),
+            wants_growth: self.wants_growth.load(Relaxed),
+        }
+    }
+
+    /// Takes over a state in place of what is mapped. Added pools are made anew, where the saved ones were.
+    ///
+    /// # Errors
+    /// [`StateError`]: the state is of another pool, contradicts itself, or the provider has not the memory for it. What
+    /// is mapped then is not defined.
+    pub fn restore(&self, state: &SwiotlbState) -> Result<(), StateError> {
+        let (default, added) = state.pools.split_first().ok_or(StateError)?;
+        self.default.restore(default)?;
+        if self.growth.is_some() {
+            self.added.update(|_| (PoolList::new(Vec::new()), ()));
+            rcu::reclaim();
+        }
+        for saved in added {
+            let growth = self.growth.as_ref().filter(|g| g.pool_slots == saved.slots).ok_or(StateError)?;
+            let memory =
+                growth.provider.allocate_at(saved.start, saved.slots << IO_TLB_SHIFT).ok_or(StateError)?;
+            self.counts.grown.fetch_add(saved.slots, Relaxed);
+            let pool = Pool::new(memory, self.areas, Kind::Grown, self.counts.clone()).map_err(|_| {
+                self.counts.remove(Kind::Grown, saved.slots);
+                StateError
+            })?;
+            pool.restore(saved)?;
+            self.added.update(|list| (list.with(Arc::new(pool)), ()));
+        }
+        *lock(&self.used_hiwater) = state.used_hiwater;
+        self.failures.store(state.failures, Relaxed);
+        self.wants_growth.store(state.wants_growth, Relaxed);
+        Ok(())
     }
 
     fn for_each_pool(&self, mut f: impl FnMut(&Pool<M>)) {

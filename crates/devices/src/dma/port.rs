@@ -3,11 +3,14 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
 use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
+
+use crate::bounce::{Bounce, Memory};
 
 use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 
@@ -70,6 +73,7 @@ impl Fabric {
             ssid: requester.ssid,
             device_id: AtomicU32::new(requester.device_id),
             fabric: self.clone(),
+            bounce: OnceLock::new(),
             enabled: AtomicBool::new(false),
             forwarded: AtomicBool::new(true),
             counters: Counters::default(),
@@ -160,6 +164,7 @@ pub(super) struct Shared {
     ssid: Option<u32>,
     device_id: AtomicU32,
     pub(super) fabric: Fabric,
+    bounce: OnceLock<Bounce>,
     enabled: AtomicBool,
     forwarded: AtomicBool,
     pub(super) counters: Counters,
@@ -210,6 +215,24 @@ impl DmaPort {
     /// What the bridges above say: whether they forward requests. A port without bridges is always forwarded.
     pub fn set_forwarded(&self, forwarded: bool) {
         self.0.forwarded.store(forwarded, Relaxed);
+    }
+
+    /// Makes the device a bounced one, from the start on.
+    pub fn set_bounce(&self, bounce: Bounce) {
+        // A second pool would have nothing to do with what is mapped in the first.
+        if self.0.bounce.set(bounce).is_err() {
+            log::error!("device {:#06x} has a bounce pool already", self.requester().sid);
+        }
+    }
+
+    /// The pool that stands between the device and guest memory, if one does.
+    pub fn bounce(&self) -> Option<&Bounce> {
+        self.0.bounce.get()
+    }
+
+    /// What the buffers of a request that is being worked on are in.
+    pub fn buffers(&self) -> Memory<'_> {
+        self.bounce().map_or(Memory::Guest(self), Memory::Pool)
     }
 
     /// What went through so far.

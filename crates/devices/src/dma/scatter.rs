@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DmaError, DmaPort, Poll, Transfer};
+use crate::bounce::Memory;
 
 /// Consecutive device addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct Scatter {
     done: u64,
     total: u64,
     current: Option<Transfer>,
+    /// What was skipped: from and to.
+    gaps: Vec<(u64, u64)>,
 }
 
 /// What a step of a [`Scatter`] did.
@@ -49,6 +52,7 @@ impl Scatter {
         self.done = 0;
         self.total = 0;
         self.current = None;
+        self.gaps.clear();
     }
 
     /// Appends a segment.
@@ -60,6 +64,24 @@ impl Scatter {
     /// Number of segments.
     pub fn segments(&self) -> usize {
         self.segments.len()
+    }
+
+    /// The segments.
+    pub fn iter(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
+    }
+
+    /// The ranges of bytes that were moved, not skipped.
+    pub fn written(&self) -> Vec<(u64, u64)> {
+        let mut ranges = Vec::new();
+        let mut from = 0;
+        for &(start, end) in self.gaps.iter().chain(&[(self.done, self.done)]) {
+            if from < start {
+                ranges.push((from, start));
+            }
+            from = end;
+        }
+        ranges
     }
 
     /// Bytes of all segments.
@@ -81,20 +103,69 @@ impl Scatter {
     ///
     /// # Errors
     /// When the access is refused. The cursor does not move, and trying again is a new access.
-    pub fn step_read(&mut self, port: &DmaPort, data: &mut [u8], max_beat: usize) -> Result<Moved, DmaError> {
+    pub fn step_read<'a>(
+        &mut self,
+        memory: impl Into<Memory<'a>>,
+        data: &mut [u8],
+        max_beat: usize,
+    ) -> Result<Moved, DmaError> {
         let n = data.len().min(max_beat);
         let Some(data) = data.get_mut(..n) else { return Ok(Moved::End) };
-        self.step(port, false, data.is_empty(), |port, transfer| port.beat_read(transfer, data))
+        match memory.into() {
+            Memory::Guest(port) => {
+                self.step(port, false, data.is_empty(), |port, transfer| port.beat_read(transfer, data))
+            }
+            Memory::Pool(pool) => self.step_pool(data.len(), |address, n| match data.get_mut(..n) {
+                Some(part) => pool.read(address, part),
+                None => Err(DmaError::Wraps),
+            }),
+        }
     }
 
     /// One step of moving from the front of `data` to memory; at most `max_beat` bytes in a beat.
     ///
     /// # Errors
     /// As [`Scatter::step_read`].
-    pub fn step_write(&mut self, port: &DmaPort, data: &[u8], max_beat: usize) -> Result<Moved, DmaError> {
+    pub fn step_write<'a>(
+        &mut self,
+        memory: impl Into<Memory<'a>>,
+        data: &[u8],
+        max_beat: usize,
+    ) -> Result<Moved, DmaError> {
         let n = data.len().min(max_beat);
         let Some(data) = data.get(..n) else { return Ok(Moved::End) };
-        self.step(port, true, data.is_empty(), |port, transfer| port.beat_write(transfer, data))
+        match memory.into() {
+            Memory::Guest(port) => {
+                self.step(port, true, data.is_empty(), |port, transfer| port.beat_write(transfer, data))
+            }
+            Memory::Pool(pool) => self.step_pool(data.len(), |address, n| match data.get(..n) {
+                Some(part) => pool.write(address, part),
+                None => Err(DmaError::Wraps),
+            }),
+        }
+    }
+
+    /// One step in a pool: there is nothing to translate.
+    fn step_pool(
+        &mut self,
+        room: usize,
+        access: impl FnOnce(u64, usize) -> Result<(), DmaError>,
+    ) -> Result<Moved, DmaError> {
+        while let Some(segment) = self.segments.get(self.index) {
+            let n = (segment.len.saturating_sub(self.offset) as usize).min(room);
+            if n > 0 {
+                access(segment.iova.wrapping_add(u64::from(self.offset)), n)?;
+                self.offset += n as u32;
+                self.done += n as u64;
+                return Ok(Moved::Beat(n));
+            }
+            if room == 0 {
+                break;
+            }
+            self.index += 1;
+            self.offset = 0;
+        }
+        Ok(Moved::End)
     }
 
     fn step(
@@ -137,7 +208,11 @@ impl Scatter {
     pub fn skip(&mut self, port: &DmaPort, bytes: u64) {
         self.cancel(port);
         self.current = None;
-        self.done += bytes.min(self.left());
+        let bytes = bytes.min(self.left());
+        if bytes > 0 {
+            self.gaps.push((self.done, self.done + bytes));
+        }
+        self.done += bytes;
         let mut start = 0;
         for (index, segment) in self.segments.iter().enumerate() {
             let end = start + u64::from(segment.len);

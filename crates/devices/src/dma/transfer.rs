@@ -57,6 +57,20 @@ impl Transfer {
         self.iova
     }
 
+    /// Bytes that the next beat moves if there is room for so many; 0 when nothing is latched.
+    pub fn next_beat(&self, room: usize) -> usize {
+        match self.stage {
+            Stage::Latched { bytes, .. } => self.beat_len(bytes, room) as usize,
+            Stage::Discarded => self.beat_len(u64::MAX, room) as usize,
+            _ => 0,
+        }
+    }
+
+    fn beat_len(&self, latched: u64, room: usize) -> u64 {
+        let burst = BURST_BOUNDARY - self.iova % BURST_BOUNDARY;
+        burst.min(latched).min(self.left).min(room as u64)
+    }
+
     /// Whether a translation is latched, so that the next step is a beat.
     pub fn ready(&self) -> bool {
         matches!(self.stage, Stage::Latched { .. } | Stage::Discarded)
@@ -188,8 +202,7 @@ impl DmaPort {
             self.cancel(transfer);
             return Err(self.refused(DmaError::Revoked));
         }
-        let burst = BURST_BOUNDARY - transfer.iova % BURST_BOUNDARY;
-        let n = burst.min(bytes).min(transfer.left).min(room as u64);
+        let n = transfer.beat_len(bytes, room);
         let result = if n == 0 || write != transfer.write { Ok(()) } else { access(self, pa, n as usize) };
         self.end(id);
         transfer.stage = Stage::Idle;

@@ -149,7 +149,7 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self, port: &DmaPort) {
-        self.suspend(port);
+        self.state.requests.iter_mut().for_each(|r| r.discard(port));
         self.spare.extend(self.state.requests.drain(..).map(|r| r.data));
         self.spare.truncate(IN_FLIGHT);
         self.state = BlkState::default();

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::backend::{BlockBackend, SECTOR};
 use super::{Chain, Io};
 use crate::agent::Time;
-use crate::dma::{DmaPort, Moved};
+use crate::bounce::{MapError, Step};
+use crate::dma::{DmaError, DmaPort, Moved};
 
 /// VIRTIO_BLK_F_FLUSH.
 pub(super) const F_FLUSH: u64 = 1 << 9;
@@ -55,10 +56,14 @@ pub(super) struct Request {
     status: u8,
     /// Bytes written from the start of the writable buffers without a gap.
     written: u64,
+    /// Nothing of the request is left but where its status goes.
+    cut: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Stage {
+    /// Is mapped in the bounce pool, if there is one.
+    Map,
     /// Reads the header.
     Header,
     /// Reads a chunk of data from guest memory.
@@ -69,6 +74,8 @@ enum Stage {
     Store,
     /// Writes the status byte.
     Status,
+    /// Is unmapped.
+    Unmap,
     /// Returns the buffers.
     Used,
 }
@@ -92,7 +99,7 @@ impl Request {
         Some(Self {
             due,
             chain,
-            stage: Stage::Header,
+            stage: Stage::Map,
             header: [0; HEADER],
             filled: 0,
             data,
@@ -100,6 +107,7 @@ impl Request {
             len: 0,
             status: S_OK,
             written: 0,
+            cut: false,
         })
     }
 
@@ -116,9 +124,24 @@ impl Request {
     /// Does one step.
     pub(super) fn step(&mut self, io: &mut Io<'_>, backend: &mut dyn BlockBackend, id: &str) -> Outcome {
         let max = io.timing.beat_len();
+        if self.stage == Stage::Map {
+            match self.chain.map(io.port, io.now, io.timing, u64::MAX) {
+                Ok(Step::Ready) if self.cut => self.enter(Stage::Status, io),
+                Ok(Step::Ready) => self.stage = Stage::Header,
+                Ok(Step::Later(due)) => {
+                    self.due = due;
+                    return Outcome::More;
+                }
+                Err(e) => {
+                    self.unmappable(e, io);
+                    return Outcome::More;
+                }
+            }
+        }
         match self.stage {
+            Stage::Map => {}
             Stage::Header => {
-                let moved = self.chain.readable.step_read(io.port, &mut self.header[self.filled..], max);
+                let moved = self.chain.readable.step_read(io.buffers(), &mut self.header[self.filled..], max);
                 match moved {
                     Ok(moved) => {
                         self.moved(io, moved);
@@ -131,36 +154,54 @@ impl Request {
                     Err(e) => io.fail(&e),
                 }
             }
-            Stage::Load => match self.chain.readable.step_read(io.port, &mut self.data[self.filled..], max) {
-                Ok(moved) => {
-                    self.moved(io, moved);
-                    if self.filled == self.data.len() {
-                        self.enter(Stage::Media, io);
+            Stage::Load => {
+                match self.chain.readable.step_read(io.buffers(), &mut self.data[self.filled..], max) {
+                    Ok(moved) => {
+                        self.moved(io, moved);
+                        if self.filled == self.data.len() {
+                            self.enter(Stage::Media, io);
+                        }
                     }
+                    Err(_) => self.finish(S_IOERR, io),
                 }
-                Err(_) => self.finish(S_IOERR, io),
-            },
+            }
             Stage::Media => self.media(io, backend),
-            Stage::Store => match self.chain.writable.step_write(io.port, &self.data[self.filled..], max) {
-                Ok(moved) => {
-                    self.moved(io, moved);
-                    self.written = self.chain.writable.done();
-                    if self.filled == self.data.len() {
-                        self.position += self.data.len() as u64;
-                        let more = self.position < self.len;
-                        self.enter(if more { Stage::Media } else { Stage::Status }, io);
+            Stage::Store => {
+                match self.chain.writable.step_write(io.buffers(), &self.data[self.filled..], max) {
+                    Ok(moved) => {
+                        self.moved(io, moved);
+                        self.written = self.chain.writable.done();
+                        if self.filled == self.data.len() {
+                            self.position += self.data.len() as u64;
+                            let more = self.position < self.len;
+                            self.enter(if more { Stage::Media } else { Stage::Status }, io);
+                        }
                     }
+                    Err(_) => self.finish(S_IOERR, io),
                 }
-                Err(_) => self.finish(S_IOERR, io),
-            },
-            Stage::Status => match self.chain.writable.step_write(io.port, &[self.status], max) {
+            }
+            Stage::Status => match self.chain.writable.step_write(io.buffers(), &[self.status], max) {
                 Ok(Moved::Beat(_)) => {
-                    if self.written == self.chain.writable.done() - 1 {
+                    if self.written == self.chain.writable.done() - 1 && !self.cut {
                         self.written += 1;
                     }
-                    self.enter(Stage::Used, io);
+                    self.enter(if self.chain.bounced() { Stage::Unmap } else { Stage::Used }, io);
                 }
                 Ok(moved) => self.moved(io, moved),
+                Err(e) => io.fail(&e),
+            },
+            Stage::Unmap => match self.chain.unmap(io.port, io.now, io.timing) {
+                Ok(Step::Later(due)) => self.due = due,
+                Ok(Step::Ready) => self.enter(Stage::Used, io),
+                // The driver is told of data that cannot be written, if it can be told.
+                Err(_) if self.status != S_IOERR && self.chain.copied() < self.written => {
+                    self.written = self.chain.copied();
+                    self.status = S_IOERR;
+                    if !self.chain.amend(io.port, S_IOERR) {
+                        io.fail(&DmaError::External);
+                    }
+                    self.due = io.now + io.timing.translate;
+                }
                 Err(e) => io.fail(&e),
             },
             Stage::Used => {
@@ -170,6 +211,17 @@ impl Request {
             }
         }
         Outcome::More
+    }
+
+    /// The request cannot be brought into the pool. If it can be told so, the driver is: by its status.
+    fn unmappable(&mut self, error: MapError, io: &mut Io<'_>) {
+        let no_header = matches!(error, MapError::Dma { at, .. } if at < HEADER as u64);
+        if no_header || self.cut || !self.chain.keep_last_byte() {
+            return io.fail(&error);
+        }
+        self.cut = true;
+        self.status = S_IOERR;
+        self.due = io.now + io.timing.translate;
     }
 
     fn moved(&mut self, io: &Io<'_>, moved: Moved) {
@@ -298,13 +350,18 @@ impl Request {
 
     /// Gives up the SMMU transaction in progress.
     pub(super) fn suspend(&mut self, port: &DmaPort) {
-        self.chain.readable.cancel(port);
-        self.chain.writable.cancel(port);
+        self.chain.suspend(port);
+    }
+
+    /// Gives up the request.
+    pub(super) fn discard(&mut self, port: &DmaPort) {
+        self.chain.discard(port);
     }
 
     /// Whether the saved positions make sense together.
     pub(super) fn plausible(&self) -> bool {
-        self.filled <= if self.stage == Stage::Header { HEADER } else { self.data.len().max(1) }
+        self.filled
+            <= if matches!(self.stage, Stage::Map | Stage::Header) { HEADER } else { self.data.len().max(1) }
             && self.position <= self.len
             && self.data.len() as u64 <= CHUNK
     }

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::job::Lane;
+use super::job::{Carried, Lane};
 use super::{DeviceState, Io, VirtioDevice};
 use crate::agent::{Time, earliest};
+use crate::bounce::MapError;
 use crate::dma::{DmaPort, Moved};
 use crate::pci::StateError;
 
@@ -57,7 +58,7 @@ impl Console {
 
     fn receive(&mut self, io: &mut Io<'_>) {
         let s = &mut self.state;
-        let Some(job) = &mut s.rx.job else {
+        if s.rx.job.is_none() {
             s.rx.due = None;
             if !s.input.is_empty()
                 && let Some(chain) = io.pop(RX)
@@ -66,14 +67,23 @@ impl Console {
                 s.rx.due = Some(io.now + io.timing.fetch);
             }
             return;
-        };
+        }
+        match s.rx.carry(io, RX, s.input.len() as u64) {
+            Carried::Work => {}
+            Carried::Step => return,
+            Carried::NoRoom(e @ MapError::TooLarge { .. }) => return io.fail(&e),
+            Carried::NoRoom(_) => {
+                // The input can wait for room.
+                s.rx.due = Some(io.now + io.timing.patience);
+                return;
+            }
+        }
+        let Some(job) = &mut s.rx.job else { return };
         let input = s.input.make_contiguous();
-        match job.writable.step_write(io.port, input, io.timing.beat_len()) {
+        match job.writable.step_write(io.buffers(), input, io.timing.beat_len()) {
             Ok(Moved::End) => {
-                let (head, written) = (job.head, job.writable.done() as u32);
-                s.rx.job = None;
-                s.rx.due = Some(io.now + io.timing.fetch);
-                io.used(RX, head, written);
+                let written = job.writable.done() as u32;
+                s.rx.finish(io, RX, written);
             }
             Ok(moved) => {
                 if let Moved::Beat(n) = moved {
@@ -87,19 +97,21 @@ impl Console {
 
     fn transmit(&mut self, io: &mut Io<'_>) {
         let s = &mut self.state;
-        let Some(job) = &mut s.tx.job else {
+        if s.tx.job.is_none() {
             s.tx.job = io.pop(TX);
             s.tx.due = s.tx.job.is_some().then(|| io.now + io.timing.fetch);
             return;
-        };
+        }
+        match s.tx.carry(io, TX, 0) {
+            Carried::Work => {}
+            Carried::Step => return,
+            // What it says is lost.
+            Carried::NoRoom(_) => return s.tx.finish(io, TX, 0),
+        }
+        let Some(job) = &mut s.tx.job else { return };
         let mut bytes = [0; PAGE];
-        match job.readable.step_read(io.port, &mut bytes, io.timing.beat_len()) {
-            Ok(Moved::End) => {
-                let head = job.head;
-                s.tx.job = None;
-                s.tx.due = Some(io.now + io.timing.fetch);
-                io.used(TX, head, 0);
-            }
+        match job.readable.step_read(io.buffers(), &mut bytes, io.timing.beat_len()) {
+            Ok(Moved::End) => s.tx.finish(io, TX, 0),
             Ok(moved) => {
                 if let Moved::Beat(n) = moved {
                     s.output.extend_from_slice(&bytes[..n]);

@@ -24,6 +24,7 @@ pub use transport::{VirtioPci, VirtioState};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Time;
+use crate::bounce::Memory;
 use crate::dma::DmaPort;
 use crate::pci::{Msix, StateError};
 
@@ -65,11 +66,25 @@ pub struct Timing {
     pub media: Time,
     /// Until a stalled translation is looked at again.
     pub retry: Time,
+    /// A bounced device's: until slots are looked for again, the first time; then twice as long, and so on.
+    pub slots: Time,
+    /// How long a request waits for slots before it fails.
+    pub patience: Time,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { notify: 500, fetch: 100, translate: 20, beat: 200, max_beat: 4096, media: 2000, retry: 1000 }
+        Self {
+            notify: 500,
+            fetch: 100,
+            translate: 20,
+            beat: 200,
+            max_beat: 4096,
+            media: 2000,
+            retry: 1000,
+            slots: 10_000,
+            patience: 20_000_000,
+        }
     }
 }
 
@@ -102,6 +117,11 @@ impl Io<'_> {
                 None
             }
         }
+    }
+
+    /// What the buffers of a mapped request are in.
+    pub fn buffers(&self) -> Memory<'_> {
+        self.port.buffers()
     }
 
     /// Puts the request that the last [`Io::pop`] gave back, so that it is the next one again.

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::job::Lane;
+use super::job::{Carried, Lane};
 use super::{Chain, DeviceState, Io, VirtioDevice};
 use crate::agent::{Time, earliest};
+use crate::bounce::{MapError, Step};
 use crate::dma::{DmaPort, Moved};
 use crate::pci::StateError;
 
@@ -61,6 +62,8 @@ struct Delivery {
     done: usize,
     buffers: Vec<Chain>,
     current: usize,
+    /// How many buffers are back in guest memory.
+    returned: usize,
 }
 
 impl Net {
@@ -128,7 +131,7 @@ impl Net {
         let mut packet = vec![0; HEADER];
         packet[NUM_BUFFERS..HEADER].copy_from_slice(&(buffers.len() as u16).to_le_bytes());
         packet.extend_from_slice(&frame);
-        s.rx = Some(Delivery { packet, done: 0, buffers, current: 0 });
+        s.rx = Some(Delivery { packet, done: 0, buffers, current: 0, returned: 0 });
     }
 
     fn deliver(&mut self, io: &mut Io<'_>) {
@@ -136,6 +139,22 @@ impl Net {
         let Some(rx) = &mut s.rx else { return self.prepare(io) };
         let rest = rx.packet.get(rx.done..).unwrap_or(&[]);
         let Some(buffer) = rx.buffers.get_mut(rx.current).filter(|_| !rest.is_empty()) else {
+            let last = rx.returned + 1 >= rx.buffers.len();
+            if let Some(buffer) = rx.buffers.get_mut(rx.returned) {
+                match buffer.unmap(io.port, io.now, io.timing) {
+                    Ok(Step::Later(due)) => {
+                        s.rx_due = Some(due);
+                        return;
+                    }
+                    Ok(Step::Ready) if !last && buffer.bounced() => {
+                        rx.returned += 1;
+                        s.rx_due = Some(io.now + io.timing.translate);
+                        return;
+                    }
+                    Ok(Step::Ready) => {}
+                    Err(e) => return io.fail(&e),
+                }
+            }
             for buffer in &rx.buffers {
                 io.used(RX, buffer.head, buffer.writable.done() as u32);
             }
@@ -143,7 +162,24 @@ impl Net {
             s.rx_due = Some(io.now + io.timing.fetch);
             return;
         };
-        match buffer.writable.step_write(io.port, rest, io.timing.beat_len()) {
+        match buffer.map(io.port, io.now, io.timing, rest.len() as u64) {
+            Ok(Step::Ready) => {}
+            Ok(Step::Later(due)) => {
+                s.rx_due = Some(due);
+                return;
+            }
+            Err(MapError::Dma { error, .. }) => return io.fail(&error),
+            // There is no room in the pool: the frame is lost, as frames are, and the buffers are for the next one.
+            Err(_) => {
+                rx.buffers.iter_mut().for_each(|b| b.discard(io.port));
+                rx.buffers.iter().rev().for_each(|b| io.put_back(RX, b.head));
+                s.dropped += 1;
+                s.rx = None;
+                s.rx_due = Some(io.now + io.timing.fetch);
+                return;
+            }
+        }
+        match buffer.writable.step_write(io.buffers(), rest, io.timing.beat_len()) {
             Ok(moved) => {
                 match moved {
                     Moved::Beat(n) => rx.done += n,
@@ -158,16 +194,25 @@ impl Net {
 
     fn transmit(&mut self, io: &mut Io<'_>) {
         let s = &mut self.state;
-        let Some(job) = &mut s.tx.job else {
+        if s.tx.job.is_none() {
             s.frame.clear();
             s.tx.job = io.pop(TX);
             s.tx.due = s.tx.job.is_some().then(|| io.now + io.timing.fetch);
             return;
-        };
+        }
+        match s.tx.carry(io, TX, 0) {
+            Carried::Work => {}
+            Carried::Step => return,
+            // There is no room in the pool: the frame is lost, as frames are.
+            Carried::NoRoom(_) => {
+                s.dropped += 1;
+                return s.tx.finish(io, TX, 0);
+            }
+        }
+        let Some(job) = &mut s.tx.job else { return };
         let mut bytes = [0; PAGE];
-        match job.readable.step_read(io.port, &mut bytes, io.timing.beat_len()) {
+        match job.readable.step_read(io.buffers(), &mut bytes, io.timing.beat_len()) {
             Ok(Moved::End) => {
-                let head = job.head;
                 match s.frame.get(HEADER..) {
                     Some(frame) if !frame.is_empty() && frame.len() <= MAX_FRAME => {
                         s.sent_bytes += frame.len();
@@ -175,9 +220,7 @@ impl Net {
                     }
                     _ => s.dropped += 1,
                 }
-                s.tx.job = None;
-                s.tx.due = Some(io.now + io.timing.fetch);
-                io.used(TX, head, 0);
+                s.tx.finish(io, TX, 0);
             }
             Ok(moved) => {
                 if let Moved::Beat(n) = moved {
@@ -197,13 +240,15 @@ impl Net {
 
     fn cancel_rx(&mut self, port: &DmaPort) {
         if let Some(rx) = &mut self.state.rx {
-            rx.buffers.iter_mut().for_each(|b| b.writable.cancel(port));
+            rx.buffers.iter_mut().for_each(|b| b.suspend(port));
         }
     }
 
     /// Forgets the buffers; the frame in them is lost, as frames are.
     fn reset_rx(&mut self, port: &DmaPort) {
-        self.cancel_rx(port);
+        if let Some(rx) = &mut self.state.rx {
+            rx.buffers.iter_mut().for_each(|b| b.discard(port));
+        }
         self.state.rx = None;
         self.state.rx_due = None;
     }

@@ -6,6 +6,7 @@ use super::feature;
 use super::packed::Packed;
 use super::split::{Split, SplitState};
 use crate::agent::Time;
+use crate::bounce::Mapping;
 use crate::dma::{DmaPort, Scatter, Segment};
 use crate::pci::StateError;
 
@@ -33,6 +34,8 @@ pub struct Chain {
     pub readable: Scatter,
     /// What the device fills.
     pub writable: Scatter,
+    /// Its place in the bounce pool. The two above are in there as well once it is mapped.
+    pub(crate) mapping: Option<Box<Mapping>>,
 }
 
 impl Chain {

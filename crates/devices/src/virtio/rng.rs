@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::job::Lane;
+use super::job::{Carried, Lane};
 use super::{DeviceState, Io, VirtioDevice};
 use crate::agent::Time;
+use crate::bounce::MapError;
 use crate::dma::{DmaPort, Moved};
 use crate::pci::StateError;
 
@@ -85,7 +86,7 @@ impl VirtioDevice for Rng {
 
     fn step(&mut self, io: &mut Io<'_>) {
         let s = &mut self.state;
-        let Some(job) = &mut s.lane.job else {
+        if s.lane.job.is_none() {
             let Some(chain) = io.pop(0) else {
                 s.lane.due = None;
                 return;
@@ -95,14 +96,23 @@ impl VirtioDevice for Rng {
             s.lane.job = Some(chain);
             s.lane.due = Some(io.now + io.timing.fetch);
             return;
-        };
+        }
+        match s.lane.carry(io, 0, s.bytes.len() as u64) {
+            Carried::Work => {}
+            Carried::Step => return,
+            // There is no answer without bytes (virtio 1.3 §5.4.6.2), so it has to wait.
+            Carried::NoRoom(e @ MapError::TooLarge { .. }) => return io.fail(&e),
+            Carried::NoRoom(_) => {
+                s.lane.due = Some(io.now + io.timing.patience);
+                return;
+            }
+        }
+        let Some(job) = &mut s.lane.job else { return };
         let rest = s.bytes.get(s.done..).unwrap_or(&[]);
-        match job.writable.step_write(io.port, rest, io.timing.beat_len()) {
+        match job.writable.step_write(io.buffers(), rest, io.timing.beat_len()) {
             Ok(Moved::End) => {
-                let head = job.head;
-                s.lane.job = None;
-                s.lane.due = Some(io.now + io.timing.fetch);
-                io.used(0, head, s.done as u32);
+                let written = s.done as u32;
+                s.lane.finish(io, 0, written);
             }
             Ok(moved) => {
                 if let Moved::Beat(n) = moved {

@@ -8,6 +8,7 @@ use super::queue::{NO_VECTOR, VirtqueueState};
 use super::registers::{Common, field, status};
 use super::{DeviceState, Io, Timing, VirtioDevice, Virtqueue, feature};
 use crate::agent::{Time, earliest};
+use crate::bounce::{Bounce, BounceStats};
 use crate::bus::size_mask;
 use crate::dma::{DmaPort, Stats};
 use crate::pci::{Bar, CAP_MSIX, ConfigSpace, FunctionState, Ids, Msix, PciFunction, StateError};
@@ -62,6 +63,7 @@ pub struct VirtioState {
     common: Common,
     queues: Vec<VirtqueueState>,
     device: DeviceState,
+    bounce: Option<BounceStats>,
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -432,6 +434,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             common: self.common.clone(),
             queues: self.queues.iter().map(Virtqueue::save).collect(),
             device: self.device.save(),
+            bounce: self.port.bounce().map(Bounce::stats),
         }))
     }
 
@@ -439,7 +442,8 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         let FunctionState::Virtio(state) = state else { return Err(StateError) };
         let fits = state.config.same_shape(&self.config)
             && state.msix.same_shape(&self.msix)
-            && state.queues.len() == self.queues.len();
+            && state.queues.len() == self.queues.len()
+            && state.bounce.is_some() == self.port.bounce().is_some();
         if !fits {
             return Err(StateError);
         }
@@ -449,6 +453,9 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         self.device.restore(state.device)?;
         (self.config, self.msix, self.common) = (state.config, state.msix, state.common);
         self.port.restore_stats(&state.stats);
+        if let (Some(bounce), Some(stats)) = (self.port.bounce(), &state.bounce) {
+            bounce.restore_stats(stats);
+        }
         self.port.set_enabled(self.config.may_master());
         Ok(())
     }

@@ -31,7 +31,7 @@ fn submit(b: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> (
 }
 
 #[test]
-fn reads_over_pages_and_odd_segments() {
+pub(super) fn reads_over_pages_and_odd_segments() {
     let content = disk(64).data;
     let mut b = Bench::new(Blk::new(Box::new(disk(64))));
     b.start(ALL);
@@ -48,7 +48,7 @@ fn reads_over_pages_and_odd_segments() {
 }
 
 #[test]
-fn a_read_larger_than_a_chunk() {
+pub(super) fn a_read_larger_than_a_chunk() {
     let content = disk(1024).data;
     let mut b = Bench::new(Blk::new(Box::new(disk(1024))));
     b.start(ALL);
@@ -58,7 +58,7 @@ fn a_read_larger_than_a_chunk() {
 }
 
 #[test]
-fn writes_and_flushes() {
+pub(super) fn writes_and_flushes() {
     let mut b = Bench::new(Blk::new(Box::new(disk(1024))));
     b.start(ALL);
     let data = b.page(8);
@@ -74,7 +74,7 @@ fn writes_and_flushes() {
 }
 
 #[test]
-fn header_data_and_status_may_share_descriptors() {
+pub(super) fn header_data_and_status_may_share_descriptors() {
     let mut b = Bench::new(Blk::new(Box::new(disk(8))));
     b.start(ALL);
     // Header and data in one readable buffer split at odd places, then a read whose status follows its data.
@@ -92,7 +92,7 @@ fn header_data_and_status_may_share_descriptors() {
 }
 
 #[test]
-fn errors_of_a_request_are_the_drivers_to_see() {
+pub(super) fn errors_of_a_request_are_the_drivers_to_see() {
     let mut b = Bench::new(Blk::new(Box::new(disk(8))).with_id("serial"));
     b.start(ALL);
     let data = b.page(8);
@@ -110,7 +110,7 @@ fn errors_of_a_request_are_the_drivers_to_see() {
 }
 
 #[test]
-fn read_only_and_broken_disks() {
+pub(super) fn read_only_and_broken_disks() {
     let mut b = Bench::new(Blk::new(Box::new(MemoryBackend { read_only: true, ..disk(8) })));
     assert_ne!(b.start(ALL) & 1 << 5, 0, "VIRTIO_BLK_F_RO");
     let data = b.page(8);
@@ -127,7 +127,7 @@ fn read_only_and_broken_disks() {
 }
 
 #[test]
-fn discard_and_write_zeroes() {
+pub(super) fn discard_and_write_zeroes() {
     let mut b = Bench::new(Blk::new(Box::new(disk(64))));
     b.start(ALL);
     let data = b.page(8);
@@ -150,7 +150,7 @@ fn discard_and_write_zeroes() {
 }
 
 #[test]
-fn forty_requests_at_once_with_event_indices_and_indirect_tables() {
+pub(super) fn forty_requests_at_once_with_event_indices_and_indirect_tables() {
     let content = disk(64).data;
     let mut b = Bench::new(Blk::new(Box::new(disk(64))));
     assert_ne!(b.start(u64::MAX) & EVENT_IDX, 0);
@@ -180,7 +180,7 @@ fn forty_requests_at_once_with_event_indices_and_indirect_tables() {
 }
 
 #[test]
-fn the_rings_wrap_and_interrupts_can_be_suppressed() {
+pub(super) fn the_rings_wrap_and_interrupts_can_be_suppressed() {
     let mut b = Bench::new(Blk::new(Box::new(disk(8))));
     b.start(ALL);
     b.write(b.ring(0, 1), &1u16.to_le_bytes());
@@ -192,7 +192,7 @@ fn the_rings_wrap_and_interrupts_can_be_suppressed() {
 }
 
 #[test]
-fn nothing_completes_inside_the_notification_and_beats_are_steps() {
+pub(super) fn nothing_completes_inside_the_notification_and_beats_are_steps() {
     let mut b = Bench::new(Blk::new(Box::new(disk(64))));
     b.start(ALL);
     b.run();
@@ -209,7 +209,7 @@ fn nothing_completes_inside_the_notification_and_beats_are_steps() {
 }
 
 #[test]
-fn a_saved_state_has_the_same_future() {
+pub(super) fn a_saved_state_has_the_same_future() {
     let start = |b: &mut Bench| {
         b.start(ALL);
         let page = b.page(0);
@@ -221,7 +221,7 @@ fn a_saved_state_has_the_same_future() {
     let mut whole = Bench::new(Blk::new(Box::new(disk(64))));
     start(&mut whole);
     whole.run();
-    for stop in 0..20 {
+    for stop in 0..if whole.pool.is_some() { 34 } else { 20 } {
         let mut first = Bench::new(Blk::new(Box::new(disk(64))));
         start(&mut first);
         for _ in 0..stop {
@@ -231,12 +231,17 @@ fn a_saved_state_has_the_same_future() {
         let saved = serde_json::to_string(&first.host.save()).unwrap();
         let mut second = Bench::new(Blk::new(Box::new(disk(64))));
         second.host.restore(serde_json::from_str(&saved).unwrap()).unwrap();
+        if let (Some(first), Some(second)) = (&first.pool, &second.pool) {
+            let saved = serde_json::to_string(&first.save()).unwrap();
+            second.restore(&serde_json::from_str(&saved).unwrap()).unwrap();
+        }
         second.now = first.now;
         first.ram.for_each_nonzero_page(|offset, page| assert!(second.ram.write(RAM + offset, page)));
         second.inbox.restore(&first.inbox.save());
         second.run();
         assert_eq!(second.now, whole.now);
         assert_eq!(second.host.save(), whole.host.save());
+        assert_eq!(second.pool.as_ref().map(Pool::save), whole.pool.as_ref().map(Pool::save));
         assert_eq!(second.read(b_page8(&second), 0x5000), whole.read(b_page8(&whole), 0x5000));
         assert_eq!(second.interrupts(), [0x101]);
     }

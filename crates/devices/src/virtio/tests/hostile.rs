@@ -37,7 +37,7 @@ fn each(features: u64, offer: impl Fn(&mut Bench, usize)) {
 }
 
 #[test]
-fn chains_without_an_end() {
+pub(super) fn chains_without_an_end() {
     for flags in [NEXT, NEXT | WRITE, INDIRECT, INDIRECT | NEXT, INDIRECT | WRITE | NEXT, 0xffff] {
         each(ALL, |b, q| {
             // A loop of one, of two, out of the table, and a table that contains itself.
@@ -52,7 +52,7 @@ fn chains_without_an_end() {
 }
 
 #[test]
-fn addresses_and_lengths_from_nowhere() {
+pub(super) fn addresses_and_lengths_from_nowhere() {
     for (address, len) in [
         (0, u32::MAX),
         (u64::MAX, 1),
@@ -78,7 +78,7 @@ fn addresses_and_lengths_from_nowhere() {
 }
 
 #[test]
-fn rings_with_nonsense_in_them() {
+pub(super) fn rings_with_nonsense_in_them() {
     for index in [300, 0x8000, 0xffff] {
         each(u64::MAX, |b, q| b.write(b.ring(q, 1) + 2, &u16::to_le_bytes(index)));
         each(u64::MAX, |b, q| {
@@ -89,7 +89,7 @@ fn rings_with_nonsense_in_them() {
 }
 
 #[test]
-fn a_broken_chain_stops_the_device() {
+pub(super) fn a_broken_chain_stops_the_device() {
     for bench in devices() {
         let mut b = bench();
         // The last queue of each device is one that it takes requests from without other input.
@@ -109,7 +109,7 @@ fn a_broken_chain_stops_the_device() {
 }
 
 #[test]
-fn rings_where_no_memory_is() {
+pub(super) fn rings_where_no_memory_is() {
     for address in [0u64, 0x1000, RAM + RAM_SIZE, !0xfff, !0xf_ffff] {
         for area in 0..3 {
             for bench in devices() {

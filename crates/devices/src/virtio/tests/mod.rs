@@ -1,6 +1,7 @@
 //! The devices as a driver sees them: through configuration space, registers and rings in guest memory.
 
 mod blk;
+mod bounce;
 mod hostile;
 mod others;
 mod packed;
@@ -15,6 +16,7 @@ use smmu_model::Smmu;
 
 use super::*;
 use crate::agent::Agent;
+use crate::bounce::{Pool, PoolConfig};
 use crate::dma::{Fabric, GITS_TRANSLATER, ItsInbox};
 use crate::pci::{COMMAND_MASTER, COMMAND_MEMORY, PciHost, Slot, reg};
 
@@ -35,11 +37,18 @@ const INDIRECT: u16 = 4;
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 
+thread_local! {
+    /// Whether the devices of this test are bounced, and by what pool.
+    static BOUNCED: std::cell::Cell<Option<PoolConfig>> = const { std::cell::Cell::new(None) };
+}
+
 /// A machine with one device, and its driver. The driver's addresses are device addresses; `offset` is what the SMMU's
 /// tables add to them, or the start of RAM.
 struct Bench {
     ram: GuestRam,
     host: PciHost,
+    /// A bounced device's pool.
+    pool: Option<Pool>,
     inbox: ItsInbox,
     now: Time,
     /// Physical address of device address 0.
@@ -69,10 +78,16 @@ impl Bench {
         let inbox = ItsInbox::default();
         let mut host = PciHost::new(Fabric::new(ram.clone(), smmu, inbox.clone()));
         let sizes = device.queue_sizes().to_vec();
-        host.add(SLOT, |port| Box::new(VirtioPci::new(port, device, Timing::default()).offering(extra)));
+        let pool = BOUNCED.get().map(|config| Pool::new(&config).unwrap());
+        host.add(SLOT, |port| {
+            if let Some(pool) = &pool {
+                port.set_bounce(pool.bounce().unwrap());
+            }
+            Box::new(VirtioPci::new(port, device, Timing::default()).offering(extra))
+        });
         let (avail, used) = (vec![0; sizes.len()], vec![0; sizes.len()]);
         let (packed, lists) = (false, BTreeMap::new());
-        Self { ram, host, inbox, now: 0, offset: 0, base: RAM, sizes, avail, used, packed, lists }
+        Self { ram, host, pool, inbox, now: 0, offset: 0, base: RAM, sizes, avail, used, packed, lists }
     }
 
     /// Bus, BARs, MSI-X.

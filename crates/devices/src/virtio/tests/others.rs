@@ -6,7 +6,7 @@ const ALL: u64 = !feature::EVENT_IDX;
 const MRG_RXBUF: u64 = 1 << 15;
 
 #[test]
-fn the_console_carries_bytes_both_ways() {
+pub(super) fn the_console_carries_bytes_both_ways() {
     let mut b = Bench::new(Console::new());
     b.start(ALL);
     let page = b.page(0);
@@ -30,7 +30,7 @@ fn the_console_carries_bytes_both_ways() {
 }
 
 #[test]
-fn the_console_does_not_hoard() {
+pub(super) fn the_console_does_not_hoard() {
     let mut b = Bench::new(Console::new());
     b.start(ALL);
     let page = b.page(0);
@@ -49,7 +49,7 @@ fn the_console_does_not_hoard() {
 }
 
 #[test]
-fn entropy_follows_from_the_seed() {
+pub(super) fn entropy_follows_from_the_seed() {
     let draw = |seed| {
         let mut b = Bench::new(Rng::new(seed));
         b.start(ALL);
@@ -75,7 +75,7 @@ fn receive(b: &mut Bench, frame: &[u8]) -> bool {
 }
 
 #[test]
-fn frames_go_out_without_their_header() {
+pub(super) fn frames_go_out_without_their_header() {
     let mut b = Bench::new(Net::new([2, 0, 0, 0, 0, 1]));
     b.start(ALL);
     assert_eq!(b.get(0x2000, 8), 0x0001_0100_0000_0002, "address and link status");
@@ -91,7 +91,7 @@ fn frames_go_out_without_their_header() {
 }
 
 #[test]
-fn frames_come_in_whole_or_spread_over_buffers() {
+pub(super) fn frames_come_in_whole_or_spread_over_buffers() {
     let frame: Vec<u8> = (0..3000).map(|i| (i * 7) as u8).collect();
     let mut b = Bench::new(Net::new([2, 0, 0, 0, 0, 1]));
     b.start(ALL & !MRG_RXBUF);
@@ -130,7 +130,7 @@ fn frames_come_in_whole_or_spread_over_buffers() {
 }
 
 #[test]
-fn frames_that_do_not_fit_are_dropped() {
+pub(super) fn frames_that_do_not_fit_are_dropped() {
     let mut b = Bench::new(Net::new([2, 0, 0, 0, 0, 1]));
     b.start(ALL & !MRG_RXBUF);
     b.run();

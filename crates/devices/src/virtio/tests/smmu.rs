@@ -111,7 +111,7 @@ impl Translated {
 }
 
 #[test]
-fn rings_data_and_interrupts_are_translated() {
+pub(super) fn rings_data_and_interrupts_are_translated() {
     [ALL, PACKED].into_iter().for_each(translated);
 }
 
@@ -135,7 +135,7 @@ fn translated(features: u64) {
 }
 
 #[test]
-fn every_device_works_through_it() {
+pub(super) fn every_device_works_through_it() {
     let mut t = Translated::new(Console::new(), false);
     t.bench.start(ALL);
     t.bench.write(IOVA + 0x10_0000, b"abc");
@@ -152,7 +152,7 @@ fn every_device_works_through_it() {
 }
 
 #[test]
-fn what_is_not_mapped_is_an_error_of_the_request_or_the_device() {
+pub(super) fn what_is_not_mapped_is_an_error_of_the_request_or_the_device() {
     [ALL, PACKED].into_iter().for_each(not_mapped);
 }
 
@@ -186,7 +186,7 @@ fn not_mapped(features: u64) {
 }
 
 #[test]
-fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
+pub(super) fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
     for (stop, how) in (0..40).flat_map(|stop| (0..6).map(move |how| (stop, how))) {
         let mut t = Translated::disk(false);
         t.bench.start(if how < 3 { ALL } else { PACKED });
@@ -209,7 +209,7 @@ fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
 }
 
 #[test]
-fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
+pub(super) fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     let mut t = Translated::disk(false);
     let port = t.bench.host.fabric().port(SLOT.requester_id());
     port.set_enabled(true);
@@ -233,7 +233,7 @@ fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
 }
 
 #[test]
-fn a_device_waits_while_a_fault_stalls() {
+pub(super) fn a_device_waits_while_a_fault_stalls() {
     let mut t = Translated::disk(true);
     t.bench.start(ALL);
     t.offer_read(IOVA + 0x100_0000);

@@ -17,7 +17,7 @@ fn offer_read(b: &mut Bench) {
 }
 
 #[test]
-fn is_found_where_a_driver_looks() {
+pub(super) fn is_found_where_a_driver_looks() {
     let mut b = bench();
     assert_eq!(b.host.config_read(0, ECAM, 4), 0x1042_1af4);
     assert_eq!(b.host.config_read(0, ECAM + 8, 4), 0x0100_0001);
@@ -43,7 +43,7 @@ fn is_found_where_a_driver_looks() {
 }
 
 #[test]
-fn features_need_the_platform_bit_and_nothing_unknown() {
+pub(super) fn features_need_the_platform_bit_and_nothing_unknown() {
     let mut b = bench();
     b.enable_function();
     for features in [0, feature::VERSION_1, feature::ACCESS_PLATFORM] {
@@ -66,7 +66,7 @@ fn features_need_the_platform_bit_and_nothing_unknown() {
 }
 
 #[test]
-fn queues_keep_to_their_rules() {
+pub(super) fn queues_keep_to_their_rules() {
     let mut b = bench();
     b.enable_function();
     b.negotiate(ALL);
@@ -96,7 +96,7 @@ fn queues_keep_to_their_rules() {
 }
 
 #[test]
-fn nothing_moves_before_the_driver_is_ready_or_without_bus_mastering() {
+pub(super) fn nothing_moves_before_the_driver_is_ready_or_without_bus_mastering() {
     let mut b = bench();
     b.enable_function();
     b.negotiate(ALL);
@@ -113,7 +113,7 @@ fn nothing_moves_before_the_driver_is_ready_or_without_bus_mastering() {
 }
 
 #[test]
-fn bus_mastering_can_be_taken_away_at_any_step() {
+pub(super) fn bus_mastering_can_be_taken_away_at_any_step() {
     for stop in 0..12 {
         let mut b = bench();
         b.start(ALL);
@@ -134,7 +134,7 @@ fn bus_mastering_can_be_taken_away_at_any_step() {
 }
 
 #[test]
-fn a_reset_takes_effect_later_and_at_any_step() {
+pub(super) fn a_reset_takes_effect_later_and_at_any_step() {
     for stop in 0..12 {
         let mut b = bench();
         b.start(ALL);
@@ -159,7 +159,7 @@ fn a_reset_takes_effect_later_and_at_any_step() {
 }
 
 #[test]
-fn a_driver_that_does_not_wait_for_the_reset_finds_it_done() {
+pub(super) fn a_driver_that_does_not_wait_for_the_reset_finds_it_done() {
     let mut b = bench();
     b.start(ALL);
     b.set(0x14, 1, 0);
@@ -169,7 +169,7 @@ fn a_driver_that_does_not_wait_for_the_reset_finds_it_done() {
 }
 
 #[test]
-fn one_queue_can_be_reset() {
+pub(super) fn one_queue_can_be_reset() {
     let mut b = bench();
     b.start(ALL);
     b.run();
@@ -190,7 +190,7 @@ fn one_queue_can_be_reset() {
 }
 
 #[test]
-fn registers_can_be_reached_through_configuration_space() {
+pub(super) fn registers_can_be_reached_through_configuration_space() {
     let mut b = bench();
     b.enable_function();
     let at = ECAM + b.capability(9, Some(5));
@@ -216,7 +216,7 @@ fn registers_can_be_reached_through_configuration_space() {
 }
 
 #[test]
-fn a_function_reset_forgets_everything() {
+pub(super) fn a_function_reset_forgets_everything() {
     let mut b = bench();
     b.start(ALL);
     offer_read(&mut b);
