@@ -10,7 +10,7 @@ use devices::lab::Lab;
 use devices::pci::{PciFunction, PciHost, Slot};
 use devices::pl031::Pl031;
 use devices::testdev::{self, IommuTestdev, PlatformEngine};
-use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioPci, feature};
+use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioDevice, VirtioPci, feature};
 use guest_ram::GuestRam;
 
 use crate::board::Board;
@@ -19,6 +19,7 @@ use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
 use crate::options::{Disk, Engine, MachineOptions, Rings, Smmu, TestDevice};
+use crate::pools::Pools;
 use crate::smmu_agents::{Latency, SmmuAgents};
 
 /// Slot of the virtio console; the others follow: entropy, network, disks.
@@ -46,6 +47,42 @@ fn derive(seed: u64, stream: u64) -> u64 {
 fn open(disk: &Disk) -> Result<FileBackend> {
     FileBackend::open(&disk.path, disk.read_only)
         .with_context(|| format!("cannot use the disk {}", disk.path.display()))
+}
+
+/// Names of the virtio devices, as `--bounce` has them.
+fn names(options: &MachineOptions) -> Vec<String> {
+    let net = options.net.then(|| "net".to_owned());
+    let disks = (0..options.disks.len()).map(|n| format!("disk{n}"));
+    ["console".to_owned(), "rng".to_owned()].into_iter().chain(net).chain(disks).collect()
+}
+
+/// Features that the options add to those that every virtio device offers.
+fn rings(options: &MachineOptions) -> u64 {
+    match options.virtio {
+        Rings::Split => 0,
+        Rings::Packed => feature::RING_PACKED,
+    }
+}
+
+/// Where virtio devices go.
+struct Virtio<'a> {
+    pci: &'a mut PciHost,
+    pools: &'a mut Pools,
+    /// Features beside those that every device offers.
+    offered: u64,
+}
+
+impl Virtio<'_> {
+    /// Puts a device into a slot, bounced or not.
+    fn add(&mut self, name: &str, slot: Slot, device: impl VirtioDevice) {
+        let (bounce, offered) = (self.pools.share(name, slot), self.offered);
+        self.pci.add(slot, |port| {
+            if let Some(bounce) = bounce {
+                port.set_bounce(bounce);
+            }
+            Box::new(VirtioPci::new(port, device, Timing::default()).offering(offered))
+        });
+    }
 }
 
 fn add(pci: &mut PciHost, slot: Option<Slot>, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) {
@@ -92,26 +129,16 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let inbox = ItsInbox::default();
     let fabric = Fabric::new(ram.clone(), smmu.clone(), inbox.clone());
     let mut pci = PciHost::new(fabric.clone());
-    let timing = Timing::default();
-    let rings = match options.virtio {
-        Rings::Split => 0,
-        Rings::Packed => feature::RING_PACKED,
-    };
-    pci.add(Slot::device(CONSOLE), |port| {
-        Box::new(VirtioPci::new(port, Console::new(), timing).offering(rings))
-    });
-    let rng = Rng::new(derive(options.seed, 16));
-    pci.add(Slot::device(RNG), |port| Box::new(VirtioPci::new(port, rng, timing).offering(rings)));
+    let mut pools = Pools::new(&options.bounce, &names(options))?;
+    let mut virtio = Virtio { pci: &mut pci, pools: &mut pools, offered: rings(options) };
+    virtio.add("console", Slot::device(CONSOLE), Console::new());
+    virtio.add("rng", Slot::device(RNG), Rng::new(derive(options.seed, 16)));
     if options.net {
-        pci.add(Slot::device(NET), |port| {
-            Box::new(VirtioPci::new(port, Net::new(MAC), timing).offering(rings))
-        });
+        virtio.add("net", Slot::device(NET), Net::new(MAC));
     }
     let mut slots = (FIRST_DISK..=LAST_SLOT).map(Slot::device);
-    for (disk, slot) in disks.into_iter().zip(&mut slots) {
-        pci.add(slot, |port| {
-            Box::new(VirtioPci::new(port, Blk::new(Box::new(disk)), timing).offering(rings))
-        });
+    for (n, (disk, slot)) in disks.into_iter().zip(&mut slots).enumerate() {
+        virtio.add(&format!("disk{n}"), slot, Blk::new(Box::new(disk)));
     }
     let mut platform = Vec::new();
     for device in &options.devices {
@@ -139,6 +166,7 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     );
     let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), Latency::default()));
     let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
+    board.pools = pools;
     board.lab = options.lab.clone().map(Lab::new);
     let engine = match options.engine {
         Engine::Native => EngineKind::default(),

@@ -14,6 +14,7 @@ use guest_ram::GuestRam;
 
 use crate::actor::Actor;
 use crate::layout as at;
+use crate::pools::Pools;
 use crate::smmu_agents::{Effect, SmmuAgents};
 
 /// The machine without its vCPUs.
@@ -28,6 +29,8 @@ pub struct Board {
     pub rtc: Pl031,
     /// PCIe and all that sits on it.
     pub pci: PciHost,
+    /// What bounced devices are bounced through.
+    pub pools: Pools,
     /// Devices of the device tree that make DMA.
     pub platform: Vec<PlatformEngine>,
     /// The SMMU, if there is one.
@@ -65,6 +68,7 @@ impl Board {
             uart: Pl011::new(),
             rtc,
             pci,
+            pools: Pools::default(),
             platform,
             smmu,
             inbox,

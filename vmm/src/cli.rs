@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::options::{Disk, Engine, Rings, Size, Smmu, Span, TestDevice};
+use crate::pools::BounceOption;
 use crate::race::policy::Policy;
 
 /// Exit statuses, as --help lists them.
@@ -130,6 +131,10 @@ pub struct MachineArgs {
     /// Virtqueue layout that virtio devices offer; with `packed`, a driver may still choose split ones
     #[arg(long, value_enum, default_value = "split", value_name = "LAYOUT")]
     pub virtio: Rings,
+    /// Let devices see a bounce pool instead of guest memory: off, all, or console, rng, net, disk0, …; repeatable. size= and
+    /// dynamic= (what may be added) are the shared pool's; restricted=on gives a device its own (docs/swiotlb.md)
+    #[arg(long, value_name = "off|all|DEVICE[,size=…,dynamic=…,restricted=…]")]
+    pub bounce: Vec<BounceOption>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod load;
 pub mod machine;
 pub mod options;
+pub mod pools;
 pub mod psci;
 pub mod race;
 pub mod run;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::layout;
+use crate::pools::BounceOption;
 
 /// Which engine executes guest instructions. All give the same results to the bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -151,6 +152,8 @@ pub struct MachineOptions {
     pub net: bool,
     /// The layout of virtqueues.
     pub virtio: Rings,
+    /// Which devices are bounced.
+    pub bounce: Vec<BounceOption>,
     /// Seeds everything that is random in the machine.
     pub seed: u64,
     /// The CPU engine.
@@ -175,6 +178,7 @@ impl Default for MachineOptions {
             devices: Vec::new(),
             net: false,
             virtio: Rings::default(),
+            bounce: Vec::new(),
             seed: 0,
             engine: Engine::default(),
             quantum: 20_000,

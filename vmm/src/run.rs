@@ -128,6 +128,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         devices: machine.device.clone(),
         net: guest.net,
         virtio: machine.virtio,
+        bounce: machine.bounce.clone(),
         seed: machine.seed,
         engine: machine.engine,
         quantum: machine.quantum,
@@ -442,6 +443,7 @@ impl Session {
             console_hash: self.hashes.each_ref().map(HashWriter::hex),
             state_hash: stats::state_hash(machine)?,
             smmu: machine.board.smmu.as_ref().map(|s| s.smmu().stats().clone()),
+            bounce: machine.board.pools.report(&machine.board.pci),
             host: Host::measure(elapsed, instructions),
         };
         serde_json::to_writer_pretty(&mut file, &stats)?;

@@ -1,6 +1,7 @@
 //! All of a machine's state but RAM, as plain data (design contract 7): what is saved, restored and hashed.
 
 use aarch64::State;
+use devices::bounce::SwiotlbState;
 use devices::gic::GicState;
 use devices::lab::Lab;
 use devices::pci::PciHostState;
@@ -23,6 +24,7 @@ pub struct MachineState {
     uart: Pl011,
     rtc: Pl031,
     pci: PciHostState,
+    pools: Vec<SwiotlbState>,
     platform: Vec<PlatformEngineState>,
     smmu: Option<(Smmu, Due)>,
     event: bool,
@@ -45,6 +47,7 @@ impl MachineState {
             uart: board.uart.clone(),
             rtc: board.rtc.clone(),
             pci: board.pci.save(),
+            pools: board.pools.save(),
             platform: board.platform.iter().map(PlatformEngine::save).collect(),
             smmu: board.smmu.as_ref().map(|smmu| smmu.save()),
             event: board.event(),
@@ -66,6 +69,9 @@ impl MachineState {
         board.uart = self.uart;
         board.rtc = self.rtc;
         board.pci.restore(self.pci).map_err(|_| OtherMachine)?;
+        if !board.pools.restore(&self.pools) {
+            return Err(OtherMachine);
+        }
         if board.platform.len() != self.platform.len() {
             return Err(OtherMachine);
         }

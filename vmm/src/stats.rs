@@ -6,6 +6,7 @@ use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::machine::Machine;
+use crate::pools::PoolReport;
 use crate::state::MachineState;
 
 /// A run in numbers. Everything outside `host` is a function of images, options, seed and recorded input.
@@ -27,6 +28,8 @@ pub struct Stats {
     pub state_hash: String,
     /// The SMMU's counters, if there is one.
     pub smmu: Option<smmu_model::Stats>,
+    /// The bounce pools' counters.
+    pub bounce: Vec<PoolReport>,
     /// What depends on the host.
     pub host: Host,
 }

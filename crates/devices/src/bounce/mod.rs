@@ -16,6 +16,8 @@ mod pool;
 pub use mapping::{MapError, Mapping, Step};
 pub use pool::{BounceStats, Pool, PoolConfig, PoolError, PoolStats};
 
+pub use swiotlb::SwiotlbState;
+
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard};
 
