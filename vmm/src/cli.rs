@@ -289,6 +289,8 @@ pub enum BenchCommand {
     Boot(BootBenchArgs),
     /// Schedules a second, and what it costs to begin one
     Race(RaceBenchArgs),
+    /// What the bounce pool costs: map and unmap, two threads, lookups, a guest's disk
+    Swiotlb(SwiotlbBenchArgs),
 }
 
 /// `smmulab bench race`.
@@ -303,6 +305,23 @@ pub struct RaceBenchArgs {
     /// Schedules to run at the same time [default: as many as the host has CPUs]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
+}
+
+/// `smmulab bench swiotlb`.
+#[derive(Args, Debug)]
+pub struct SwiotlbBenchArgs {
+    /// Guest image
+    #[arg(long, value_name = "NAME", default_value = guest_images::DEFAULT)]
+    pub image: String,
+    /// Rounds of each small figure, of which the best counts
+    #[arg(long, default_value_t = 60)]
+    pub rounds: u32,
+    /// Rounds of guests: each runs a direct and a bounced one
+    #[arg(long, default_value_t = 3)]
+    pub guest_rounds: u32,
+    /// Direct 4 KiB reads to measure (a quarter as many more are made); 0 for no guests
+    #[arg(long, default_value_t = 20_000)]
+    pub reads: u32,
 }
 
 /// `smmulab bench boot`.

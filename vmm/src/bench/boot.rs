@@ -23,7 +23,7 @@ struct Jobs {
 }
 
 /// Direct 4 KiB reads, from the disk's beginning and again.
-fn direct_reads(mut count: u32) -> String {
+pub(super) fn direct_reads(mut count: u32) -> String {
     let mut script = String::new();
     while count > 0 {
         let some = count.min(DISK_MIB << 8);
@@ -68,7 +68,7 @@ struct Bench {
     append: String,
 }
 
-fn timed(mut command: Command) -> Result<Duration> {
+pub(super) fn timed(mut command: Command) -> Result<Duration> {
     let start = Instant::now();
     let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
     let elapsed = start.elapsed();
@@ -156,7 +156,7 @@ pub fn run(args: &BootBenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

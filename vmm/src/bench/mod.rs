@@ -3,3 +3,4 @@
 pub mod boot;
 mod peer;
 pub mod race;
+pub mod swiotlb;

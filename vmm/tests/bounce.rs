@@ -1,0 +1,172 @@
+//! Bounced devices in whole guests: what comes and goes is the same as without a pool, whatever the rings, the SMMU and
+//! the guest's own swiotlb do. It takes minutes; SMMULAB_LONG=1 runs it.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use common::{long, random_file, skip, smmulab, stderr, stdout};
+use sha2::{Digest, Sha256};
+
+const IMAGE: &str = "debian-6.12";
+
+fn skipped() -> bool {
+    if !long() || cfg!(debug_assertions) {
+        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
+        return true;
+    }
+    let output = smmulab().args(["image", "fetch", IMAGE]).output().unwrap();
+    if !output.status.success() {
+        skip(&format!("no guest image {IMAGE}: {}", stderr(&output)));
+        return true;
+    }
+    false
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Serves `content` to one HTTP request; the port, and what to wait for.
+fn serve(content: Vec<u8>) -> (u16, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        let header = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
+        stream.write_all(header.as_bytes()).unwrap();
+        stream.write_all(&content).unwrap();
+    });
+    (port, server)
+}
+
+fn figures(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// One guest: copies disk to disk, reads the copy back, and fetches a file. Checks that all of it arrives, and that no slot
+/// is left in use.
+fn transfer(source: &Path, mib: u64, options: &[&str], net: bool) -> serde_json::Value {
+    let dir = tempfile::tempdir().unwrap();
+    let (copy, stats) = (dir.path().join("copy"), dir.path().join("stats"));
+    std::fs::File::create(&copy).unwrap().set_len(mib << 20).unwrap();
+    let mut script = "dd if=/dev/vda of=/dev/vdb bs=1M 2>/dev/null && sync && \
+                      echo 3 > /proc/sys/vm/drop_caches && sha256sum /dev/vdb && \
+                      dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c"
+        .to_owned();
+    let content = std::fs::read(source).unwrap();
+    let mut server = None;
+    if net {
+        let (port, thread) = serve(content[..4 << 20].to_vec());
+        server = Some(thread);
+        script += &format!(
+            " && gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') && \
+             wget -q -O /tmp/file http://$gateway:{port}/ && sha256sum /tmp/file"
+        );
+    }
+    let output = smmulab()
+        .args(["run", "--image", IMAGE, "--time-limit", "900s", "--exec", &script])
+        .args(options)
+        .args(if net { &["--net"][..] } else { &[] })
+        .args(["--stats", stats.to_str().unwrap()])
+        .args(["--disk", &format!("{},ro", source.display()), "--disk", copy.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    assert!(output.status.success(), "{options:?}: {}\n{text}\n{}", output.status, stderr(&output));
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words[0], hash(&content), "{options:?}: read back");
+    assert_eq!(hash(&std::fs::read(&copy).unwrap()), hash(&content), "{options:?}: on the disk");
+    assert_eq!(words[2], "256", "{options:?}: entropy");
+    if let Some(server) = server {
+        assert_eq!(words[3], hash(&content[..4 << 20]), "{options:?}: over the network");
+        server.join().unwrap();
+    }
+    let stats = figures(&stats);
+    for pool in stats["bounce"].as_array().unwrap() {
+        assert_eq!(pool["used"], 0, "{options:?}: {pool}");
+        for (name, device) in pool["devices"].as_object().unwrap() {
+            assert_eq!((&device["used"], &device["failures"]), (&0.into(), &0.into()), "{options:?} {name}");
+            assert!(device["mappings"].as_u64().unwrap() > 0, "{options:?}: {name} was not bounced");
+        }
+    }
+    stats
+}
+
+#[test]
+fn a_bounced_machine_gives_the_same_disk_and_network_in_every_combination() {
+    if skipped() {
+        return;
+    }
+    let net = Command::new("passt").arg("--version").output().is_ok();
+    if !net {
+        skip("no network: no passt (Debian package passt)");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    random_file(&source, 256 << 20, 11).unwrap();
+    for bounce in ["off", "all"] {
+        for rings in ["split", "packed"] {
+            for smmu in ["on", "off"] {
+                for append in ["swiotlb=noforce", "swiotlb=force"] {
+                    let options = ["--bounce", bounce, "--virtio", rings, "--smmu", smmu, "--append", append];
+                    let stats = transfer(&source, 256, &options, net);
+                    let pools = stats["bounce"].as_array().unwrap().len();
+                    assert_eq!(pools, usize::from(bounce == "all"), "{options:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn small_growing_and_restricted_pools_serve_a_guest() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    random_file(&source, 32 << 20, 12).unwrap();
+    transfer(&source, 32, &["--bounce", "all,size=2M"], false);
+    let stats = transfer(&source, 32, &["--bounce", "all,size=1M,dynamic=32M"], false);
+    assert!(stats["bounce"][0]["pools"].as_u64().unwrap() > 1, "{stats}");
+    let options = ["--bounce", "disk1,size=8M,restricted=on", "--bounce", "rng"];
+    let stats = transfer(&source, 32, &options, false);
+    let names: Vec<_> = stats["bounce"].as_array().unwrap().iter().map(|pool| pool["name"].clone()).collect();
+    assert_eq!(names, ["disk1", "shared"]);
+}
+
+#[test]
+fn a_bounced_run_is_the_same_every_time_and_goes_on_from_a_snapshot() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    random_file(&disk, 16 << 20, 13).unwrap();
+    let disk = format!("{},ro", disk.display());
+    let snapshot = dir.path().join("snapshot");
+    let run = |name: &str, more: &[&str]| {
+        let path = dir.path().join(name);
+        let output = smmulab().arg("run").args(more).arg("--stats").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let mut stats = figures(&path);
+        stats.as_object_mut().unwrap().remove("host");
+        stats
+    };
+    let whole = ["--image", IMAGE, "--bounce", "all", "--disk", &disk, "--exec", "sha256sum /dev/vda"];
+    let first = run("first", &whole);
+    assert_eq!(first, run("again", &whole));
+    // In the middle of reading the disk, with requests in the pool.
+    let at = format!("{}ns", first["virtual_ns"].as_u64().unwrap() * 9 / 10);
+    let keep = ["--snapshot", snapshot.to_str().unwrap(), "--snapshot-at", &at];
+    assert_eq!(first, run("kept", &[&whole[..], &keep].concat()));
+    let rest = run("rest", &["--from", snapshot.to_str().unwrap()]);
+    for key in ["state_hash", "virtual_ns", "instructions", "bounce"] {
+        assert_eq!(first[key], rest[key], "{key}");
+    }
+}
