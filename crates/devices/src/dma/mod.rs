@@ -5,12 +5,17 @@
 //! and [`Transfer`]s for data, where the translation, each of its fetches and each beat are steps of their own.
 //! [`Scatter`] walks a list of segments with transfers.
 
+mod atc;
+mod ats;
+mod ats_transfer;
 mod inbox;
 mod memory;
 mod port;
 mod scatter;
 mod transfer;
 
+pub use atc::{AtcConfig, Denied, Replacement, Retention};
+pub use ats::{AtsControl, AtsState, AtsStats, PriStatus};
 pub use inbox::{ItsInbox, Message};
 pub use memory::PhysMem;
 pub use port::{Attributes, DmaPort, Fabric, Inspector, Requester, Stats};

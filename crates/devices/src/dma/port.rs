@@ -2,9 +2,9 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
 
 use crate::bounce::{Bounce, Memory};
 
+use super::ats::AtsState;
 use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 
 /// What lies behind every port.
@@ -77,6 +78,8 @@ impl Fabric {
             enabled: AtomicBool::new(false),
             forwarded: AtomicBool::new(true),
             counters: Counters::default(),
+            ats_on: AtomicBool::new(false),
+            ats: Mutex::new(None),
         }))
     }
 }
@@ -168,6 +171,10 @@ pub(super) struct Shared {
     enabled: AtomicBool,
     forwarded: AtomicBool,
     pub(super) counters: Counters,
+    /// Software has enabled ATS.
+    ats_on: AtomicBool,
+    /// The device's translation cache and all that goes with it, if it has one.
+    ats: Mutex<Option<AtsState>>,
 }
 
 /// A device's only way to memory. Cloning gives another handle on the same port; revoking one revokes all.
@@ -233,6 +240,30 @@ impl DmaPort {
     /// What the buffers of a request that is being worked on are in.
     pub fn buffers(&self) -> Memory<'_> {
         self.bounce().map_or(Memory::Guest(self), Memory::Pool)
+    }
+
+    /// Whether accesses go through the device's translation cache.
+    #[inline]
+    pub(super) fn ats_on(&self) -> bool {
+        self.0.ats_on.load(Relaxed)
+    }
+
+    pub(super) fn set_ats_on(&self, on: bool) {
+        self.0.ats_on.store(on, Relaxed);
+    }
+
+    /// Does something with the state of ATS, if the device has ATS.
+    pub(super) fn with_ats<T>(&self, f: impl FnOnce(&mut AtsState) -> T) -> Option<T> {
+        self.0.ats.lock().unwrap_or_else(|e| e.into_inner()).as_mut().map(f)
+    }
+
+    pub(super) fn set_ats_state(&self, state: Option<AtsState>) {
+        *self.0.ats.lock().unwrap_or_else(|e| e.into_inner()) = state;
+    }
+
+    /// The SMMU in front of the device.
+    pub(super) fn lock_smmu(&self) -> Option<MutexGuard<'_, Smmu>> {
+        Some(self.smmu()?.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
     /// What went through so far.

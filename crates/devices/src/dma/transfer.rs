@@ -13,16 +13,45 @@ const BURST_BOUNDARY: u64 = 4096;
 /// translated (a step, and one for every fetch of the walk), moved (a step), and then ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
-    iova: u64,
-    left: u64,
-    write: bool,
-    attributes: Attributes,
-    stage: Stage,
+    pub(super) iova: u64,
+    pub(super) left: u64,
+    pub(super) write: bool,
+    pub(super) attributes: Attributes,
+    pub(super) stage: Stage,
+    /// How ATS is used.
+    pub(super) way: Way,
+    /// The translation of the device's cache that is in use.
+    pub(super) holding: Option<u64>,
+    /// Bytes that that translation covers.
+    pub(super) bound: u64,
+}
+
+/// Whether an access uses ATS, where ATS is enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Way {
+    /// It does.
+    Ats,
+    /// It did, and was refused: this beat goes untranslated.
+    Fallback,
+    /// It never does.
+    Untranslated,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Stage {
+pub(super) enum Stage {
     Idle,
+    /// A Translation Request; and the invalidations before it.
+    Requesting {
+        id: TxnId,
+        generation: u64,
+    },
+    /// The translation is known, and the Translated transaction not begun.
+    Translated {
+        address: u64,
+        bytes: u64,
+    },
+    /// A group of page requests with this index is outstanding.
+    Paging(u16),
     Walking(TxnId),
     Stalled(TxnId),
     /// `id` is `None` when addresses are physical.
@@ -68,7 +97,13 @@ impl Transfer {
 
     fn beat_len(&self, latched: u64, room: usize) -> u64 {
         let burst = BURST_BOUNDARY - self.iova % BURST_BOUNDARY;
-        burst.min(latched).min(self.left).min(room as u64)
+        burst.min(latched).min(self.bound).min(self.left).min(room as u64)
+    }
+
+    /// The same, without ATS whatever software enabled: interrupt messages.
+    #[must_use]
+    pub fn untranslated(self) -> Self {
+        Self { way: Way::Untranslated, ..self }
     }
 
     /// Whether a translation is latched, so that the next step is a beat.
@@ -100,7 +135,8 @@ impl DmaPort {
         if len > 0 && iova.checked_add(len - 1).is_none() {
             return Err(self.refused(DmaError::Wraps));
         }
-        Ok(Transfer { iova, left: len, write, attributes, stage: Stage::Idle })
+        let (stage, way) = (Stage::Idle, Way::Ats);
+        Ok(Transfer { iova, left: len, write, attributes, stage, way, holding: None, bound: u64::MAX })
     }
 
     /// Goes one step towards the translation of the next beat: at most one fetch.
@@ -120,9 +156,16 @@ impl DmaPort {
             transfer.stage = Stage::Latched { id: None, pa: transfer.iova, bytes: u64::MAX };
             return Ok(Poll::Ready);
         };
+        if self.ats_goes_on(transfer) {
+            return self.poll_ats(transfer);
+        }
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
         let progress = match transfer.stage {
             Stage::Latched { .. } | Stage::Discarded => return Ok(Poll::Ready),
+            // Of ATS; that has been done.
+            Stage::Requesting { .. } | Stage::Translated { .. } | Stage::Paging(_) => {
+                return Ok(Poll::Walking);
+            }
             Stage::Idle => {
                 count(&counters.transactions, 1);
                 smmu.begin(&self.transaction(transfer.iova, transfer.write, transfer.attributes))
@@ -133,6 +176,11 @@ impl DmaPort {
             }
         };
         drop(smmu);
+        self.progressed(transfer, progress)
+    }
+
+    /// Puts a transfer where its transaction is.
+    pub(super) fn progressed(&self, transfer: &mut Transfer, progress: Progress) -> Result<Poll, DmaError> {
         match progress {
             Progress::Walking(id) => {
                 transfer.stage = Stage::Walking(id);
@@ -151,6 +199,7 @@ impl DmaPort {
                 Ok(Poll::Ready)
             }
             Progress::Aborted => {
+                self.let_go(transfer);
                 transfer.stage = Stage::Idle;
                 Err(self.refused(DmaError::Aborted))
             }
@@ -205,7 +254,11 @@ impl DmaPort {
         let n = transfer.beat_len(bytes, room);
         let result = if n == 0 || write != transfer.write { Ok(()) } else { access(self, pa, n as usize) };
         self.end(id);
+        self.let_go(transfer);
         transfer.stage = Stage::Idle;
+        if transfer.way == Way::Fallback {
+            transfer.way = Way::Ats;
+        }
         result?;
         if write != transfer.write {
             return Ok(0);
@@ -220,10 +273,12 @@ impl DmaPort {
     /// is then translated anew.
     pub fn cancel(&self, transfer: &mut Transfer) {
         match transfer.stage {
-            Stage::Walking(id) | Stage::Stalled(id) => self.end(Some(id)),
+            Stage::Walking(id) | Stage::Stalled(id) | Stage::Requesting { id, .. } => self.end(Some(id)),
             Stage::Latched { id, .. } => self.end(id),
-            Stage::Idle | Stage::Discarded => {}
+            Stage::Paging(group) => self.abandon_page(group),
+            Stage::Idle | Stage::Discarded | Stage::Translated { .. } => {}
         }
+        self.let_go(transfer);
         transfer.stage = Stage::Idle;
     }
 
@@ -243,13 +298,19 @@ impl DmaPort {
         let counters = &self.0.counters;
         count(&counters.transactions, 1);
         let Some(smmu) = self.smmu() else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
+        let translated = if self.ats_on() { self.ats_now(iova, write)? } else { None };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
-        let mut progress = smmu.begin(&self.transaction(iova, write, self.attributes()));
+        let (mut progress, bound) = match translated {
+            Some((address, bytes)) => {
+                (smmu.begin_translated(&self.transaction(address, write, self.attributes())), bytes)
+            }
+            None => (smmu.begin(&self.transaction(iova, write, self.attributes())), u64::MAX),
+        };
         loop {
             match progress {
                 Progress::Latched(id, t) => {
                     smmu.complete(id);
-                    return Ok(Place::Memory { pa: t.pa, bytes: t.bytes.max(1) });
+                    return Ok(Place::Memory { pa: t.pa, bytes: t.bytes.min(bound).max(1) });
                 }
                 Progress::Discarded => return Ok(Place::Nowhere),
                 Progress::Aborted => return Err(self.refused(DmaError::Aborted)),

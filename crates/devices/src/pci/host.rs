@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use smmu_model::{AtcInvalidation, PageResponse};
 
 use super::{ConfigSpace, FunctionState, Ids, PciFunction, StateError};
 use crate::agent::{Agent, Time, earliest};
@@ -172,6 +173,27 @@ impl PciHost {
         }
         self.refresh();
         Ok(())
+    }
+
+    /// Brings an ATS Invalidate Request to the function that makes requests as its StreamID. Answers whether there is one;
+    /// if not, the root complex knows that nobody will confirm it.
+    pub fn atc_invalidation(&mut self, now: Time, what: &AtcInvalidation) -> bool {
+        let Some(port) = self.port(what.sid) else { return false };
+        port.atc_invalidation(now, what);
+        self.reschedule();
+        true
+    }
+
+    /// Brings a PRG response to the function that makes requests as its StreamID.
+    pub fn page_response(&mut self, response: &PageResponse) {
+        if let Some(port) = self.port(response.sid) {
+            port.page_response(response);
+        }
+    }
+
+    /// The port of a StreamID.
+    fn port(&self, sid: u32) -> Option<&DmaPort> {
+        self.functions.values().filter_map(|f| f.port()).find(|port| port.requester().sid == sid)
     }
 
     /// Works out windows and schedule after a change of configuration.

@@ -1,9 +1,12 @@
 //! PCI Express: configuration space, MSI-X and the host bridge.
 
+mod ats;
 mod config;
 mod host;
 mod msix;
 
+pub(crate) use ats::AtsCapabilities;
+pub use ats::AtsOptions;
 pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg};
 pub use host::{HostBridge, PciHost, PciHostState, Slot, layout};
 pub use msix::{CAP_MSIX, Msix, Sent};

@@ -259,6 +259,8 @@ impl Msix {
             }
             let entry = self.table[usize::from(vector)];
             let Ok(transfer) = port.begin(entry.address, 4, true) else { return Some(vector) };
+            // Messages are never Translated.
+            let transfer = transfer.untranslated();
             self.sending = Some(Sending { vector, data: entry.data, transfer });
             return None;
         }

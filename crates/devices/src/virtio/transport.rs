@@ -10,8 +10,11 @@ use super::{DeviceState, Io, Timing, VirtioDevice, Virtqueue, feature};
 use crate::agent::{Time, earliest};
 use crate::bounce::{Bounce, BounceStats};
 use crate::bus::size_mask;
-use crate::dma::{DmaPort, Stats};
-use crate::pci::{Bar, CAP_MSIX, ConfigSpace, FunctionState, Ids, Msix, PciFunction, StateError};
+use crate::dma::{AtcConfig, AtsState, DmaPort, Stats};
+use crate::pci::{
+    AtsCapabilities, AtsOptions, Bar, CAP_MSIX, ConfigSpace, FunctionState, Ids, Msix, PciFunction,
+    StateError,
+};
 
 const MSIX_BAR: usize = 1;
 const REGISTER_BAR: usize = 4;
@@ -37,6 +40,8 @@ const ISR_CONFIG: u8 = 2;
 /// Lane of the device itself, and of its interrupt messages.
 const LANE_DEVICE: usize = 0;
 const LANE_MSIX: usize = 1;
+/// Lane of the invalidations of the translation cache, if there is one.
+const LANE_ATC: usize = 2;
 
 /// A virtio device as a PCI function.
 pub struct VirtioPci<D> {
@@ -52,6 +57,7 @@ pub struct VirtioPci<D> {
     common: Common,
     queues: Vec<Virtqueue>,
     device: D,
+    ats: Option<AtsCapabilities>,
 }
 
 /// The state of a virtio function.
@@ -64,6 +70,7 @@ pub struct VirtioState {
     queues: Vec<VirtqueueState>,
     device: DeviceState,
     bounce: Option<BounceStats>,
+    ats: Option<AtsState>,
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -95,14 +102,22 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let window_at = add_structure(&mut config, CFG_PCI, 0, 0, &[0; 4]);
         let (msix_at, window_at) = (u16::from(msix_at), u16::from(window_at));
         port.set_enabled(false);
-        let common = Common::new();
-        Self { config, msix_at, window_at, msix, port, timing, extra: 0, common, queues, device }
+        let (common, ats) = (Common::new(), None);
+        Self { config, msix_at, window_at, msix, port, timing, extra: 0, common, queues, device, ats }
     }
 
     /// The same, offering these features of the transport as well: [`feature::RING_PACKED`] or none.
     #[must_use]
     pub fn offering(self, features: u64) -> Self {
         Self { extra: features & feature::RING_PACKED, ..self }
+    }
+
+    /// The same with ATS, which software may enable. It makes no page requests: a ring cannot wait for a page.
+    #[must_use]
+    pub fn with_ats(mut self, atc: AtcConfig) -> Self {
+        let options = AtsOptions { atc, pri: None };
+        self.ats = Some(AtsCapabilities::add(&mut self.config, &self.port, &options));
+        self
     }
 
     /// The device.
@@ -341,7 +356,10 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
                 None => 0,
             };
         }
-        self.config.read(offset, size)
+        match &self.ats {
+            Some(ats) => ats.read(&self.config, &self.port, offset, size),
+            None => self.config.read(offset, size),
+        }
     }
 
     fn config_write(&mut self, at: Time, offset: u16, size: u8, value: u32) {
@@ -365,6 +383,9 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         self.port.set_enabled(master);
         if !master {
             PciFunction::suspend(self);
+        }
+        if let Some(ats) = &self.ats {
+            ats.written(&self.config, &self.port, offset, size, value);
         }
     }
 
@@ -394,13 +415,14 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
     }
 
     fn lanes(&self) -> usize {
-        2
+        2 + usize::from(self.ats.is_some())
     }
 
     fn next_step(&self, lane: usize) -> Option<Time> {
         match lane {
             LANE_DEVICE => earliest(self.device_due(), self.next_reset().map(|(at, _)| at)),
             LANE_MSIX => self.msix.next_step(&self.port),
+            LANE_ATC => self.port.atc_next_step(),
             _ => None,
         }
     }
@@ -411,6 +433,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             LANE_MSIX => {
                 self.msix.step(&self.port, now);
             }
+            LANE_ATC => self.port.atc_step(now),
             _ => {}
         }
     }
@@ -420,6 +443,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         self.msix.reset(&self.port);
         self.config.reset();
         self.port.set_enabled(false);
+        self.port.reset_ats();
     }
 
     fn port(&self) -> Option<&DmaPort> {
@@ -435,6 +459,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             queues: self.queues.iter().map(Virtqueue::save).collect(),
             device: self.device.save(),
             bounce: self.port.bounce().map(Bounce::stats),
+            ats: self.port.save_ats(),
         }))
     }
 
@@ -443,7 +468,8 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         let fits = state.config.same_shape(&self.config)
             && state.msix.same_shape(&self.msix)
             && state.queues.len() == self.queues.len()
-            && state.bounce.is_some() == self.port.bounce().is_some();
+            && state.bounce.is_some() == self.port.bounce().is_some()
+            && self.port.restore_ats(state.ats);
         if !fits {
             return Err(StateError);
         }

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::Timing;
 use super::frames::{Frames, Written};
 use crate::agent::Time;
-use crate::dma::{DmaPort, Stats};
-use crate::pci::{Bar, CAP_MSIX, ConfigSpace, FunctionState, Ids, Msix, PciFunction, Sent, StateError};
+use crate::dma::{AtsState, DmaPort, Stats};
+use crate::pci::{
+    AtsCapabilities, AtsOptions, Bar, CAP_MSIX, ConfigSpace, FunctionState, Ids, Msix, PciFunction, Sent,
+    StateError,
+};
 
 const FRAME_BAR: usize = 0;
 const MSIX_BAR: usize = 2;
@@ -27,6 +30,7 @@ pub struct Engine {
     frames: Frames,
     /// Frames that ended, and whose message is still to be sent: vector and frame.
     unsent: BTreeSet<(u16, u32)>,
+    ats: Option<AtsCapabilities>,
 }
 
 /// Its state.
@@ -37,6 +41,7 @@ pub struct EngineState {
     stats: Stats,
     frames: Frames,
     unsent: BTreeSet<(u16, u32)>,
+    ats: Option<AtsState>,
 }
 
 impl Engine {
@@ -59,7 +64,19 @@ impl Engine {
         let (body, writable) = msix.capability(MSIX_BAR as u8);
         let msix_at = u16::from(config.add_capability(CAP_MSIX, &body, &writable));
         port.set_enabled(false);
-        Self { config, msix_at, msix, port, timing, frames, unsent: BTreeSet::new() }
+        Self { config, msix_at, msix, port, timing, frames, unsent: BTreeSet::new(), ats: None }
+    }
+
+    /// The same with ATS, which software may enable.
+    #[must_use]
+    pub fn with_ats(mut self, options: &AtsOptions) -> Self {
+        self.ats = Some(AtsCapabilities::add(&mut self.config, &self.port, options));
+        self
+    }
+
+    /// Lane of the translation cache's invalidations: the last.
+    fn lane_atc(&self) -> usize {
+        1 + self.frames.count() as usize
     }
 
     fn step_frame(&mut self, index: u32, now: Time) {
@@ -92,7 +109,10 @@ impl Engine {
 
 impl PciFunction for Engine {
     fn config_read(&mut self, _at: Time, offset: u16, size: u8) -> u32 {
-        self.config.read(offset, size)
+        match &self.ats {
+            Some(ats) => ats.read(&self.config, &self.port, offset, size),
+            None => self.config.read(offset, size),
+        }
     }
 
     fn config_write(&mut self, at: Time, offset: u16, size: u8, value: u32) {
@@ -112,6 +132,9 @@ impl PciFunction for Engine {
         self.port.set_enabled(master);
         if !master {
             self.suspend();
+        }
+        if let Some(ats) = &self.ats {
+            ats.written(&self.config, &self.port, offset, size, value);
         }
     }
 
@@ -141,12 +164,15 @@ impl PciFunction for Engine {
     }
 
     fn lanes(&self) -> usize {
-        1 + self.frames.count() as usize
+        1 + self.frames.count() as usize + usize::from(self.ats.is_some())
     }
 
     fn next_step(&self, lane: usize) -> Option<Time> {
         if lane == LANE_MSIX {
             return self.msix.next_step(&self.port);
+        }
+        if lane == self.lane_atc() {
+            return self.port.atc_next_step();
         }
         let index = u32::try_from(lane - 1).ok()?;
         self.frames.next_step(index).filter(|_| self.port.enabled())
@@ -156,12 +182,14 @@ impl PciFunction for Engine {
         let running = self.frames.running().filter(|_| self.port.enabled());
         let frames = running.map(|(at, index)| (at, index as usize + 1));
         let messages = self.msix.next_step(&self.port).map(|at| (at, LANE_MSIX));
-        frames.chain(messages).min()
+        let cache = self.port.atc_next_step().map(|at| (at, self.lane_atc()));
+        frames.chain(messages).chain(cache).min()
     }
 
     fn step(&mut self, lane: usize, now: Time) {
         match lane {
             LANE_MSIX => self.step_messages(now),
+            _ if lane == self.lane_atc() => self.port.atc_step(now),
             _ => self.step_frame((lane - 1) as u32, now),
         }
     }
@@ -173,6 +201,7 @@ impl PciFunction for Engine {
         self.msix.reset(&self.port);
         self.config.reset();
         self.port.set_enabled(false);
+        self.port.reset_ats();
     }
 
     fn suspend(&mut self) {
@@ -191,6 +220,7 @@ impl PciFunction for Engine {
             stats: self.port.stats(),
             frames: self.frames.clone(),
             unsent: self.unsent.clone(),
+            ats: self.port.save_ats(),
         }))
     }
 
@@ -198,7 +228,8 @@ impl PciFunction for Engine {
         let FunctionState::Engine(state) = state else { return Err(StateError) };
         let fits = state.config.same_shape(&self.config)
             && state.msix.same_shape(&self.msix)
-            && self.frames.same_shape(&state.frames);
+            && self.frames.same_shape(&state.frames)
+            && self.port.restore_ats(state.ats);
         if !fits {
             return Err(StateError);
         }
