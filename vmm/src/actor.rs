@@ -15,6 +15,12 @@ pub enum SmmuAgent {
     Event,
     /// Consumes commands.
     Command,
+    /// Writes page requests to their queue, or responds to them.
+    Pri,
+    /// Sends ATS Invalidate Requests, and gives up on those that nobody confirms.
+    Atc,
+    /// Sends PRG responses.
+    Response,
 }
 
 /// Something that takes steps of its own (design contract 3). Those that are due at one time step in this order.
@@ -42,6 +48,9 @@ impl fmt::Display for Actor {
             Self::Smmu(SmmuAgent::Msi) => f.write_str("smmu.msi"),
             Self::Smmu(SmmuAgent::Event) => f.write_str("smmu.event"),
             Self::Smmu(SmmuAgent::Command) => f.write_str("smmu.command"),
+            Self::Smmu(SmmuAgent::Pri) => f.write_str("smmu.pri"),
+            Self::Smmu(SmmuAgent::Atc) => f.write_str("smmu.atc"),
+            Self::Smmu(SmmuAgent::Response) => f.write_str("smmu.response"),
             Self::Pci(slot, lane) => write!(f, "pci.{:02x}.{}.{lane}", slot.0 >> 3, slot.0 & 7),
             Self::Engine(index, lane) => write!(f, "engine.{index}.{lane}"),
             Self::Its => f.write_str("its"),
@@ -55,8 +64,8 @@ impl fmt::Display for Actor {
 /// A text that names no actor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, pci.DEVICE.FUNCTION.LANE, engine.N.LANE, \
-     its, uart or rtc"
+    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, smmu.pri, smmu.atc, smmu.response, \
+     pci.DEVICE.FUNCTION.LANE, engine.N.LANE, its, uart or rtc"
 )]
 pub struct UnknownActor(String);
 
@@ -69,6 +78,9 @@ impl FromStr for Actor {
             "smmu.msi" => Self::Smmu(SmmuAgent::Msi),
             "smmu.event" => Self::Smmu(SmmuAgent::Event),
             "smmu.command" => Self::Smmu(SmmuAgent::Command),
+            "smmu.pri" => Self::Smmu(SmmuAgent::Pri),
+            "smmu.atc" => Self::Smmu(SmmuAgent::Atc),
+            "smmu.response" => Self::Smmu(SmmuAgent::Response),
             "its" => Self::Its,
             "uart" => Self::Uart,
             "rtc" => Self::Rtc,
@@ -114,6 +126,9 @@ mod tests {
             Actor::Smmu(SmmuAgent::Command),
             Actor::Smmu(SmmuAgent::Event),
             Actor::Smmu(SmmuAgent::Msi),
+            Actor::Smmu(SmmuAgent::Pri),
+            Actor::Smmu(SmmuAgent::Atc),
+            Actor::Smmu(SmmuAgent::Response),
             Actor::Pci(Slot::device(30), 17),
             Actor::Engine(7, 512),
             Actor::Its,

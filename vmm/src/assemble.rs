@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use aarch64::{Cluster, Config, EngineKind, Features};
 use anyhow::{Context, Result};
-use devices::dma::{DmaPort, Fabric, ItsInbox, Requester};
+use devices::dma::{AtcConfig, DmaPort, Fabric, ItsInbox, Requester};
 use devices::gic::{self, Gic};
 use devices::lab::Lab;
 use devices::pci::{PciFunction, PciHost, Slot};
@@ -70,17 +70,23 @@ struct Virtio<'a> {
     pools: &'a mut Pools,
     /// Features beside those that every device offers.
     offered: u64,
+    /// Their translation caches, if they have ATS.
+    atc: Option<AtcConfig>,
 }
 
 impl Virtio<'_> {
     /// Puts a device into a slot, bounced or not.
     fn add(&mut self, name: &str, slot: Slot, device: impl VirtioDevice) {
-        let (bounce, offered) = (self.pools.share(name, slot), self.offered);
+        let (bounce, offered, atc) = (self.pools.share(name, slot), self.offered, self.atc);
         self.pci.add(slot, |port| {
             if let Some(bounce) = bounce {
                 port.set_bounce(bounce);
             }
-            Box::new(VirtioPci::new(port, device, Timing::default()).offering(offered))
+            let function = VirtioPci::new(port, device, Timing::default()).offering(offered);
+            match atc {
+                Some(atc) => Box::new(function.with_ats(atc)),
+                None => Box::new(function),
+            }
         });
     }
 }
@@ -103,6 +109,7 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         bootargs: "",
         initrd: None,
         smmu: matches!(options.smmu, Smmu::On(_)),
+        ats: options.ats.is_some(),
         lab: options.lab.is_some(),
         engines: options.platform_engines(),
         seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
@@ -130,7 +137,8 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let fabric = Fabric::new(ram.clone(), smmu.clone(), inbox.clone());
     let mut pci = PciHost::new(fabric.clone());
     let mut pools = Pools::new(&options.bounce, &names(options))?;
-    let mut virtio = Virtio { pci: &mut pci, pools: &mut pools, offered: rings(options) };
+    let atc = options.ats.map(|ats| ats.function.atc);
+    let mut virtio = Virtio { pci: &mut pci, pools: &mut pools, offered: rings(options), atc };
     virtio.add("console", Slot::device(CONSOLE), Console::new());
     virtio.add("rng", Slot::device(RNG), Rng::new(derive(options.seed, 16)));
     if options.net {
@@ -149,7 +157,13 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
                 add(&mut pci, slots.next(), |port| Box::new(IommuTestdev::new(port, inspector, timing)));
             }
             TestDevice::Engine => {
-                add(&mut pci, slots.next(), |port| Box::new(testdev::Engine::new(port, 1, timing)));
+                add(&mut pci, slots.next(), |port| {
+                    let engine = testdev::Engine::new(port, 1, timing);
+                    match &options.ats {
+                        Some(ats) => Box::new(engine.with_ats(&ats.function)),
+                        None => Box::new(engine),
+                    }
+                });
             }
             TestDevice::PlatformEngine => {
                 let sid = at::ENGINE_SID + platform.len() as u32;
@@ -164,7 +178,11 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         ram.clone(),
         inbox.clone(),
     );
-    let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), Latency::default()));
+    let mut latency = Latency::default();
+    if let Some(ats) = &options.ats {
+        latency.atc_timeout = ats.timeout;
+    }
+    let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), latency));
     let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
     board.pools = pools;
     board.lab = options.lab.clone().map(Lab::new);

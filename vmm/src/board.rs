@@ -144,8 +144,8 @@ impl Board {
     pub fn step_agent(&mut self, actor: Actor, now: Time) {
         match actor {
             Actor::Smmu(agent) => {
-                let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step_agent(agent));
-                self.smmu_effect(effect);
+                let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step_agent(agent, now));
+                self.smmu_effect(effect, now);
             }
             Actor::Pci(slot, lane) => self.pci.step_agent(slot, lane, now),
             Actor::Engine(index, lane) => self.step_engine(index, lane, now),
@@ -190,13 +190,22 @@ impl Board {
 
     fn step_smmu(&mut self, now: Time) {
         let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step(now));
-        self.smmu_effect(effect);
+        self.smmu_effect(effect, now);
     }
 
-    fn smmu_effect(&mut self, effect: Effect) {
+    fn smmu_effect(&mut self, effect: Effect, now: Time) {
         match effect {
             Effect::None => {}
             Effect::Msi(msi) => self.smmu_msi(msi),
+            Effect::Invalidate(invalidation) => {
+                // A StreamID of nobody's is answered with UR, which is no error (IHI 0070 §3.9.1.5).
+                if !self.pci.atc_invalidation(now, &invalidation)
+                    && let Some(smmu) = &self.smmu
+                {
+                    smmu.smmu().atc_invalidation_done(invalidation.id);
+                }
+            }
+            Effect::Response(response) => self.pci.page_response(&response),
         }
         let wired = self.smmu.as_ref().map(|s| s.smmu().take_wired()).unwrap_or_default();
         self.event |= wired.sev;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::ats::Ats;
 use crate::options::{Disk, Engine, Rings, Size, Smmu, Span, TestDevice};
 use crate::pools::BounceOption;
 use crate::race::policy::Policy;
@@ -135,6 +136,9 @@ pub struct MachineArgs {
     /// dynamic= (what may be added) are the shared pool's; restricted=on gives a device its own (docs/swiotlb.md)
     #[arg(long, value_name = "off|all|DEVICE[,size=…,dynamic=…,restricted=…]")]
     pub bounce: Vec<BounceOption>,
+    /// PCIe ATS of the virtio functions and the test engines: on, or key=value,… (docs/devices.md lists the keys)
+    #[arg(long, value_name = "on|KEY=VALUE,…")]
+    pub ats: Option<Ats>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -159,9 +163,9 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 21] = [
-    "image", "kernel", "initrd", "append", "disk", "tools", "net", "cpus", "mem", "smmu", "device", "seed",
-    "engine", "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
+const NOT_WITH_FROM: [&str; 22] = [
+    "image", "kernel", "initrd", "append", "disk", "tools", "net", "cpus", "mem", "smmu", "device", "ats",
+    "seed", "engine", "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
 ];
 
 /// `smmulab run`.

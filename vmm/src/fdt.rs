@@ -28,6 +28,8 @@ pub struct Tree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Whether an SMMU stands before PCIe.
     pub smmu: bool,
+    /// Whether the root complex does ATS.
+    pub ats: bool,
     /// Whether there is a lab device.
     pub lab: bool,
     /// Test engines behind the SMMU, if there is one.
@@ -171,6 +173,9 @@ impl Tree<'_> {
         fdt.property_array_u32("msi-map", &[0, PHANDLE_ITS, 0, 0x1_0000])?;
         if self.smmu {
             fdt.property_array_u32("iommu-map", &[0, PHANDLE_SMMU, 0, 0x1_0000])?;
+            if self.ats {
+                fdt.property_null("ats-supported")?;
+            }
         }
         fdt.end_node(node)
     }

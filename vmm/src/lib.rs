@@ -2,6 +2,7 @@
 
 pub mod actor;
 pub mod assemble;
+pub mod ats;
 pub mod bench;
 pub mod board;
 pub mod cli;

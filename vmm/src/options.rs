@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ats::Ats;
 use crate::layout;
 use crate::pools::BounceOption;
 
@@ -154,6 +155,8 @@ pub struct MachineOptions {
     pub virtio: Rings,
     /// Which devices are bounced.
     pub bounce: Vec<BounceOption>,
+    /// PCIe ATS of the virtio functions and the test engines, if they have it.
+    pub ats: Option<Ats>,
     /// Seeds everything that is random in the machine.
     pub seed: u64,
     /// The CPU engine.
@@ -179,6 +182,7 @@ impl Default for MachineOptions {
             net: false,
             virtio: Rings::default(),
             bounce: Vec::new(),
+            ats: None,
             seed: 0,
             engine: Engine::default(),
             quantum: 20_000,
@@ -212,6 +216,9 @@ impl MachineOptions {
         }
         if self.quantum == 0 {
             return Err("--quantum takes at least 1 instruction".into());
+        }
+        if self.ats.is_some() && !matches!(&self.smmu, Smmu::On(config) if config.ats) {
+            return Err("--ats needs an SMMU that has it: --smmu preset=full, or ats=on".into());
         }
         let engines = self.platform_engines();
         if engines > layout::MAX_ENGINES {

@@ -129,6 +129,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         net: guest.net,
         virtio: machine.virtio,
         bounce: machine.bounce.clone(),
+        ats: machine.ats,
         seed: machine.seed,
         engine: machine.engine,
         quantum: machine.quantum,

@@ -1,5 +1,7 @@
 //! The ATS and PRI extended capabilities of a function (PCIe 4.0 §10.5): software enables there what the port then does.
 
+use serde::{Deserialize, Serialize};
+
 use super::ConfigSpace;
 use crate::dma::{AtcConfig, AtsControl, DmaPort, PriStatus};
 
@@ -27,7 +29,8 @@ const PRI_STOPPED: u16 = 1 << 8;
 const PRI_PASID_REQUIRED: u16 = 1 << 15;
 
 /// What ATS a function has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AtsOptions {
     /// Its translation cache.
     pub atc: AtcConfig,

@@ -130,6 +130,10 @@ impl Smmu {
                 }
                 return AtsProgress::Walking(id);
             }
+            // Priv is the request's, whatever else is answered (section 13.7).
+            (_, Outcome::Answer(AtsAnswer::Success(t))) => {
+                AtsAnswer::Success(AtsTranslation { privileged: txn.incoming.privileged, ..t })
+            }
             (_, Outcome::Answer(answer)) => answer,
             _ => AtsAnswer::CompleterAbort,
         };
@@ -237,7 +241,7 @@ impl Smmu {
             read: grant.read,
             write: grant.write,
             execute: grant.execute,
-            privileged: txn.incoming.privileged,
+            privileged: false,
         }))
     }
 

@@ -2,6 +2,7 @@
 
 mod lab;
 
+mod ats;
 mod caches;
 mod commands;
 mod events;
@@ -9,6 +10,7 @@ mod httu;
 mod interrupts;
 mod observer;
 mod pmcg;
+mod pri;
 mod registers;
 mod retention;
 mod stage1;
