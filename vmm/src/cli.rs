@@ -253,6 +253,9 @@ pub struct ReplayArgs {
     /// Write what everybody did, by function, for ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Wait for gdb at this address (`target remote`), which can go backwards too
+    #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:1234")]
+    pub gdb: Option<String>,
     /// Run it this many times
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub times: u32,

@@ -8,6 +8,7 @@ pub mod board;
 pub mod cli;
 pub mod edge;
 pub mod fdt;
+pub mod gdb;
 pub mod image;
 pub mod input;
 pub mod layout;

@@ -141,6 +141,11 @@ impl Machine {
         self.board.note_accesses(true);
     }
 
+    /// Follows a schedule from where it is, as when a state is restored.
+    pub fn resume(&mut self, schedule: Option<Schedule>) {
+        self.schedule = schedule;
+    }
+
     /// The schedule that the machine follows.
     pub fn schedule(&mut self) -> Option<&mut Schedule> {
         self.schedule.as_mut()

@@ -2,10 +2,12 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use common::a64::{NE, Program};
+use common::rsp::Gdb;
 use common::{smmulab, stderr, stdout};
 use tempfile::TempDir;
 
@@ -168,6 +170,51 @@ fn its_correct_twin_stays_silent() {
         assert_eq!(silent.status.code(), Some(0), "{policy}: {}{}", stdout(&silent), stderr(&silent));
     }
     assert!(!lab.path("races").exists(), "nothing is kept of what did not fail");
+}
+
+/// Forwards to the lost store, backwards to the load, and the counter's memory as a watchpoint.
+#[test]
+fn gdb_goes_both_ways() {
+    let lab = Lab::new(counter(false));
+    assert_eq!(lab.race(&["--seed", "1"]).status.code(), Some(1));
+    let mut server = smmulab()
+        .arg("replay")
+        .arg(lab.path("races/race-1.json"))
+        .args(["--gdb", "127.0.0.1:0"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let mut gdb = Gdb::connect(line.trim().rsplit(' ').next().unwrap());
+    let load = 0x4000_0040 + 4 * counter(false).index_of(0xf940_0000 | 9 << 5 | 10) as u64;
+    let store = load + 8;
+
+    assert!(gdb.ask("qSupported:swbreak+;multiprocess+").contains("ReverseStep+"));
+    assert_eq!(gdb.ask(&format!("Z0,{store:x},4")), "OK");
+    assert!(gdb.ask("c").starts_with('T'), "it stops at the first store");
+    assert_eq!(gdb.pc(), store);
+    assert!(gdb.ask("s").starts_with('T'));
+    assert_eq!(gdb.pc(), store + 4);
+    let count = gdb.ask(&format!("m{COUNTER:x},8"));
+    assert_eq!(count, "0100000000000000");
+    assert!(gdb.ask("bs").starts_with('T'));
+    assert_eq!((gdb.pc(), gdb.ask(&format!("m{COUNTER:x},8"))), (store, "0000000000000000".into()));
+    // Twice forwards, once back: the first store again.
+    assert!(gdb.ask("c").starts_with('T'));
+    assert!(gdb.ask("c").starts_with('T'));
+    assert!(gdb.ask("bc").starts_with('T'));
+    assert!(gdb.ask("bc").starts_with('T'));
+    assert_eq!((gdb.pc(), gdb.ask(&format!("m{COUNTER:x},8"))), (store, "0000000000000000".into()));
+    assert!(gdb.ask("bc").contains("replaylog:begin"), "there is no stop before the first");
+
+    assert_eq!(gdb.ask(&format!("z0,{store:x},4")), "OK");
+    assert_eq!(gdb.ask(&format!("Z2,{COUNTER:x},8")), "OK");
+    let stop = gdb.ask("c");
+    assert!(stop.contains(&format!("watch:{COUNTER:x}")), "{stop}");
+    assert_eq!(gdb.pc(), store + 4);
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
 
 #[test]

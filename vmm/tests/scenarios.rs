@@ -20,7 +20,8 @@ fn ready() -> bool {
         return false;
     }
     let list = smmulab().args(["image", "list"]).output().unwrap();
-    let cached = stdout(&list).lines().any(|line| line.starts_with("lab ") && !line.trim_end().ends_with(" -"));
+    let cached =
+        stdout(&list).lines().any(|line| line.starts_with("lab ") && !line.trim_end().ends_with(" -"));
     if !cached {
         println!("SKIPPED: there is no lab kernel: smmulab image build lab");
         assert!(std::env::var_os("CI").is_none(), "under CI=true it has to be there");

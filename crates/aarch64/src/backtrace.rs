@@ -20,6 +20,12 @@ pub struct Backtrace {
 }
 
 impl Core {
+    /// The physical address of `va` by the present tables, for who looks on: nothing changes.
+    #[must_use]
+    pub fn physical(&self, ram: &GuestRam, va: u64) -> Option<u64> {
+        mmu::peek_address(self, ram, va)
+    }
+
     /// Follows the frame records from X29. Reads memory by the present tables and changes nothing.
     #[must_use]
     pub fn backtrace(&self, ram: &GuestRam) -> Backtrace {

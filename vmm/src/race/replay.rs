@@ -13,6 +13,7 @@ use super::timeline::Timeline;
 use super::trial::Judge;
 use super::{report, trace};
 use crate::cli::{ReplayArgs, status};
+use crate::gdb::{self, Timeless};
 use crate::machine::Machine;
 use crate::say::say;
 use crate::schedule::Hold;
@@ -59,6 +60,11 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         "the guest of {} is not the one that it was recorded with: its images, or an option, are others",
         args.file.display()
     );
+    if let Some(address) = &args.gdb {
+        machine.follow(&record.holds);
+        gdb::serve(address, Timeless::new(machine))?;
+        return Ok(0);
+    }
     let judge = Judge::new(&record.scenario, exec)?;
     for time in 1..=args.times {
         let again: Replayed = Child::start(|| carefully(&mut machine, &judge, &record.holds).ok())?

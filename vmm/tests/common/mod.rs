@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod a64;
+pub(crate) mod rsp;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

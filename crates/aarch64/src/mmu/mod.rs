@@ -287,6 +287,11 @@ fn fetch_slow(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
     Ok(pa)
 }
 
+/// Where `va` is as EL1's tables have it now, for who looks on: no state changes.
+pub(crate) fn peek_address(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Option<u64> {
+    translate::peek(&core.sys, ram, va)
+}
+
 /// The 64-bit word at `va` as EL1's tables have it now, for who looks on: no state changes.
 pub(crate) fn peek(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Option<u64> {
     (va & 7 == 0).then_some(())?;

@@ -1,0 +1,49 @@
+//! The least of a gdb: the remote serial protocol, packet by packet.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+/// A connection to a stub.
+pub(crate) struct Gdb(BufReader<TcpStream>);
+
+impl Gdb {
+    pub(crate) fn connect(address: &str) -> Self {
+        Self(BufReader::new(TcpStream::connect(address).unwrap()))
+    }
+
+    /// Sends a packet and gives the answer's text.
+    pub(crate) fn ask(&mut self, packet: &str) -> String {
+        let sum = packet.bytes().fold(0u8, u8::wrapping_add);
+        write!(self.0.get_mut(), "${packet}#{sum:02x}").unwrap();
+        let mut answer = Vec::new();
+        self.0.read_until(b'$', &mut answer).unwrap();
+        answer.clear();
+        self.0.read_until(b'#', &mut answer).unwrap();
+        self.0.read_exact(&mut [0; 2]).unwrap();
+        self.0.get_mut().write_all(b"+").unwrap();
+        answer.pop();
+        // `x*c`: x again, as often as c says.
+        let mut text = String::new();
+        let mut bytes = answer.into_iter();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'*' => {
+                    let (last, times) = (text.chars().last().unwrap(), bytes.next().unwrap() - 29);
+                    text.extend(std::iter::repeat_n(last, times.into()));
+                }
+                byte => text.push(byte.into()),
+            }
+        }
+        text
+    }
+
+    /// The program counter of the vCPU that stopped last.
+    pub(crate) fn pc(&mut self) -> u64 {
+        let registers = self.ask("g");
+        // X0 to X30 and SP are before it, 16 digits each.
+        let digits = &registers[32 * 16..33 * 16];
+        let bytes: Vec<u8> =
+            (0..8).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    }
+}
