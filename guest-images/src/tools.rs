@@ -94,8 +94,10 @@ impl Store {
     }
 }
 
+/// Changes when archives must be built anew: with the sources, and with how they are built.
 fn sources_hash() -> String {
-    let files = MODULE.iter().chain(&PROGRAM).chain(&NEWEST_INTERFACES);
+    let files =
+        MODULE.iter().chain(&PROGRAM).chain(&NEWEST_INTERFACES).chain(&[("", include_str!("tools.rs"))]);
     let all: Vec<String> = files.map(|(name, text)| format!("{name}\0{text}\0")).collect();
     hash::of_bytes(all.concat().as_bytes())
 }
