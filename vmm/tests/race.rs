@@ -162,6 +162,38 @@ fn a_script_says_the_order_by_hand() {
     assert!(stderr(&nonsense).contains("tomorrow"), "{}", stderr(&nonsense));
 }
 
+/// The report that the README shows comes from this program. `SMMULAB_BLESS=1` writes it anew.
+#[test]
+fn the_example_in_docs_is_what_a_run_gives() {
+    let lab = Lab::new(counter(false));
+    let toml = std::fs::read_to_string(lab.path("counter.toml")).unwrap();
+    let toml = toml.replace(lab.path("Image").to_str().unwrap(), "Image");
+    std::fs::write(lab.path("counter.toml"), toml).unwrap();
+    let args = ["race", "counter.toml", "--seed", "1", "--runs", "500"];
+    let found = smmulab().args(args).current_dir(lab.0.path()).output().unwrap();
+    assert_eq!(found.status.code(), Some(1), "{}", stderr(&found));
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    for extension in ["md", "svg"] {
+        let made = std::fs::read_to_string(lab.path("races/race-1").with_extension(extension)).unwrap();
+        let kept = docs.join("race-example").with_extension(extension);
+        if std::env::var_os("SMMULAB_BLESS").is_some() {
+            std::fs::write(&kept, &made).unwrap();
+        }
+        // The state's hash is another whenever a state has a field more.
+        let body = |text: &str| {
+            text.lines()
+                .filter(|line| !line.contains("state at the end"))
+                .map(String::from)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            body(&std::fs::read_to_string(&kept).unwrap()),
+            body(&made),
+            "SMMULAB_BLESS=1 writes it anew"
+        );
+    }
+}
+
 #[test]
 fn its_correct_twin_stays_silent() {
     let lab = Lab::new(counter(true));

@@ -23,7 +23,7 @@ pub fn page(record: &Record, line: &Timeline) -> String {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title><style>\n\
          body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222 }}\n\
          h1 {{ font-size: 1.4em }} .failed {{ color: #b00020; font-weight: 600 }} li {{ margin: .4em 0 }}\n\
-         svg {{ width: 100%; height: auto; background: #fafafa; border: 1px solid #ddd }} text {{ font: 12px system-ui }}\n\
+         svg {{ width: 100%; height: auto; border: 1px solid #ddd }}\n\
          code {{ background: #f0f0f0; padding: .1em .3em }}\n\
          </style></head><body>\n<h1>{title}</h1>\n<p class=\"failed\">Failed: {failure}</p>\n\
          <p>{} after the beginning, {} instructions.</p>\n",
@@ -42,7 +42,7 @@ pub fn page(record: &Record, line: &Timeline) -> String {
             out.push_str("</ol>\n");
         }
     }
-    drawing(record, line, &mut out);
+    out.push_str(&drawing(record, line));
     let _ = write!(
         out,
         "<p>Bars are functions of a vCPU, strokes are steps of an agent, red is standing still; the pointer names them.</p>\n\
@@ -66,7 +66,9 @@ fn window(line: &Timeline) -> (u64, u64) {
     (first.saturating_sub(before).max(begin), end.max(begin + 1))
 }
 
-fn drawing(record: &Record, line: &Timeline, out: &mut String) {
+/// The timeline as an SVG picture, with nothing from elsewhere in it.
+pub fn drawing(record: &Record, line: &Timeline) -> String {
+    let mut out = String::new();
     let (from, to) = window(line);
     let scale = (WIDTH - NAMES) / (to - from).max(1) as f64;
     let x = |t: u64| NAMES + t.saturating_sub(from).min(to - from) as f64 * scale;
@@ -74,7 +76,11 @@ fn drawing(record: &Record, line: &Timeline, out: &mut String) {
     let seen = |track: &Vec<Span>| track.iter().any(|span| span.from + span.ns >= from && span.from <= to);
     let rows: Vec<_> = line.tracks.iter().filter(|(_, track)| seen(track)).collect();
     let height = ROW * rows.len() as f64 + 40.0;
-    let _ = writeln!(out, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Timeline\">");
+    let _ = writeln!(
+        out,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\" role=\"img\">\n\
+         <title>Timeline</title>\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fafafa\"/>"
+    );
     for (row, (who, track)) in rows.iter().enumerate() {
         let y = row as f64 * ROW + 6.0;
         let _ = writeln!(out, "<text x=\"6\" y=\"{:.0}\">{who}</text>", y + 17.0);
@@ -112,6 +118,7 @@ fn drawing(record: &Record, line: &Timeline, out: &mut String) {
         );
     }
     out.push_str("</svg>\n");
+    out
 }
 
 /// What of a track lies in the window, narrow neighbours together.

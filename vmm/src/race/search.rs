@@ -178,10 +178,11 @@ fn keep(record: &Record, line: &Timeline, args: &RaceArgs) -> Result<()> {
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write("md", report::markdown(record, &path.display().to_string()))?;
+    write("svg", html::drawing(record, line))?;
     write("html", html::page(record, line))?;
     print!("{}", report::text(record));
     println!("Again: smmulab replay {}", path.display());
-    println!("Report: {}, and .md to paste", path.with_extension("html").display());
+    println!("Report: {}, and .md and .svg to paste", path.with_extension("html").display());
     Ok(())
 }
 
