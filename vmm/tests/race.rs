@@ -44,6 +44,7 @@ fn counter(atomic: bool) -> Program {
         }
         p.subi(5, 5, 1).cbnz(5, name);
     };
+    p.label("main");
     mark(&mut p, BEGIN);
     p.li(1, 1).adr(2, "second").li(3, 0).li(0, CPU_ON).hvc();
     add(&mut p, "first adds");
@@ -168,7 +169,8 @@ fn the_example_in_docs_is_what_a_run_gives() {
     let lab = Lab::new(counter(false));
     let toml = std::fs::read_to_string(lab.path("counter.toml")).unwrap();
     let toml = toml.replace(lab.path("Image").to_str().unwrap(), "Image");
-    std::fs::write(lab.path("counter.toml"), toml).unwrap();
+    std::fs::write(lab.path("counter.toml"), toml + "symbols = 'System.map'\n").unwrap();
+    std::fs::write(lab.path("System.map"), counter(false).system_map()).unwrap();
     let args = ["race", "counter.toml", "--seed", "1", "--runs", "500"];
     let found = smmulab().args(args).current_dir(lab.0.path()).output().unwrap();
     assert_eq!(found.status.code(), Some(1), "{}", stderr(&found));

@@ -94,6 +94,7 @@ pub fn drawing(record: &Record, line: &Timeline) -> String {
                 escape(&name),
                 time(start.saturating_sub(from)),
             );
+            label(&mut out, x(start), y + 16.0, width, &name);
         }
         for begun in record.begun.iter().filter(|begun| begun.hold.who == **who) {
             let (start, end) = (x(begun.time), x(begun.time + begun.hold.ns));
@@ -103,6 +104,13 @@ pub fn drawing(record: &Record, line: &Timeline) -> String {
                 y - 3.0,
                 (end - start).max(2.0),
                 time(begun.hold.ns)
+            );
+            label(
+                &mut out,
+                start,
+                y + 16.0,
+                end - start,
+                &format!("stands still for {}", time(begun.hold.ns)),
             );
         }
     }
@@ -119,6 +127,13 @@ pub fn drawing(record: &Record, line: &Timeline) -> String {
     }
     out.push_str("</svg>\n");
     out
+}
+
+/// A name within a bar, where there is room for it.
+fn label(out: &mut String, x: f64, y: f64, width: f64, name: &str) {
+    if width > 7.0 * name.chars().count() as f64 + 8.0 {
+        let _ = writeln!(out, "<text x=\"{:.1}\" y=\"{y:.0}\">{}</text>", x + 4.0, escape(name));
+    }
 }
 
 /// What of a track lies in the window, narrow neighbours together.

@@ -59,6 +59,15 @@ impl Program {
         self.words.iter().skip(16).position(|w| *w == word).expect("it is in the program")
     }
 
+    /// The labels as a System.map, of a program at the start of RAM.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn system_map(&self) -> String {
+        let line = |(name, at): (&String, &usize)| {
+            format!("{:016x} t {}\n", 0x4000_0000 + 4 * at, name.replace(' ', "_"))
+        };
+        self.labels.iter().map(line).collect()
+    }
+
     /// Any instruction.
     pub(crate) fn op(&mut self, word: u32) -> &mut Self {
         self.words.push(word);
