@@ -298,6 +298,16 @@ pub enum BenchCommand {
     Race(RaceBenchArgs),
     /// What the bounce pool costs: map and unmap, two threads, lookups, a guest's disk
     Swiotlb(SwiotlbBenchArgs),
+    /// What a translation of the SMMU costs, beside the loads that it makes
+    Smmu(SmmuBenchArgs),
+}
+
+/// `smmulab bench smmu`.
+#[derive(Args, Debug)]
+pub struct SmmuBenchArgs {
+    /// Translations of each round
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    pub translations: u64,
 }
 
 /// `smmulab bench race`.

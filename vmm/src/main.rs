@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Bench(BenchCommand::Boot(args)) => vmm::bench::boot::run(&args).map(|()| 0),
         Command::Bench(BenchCommand::Race(args)) => vmm::bench::race::run(&args).map(|()| 0),
         Command::Bench(BenchCommand::Swiotlb(args)) => vmm::bench::swiotlb::run(&args).map(|()| 0),
+        Command::Bench(BenchCommand::Smmu(args)) => vmm::bench::smmu::run(&args).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -1,6 +1,8 @@
 //! `smmulab bench`: our figures beside those of whatever peer is installed, in one run, as ratios.
 
 pub mod boot;
+mod counter;
 mod peer;
 pub mod race;
+pub mod smmu;
 pub mod swiotlb;
