@@ -232,6 +232,12 @@ pub struct RaceArgs {
     /// Seeds the choice of schedules
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Hold only these actors: cpu1, pci.04 (all of a device), smmu.command, …; repeatable
+    #[arg(long, value_name = "ACTOR")]
+    pub who: Vec<String>,
+    /// Hold vCPUs only in this function, or in all whose names begin so (`arm_smmu_*`); repeatable
+    #[arg(long, value_name = "SYMBOL")]
+    pub within: Vec<String>,
     /// Go on after the first failure, and keep one of each kind
     #[arg(long)]
     pub keep_going: bool,

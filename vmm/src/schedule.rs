@@ -85,6 +85,15 @@ pub struct Done {
     pub pc: Option<u64>,
 }
 
+/// One occurrence of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its address.
+    pub pc: u64,
+    /// Its number among the vCPU's instructions since the schedule began.
+    pub at: u64,
+}
+
 /// What an actor did in all since the beginning, by which schedules are drawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -93,7 +102,7 @@ pub struct Progress {
     /// At which of its instructions each vCPU reached for a device, if that was surveyed.
     pub accesses: BTreeMap<usize, Vec<u64>>,
     /// Occurrences of each instruction that each vCPU executed, if that was surveyed.
-    pub places: BTreeMap<usize, Vec<u64>>,
+    pub places: BTreeMap<usize, Vec<Place>>,
     /// Virtual nanoseconds since the beginning.
     pub ns: u64,
 }

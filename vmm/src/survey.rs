@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::schedule::Place;
+
 /// Occurrences kept of one instruction.
 const KEPT: usize = 4;
 /// Instructions that are looked at one by one; a longer scenario is surveyed up to here.
@@ -14,13 +16,13 @@ const LIMIT: u64 = 20_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     accesses: BTreeMap<usize, Vec<u64>>,
-    places: BTreeMap<(usize, u64), Place>,
+    places: BTreeMap<(usize, u64), Seen>,
     seen: u64,
 }
 
 /// One instruction of the guest.
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
+struct Seen {
     seen: u64,
     kept: [u64; KEPT],
 }
@@ -59,10 +61,13 @@ impl Survey {
     }
 
     /// Occurrences of each instruction that a vCPU executed.
-    pub fn places(&self) -> BTreeMap<usize, Vec<u64>> {
-        let mut places: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
-        for (&(cpu, _), place) in &self.places {
-            places.entry(cpu).or_default().extend(place.kept.iter().take(place.seen as usize));
+    pub fn places(&self) -> BTreeMap<usize, Vec<Place>> {
+        let mut places: BTreeMap<usize, Vec<Place>> = BTreeMap::new();
+        for (&(cpu, pc), place) in &self.places {
+            places
+                .entry(cpu)
+                .or_default()
+                .extend(place.kept.iter().take(place.seen as usize).map(|&at| Place { pc, at }));
         }
         places
     }
@@ -79,7 +84,7 @@ mod tests {
         (1..10_000).for_each(|at| survey.executed(0, 0x104 + at % 2 * 4, at));
         let places = &survey.places()[&0];
         assert_eq!(places.len(), 1 + 2 * KEPT);
-        assert_eq!(places[0], 0);
-        assert!(places.iter().any(|&at| at > 1000), "late occurrences too: {places:?}");
+        assert_eq!(places[0], Place { pc: 0x100, at: 0 });
+        assert!(places.iter().any(|place| place.at > 1000), "late occurrences too: {places:?}");
     }
 }

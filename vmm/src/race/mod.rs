@@ -5,6 +5,7 @@
 //! as a failure, [`trial`]. A failing schedule is made as short as it can be ([`shrink`]) and kept in a file ([`record`])
 //! that is, with the scenario, all that is needed to see it again.
 
+pub mod filter;
 pub mod fork;
 pub mod html;
 pub mod policy;

@@ -91,18 +91,23 @@ fn log_uniform(rng: &mut impl Rng, low: u64, high: u64) -> u64 {
 /// code, each as likely as any other however often it is executed, and one is any instruction; where one kind is missing,
 /// any instruction stands in.
 fn point(rng: &mut impl Rng, progress: &Progress) -> Option<(Actor, u64)> {
+    let place = |rng: &mut _| one_of(rng, &progress.places).map(|(cpu, place)| (Actor::Cpu(cpu), place.at));
+    let agent = |rng: &mut _| any(rng, progress, |who| !matches!(who, Actor::Cpu(_)));
     let kind = rng.random_range(0..10);
     let found = match kind {
         0..4 => one_of(rng, &progress.accesses).map(|(cpu, at)| (Actor::Cpu(cpu), near(rng, at))),
-        4..7 => any(rng, progress, |who| !matches!(who, Actor::Cpu(_))),
-        7..9 => one_of(rng, &progress.places).map(|(cpu, at)| (Actor::Cpu(cpu), at)),
+        4..7 => agent(rng),
+        7..9 => place(rng),
         _ => None,
     };
-    found.or_else(|| any(rng, progress, |who| matches!(who, Actor::Cpu(_))))
+    found
+        .or_else(|| any(rng, progress, |who| matches!(who, Actor::Cpu(_))))
+        .or_else(|| place(rng))
+        .or_else(|| agent(rng))
 }
 
 /// One of all vCPUs' points.
-fn one_of(rng: &mut impl Rng, points: &BTreeMap<usize, Vec<u64>>) -> Option<(usize, u64)> {
+fn one_of<T: Copy>(rng: &mut impl Rng, points: &BTreeMap<usize, Vec<T>>) -> Option<(usize, T)> {
     let mut index = pick(rng, points.values().map(|list| list.len() as u64).sum())?;
     points.iter().find_map(|(&cpu, list)| {
         let here = list.get(index as usize);
@@ -154,10 +159,16 @@ fn bounded(number: u64, progress: &Progress, longest: u64) -> Option<Vec<Hold>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::Place;
 
     fn progress() -> Progress {
         let of = [(Actor::Cpu(0), 1000), (Actor::Cpu(1), 500), (Actor::Its, 3)].into();
-        Progress { of, accesses: [(0, vec![10, 900])].into(), places: [(1, vec![3])].into(), ns: 2000 }
+        Progress {
+            of,
+            accesses: [(0, vec![10, 900])].into(),
+            places: [(1, vec![Place { pc: 4, at: 3 }])].into(),
+            ns: 2000,
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::filter::Filter;
 use super::fork::Child;
 use super::policy::{Choice, Policy};
 use super::record::{Record, Replayed};
@@ -92,6 +93,14 @@ impl Explorer {
         Ok(Self { machine, judge, symbols, progress: progress.unwrap_or_default(), plain })
     }
 
+    /// Looks only at what the filter takes.
+    ///
+    /// # Errors
+    /// When that is nothing.
+    pub fn only(&mut self, filter: &Filter) -> Result<()> {
+        filter.apply(&mut self.progress, &self.symbols)
+    }
+
     /// Starts one schedule.
     ///
     /// # Errors
@@ -134,6 +143,7 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         }
     })?;
     let mut explorer = Explorer::new(&scenario, prepared)?;
+    explorer.only(&Filter { who: args.who.clone(), within: args.within.clone() })?;
     let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
     if args.policy == Policy::Script {
         return run_script(&scenario, &mut explorer, args);
