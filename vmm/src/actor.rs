@@ -21,13 +21,32 @@ pub enum SmmuAgent {
     Atc,
     /// Sends PRG responses.
     Response,
+    /// Counts time for the performance monitors, and interrupts for them.
+    Pmu,
+}
+
+impl SmmuAgent {
+    const ALL: [Self; 7] =
+        [Self::Msi, Self::Event, Self::Command, Self::Pri, Self::Atc, Self::Response, Self::Pmu];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Msi => "msi",
+            Self::Event => "event",
+            Self::Command => "command",
+            Self::Pri => "pri",
+            Self::Atc => "atc",
+            Self::Response => "response",
+            Self::Pmu => "pmu",
+        }
+    }
 }
 
 /// Something that takes steps of its own (design contract 3). Those that are due at one time step in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Actor {
-    /// An agent of the SMMU.
-    Smmu(SmmuAgent),
+    /// An agent of an SMMU, which has a number.
+    Smmu(usize, SmmuAgent),
     /// A lane of a PCI function: a request, a frame, a queue.
     Pci(Slot, usize),
     /// A lane of a test engine in the device tree.
@@ -38,6 +57,8 @@ pub enum Actor {
     Uart,
     /// The real-time clock.
     Rtc,
+    /// Whoever plugs and unplugs.
+    Plug,
     /// A vCPU.
     Cpu(usize),
 }
@@ -45,17 +66,20 @@ pub enum Actor {
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Smmu(SmmuAgent::Msi) => f.write_str("smmu.msi"),
-            Self::Smmu(SmmuAgent::Event) => f.write_str("smmu.event"),
-            Self::Smmu(SmmuAgent::Command) => f.write_str("smmu.command"),
-            Self::Smmu(SmmuAgent::Pri) => f.write_str("smmu.pri"),
-            Self::Smmu(SmmuAgent::Atc) => f.write_str("smmu.atc"),
-            Self::Smmu(SmmuAgent::Response) => f.write_str("smmu.response"),
-            Self::Pci(slot, lane) => write!(f, "pci.{:02x}.{}.{lane}", slot.0 >> 3, slot.0 & 7),
+            Self::Smmu(0, agent) => write!(f, "smmu.{}", agent.name()),
+            Self::Smmu(index, agent) => write!(f, "smmu{index}.{}", agent.name()),
+            Self::Pci(slot, lane) => {
+                f.write_str("pci.")?;
+                if let Some(port) = slot.root_port() {
+                    write!(f, "{:02x}:", port.device_number())?;
+                }
+                write!(f, "{:02x}.{}.{lane}", slot.device_number(), slot.function_number())
+            }
             Self::Engine(index, lane) => write!(f, "engine.{index}.{lane}"),
             Self::Its => f.write_str("its"),
             Self::Uart => f.write_str("uart"),
             Self::Rtc => f.write_str("rtc"),
+            Self::Plug => f.write_str("plug"),
             Self::Cpu(cpu) => write!(f, "cpu{cpu}"),
         }
     }
@@ -64,8 +88,8 @@ impl fmt::Display for Actor {
 /// A text that names no actor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, smmu.pri, smmu.atc, smmu.response, \
-     pci.DEVICE.FUNCTION.LANE, engine.N.LANE, its, uart or rtc"
+    "`{0}` is no actor: cpuN, smmu.command, smmu.event, smmu.msi, smmu.pri, smmu.atc, smmu.response, smmu.pmu \
+     (smmuN.… of SMMU N), pci.[PORT:]DEVICE.FUNCTION.LANE, engine.N.LANE, its, uart, rtc or plug"
 )]
 pub struct UnknownActor(String);
 
@@ -75,30 +99,36 @@ impl FromStr for Actor {
     fn from_str(text: &str) -> Result<Self, UnknownActor> {
         let unknown = || UnknownActor(text.into());
         Ok(match text {
-            "smmu.msi" => Self::Smmu(SmmuAgent::Msi),
-            "smmu.event" => Self::Smmu(SmmuAgent::Event),
-            "smmu.command" => Self::Smmu(SmmuAgent::Command),
-            "smmu.pri" => Self::Smmu(SmmuAgent::Pri),
-            "smmu.atc" => Self::Smmu(SmmuAgent::Atc),
-            "smmu.response" => Self::Smmu(SmmuAgent::Response),
             "its" => Self::Its,
             "uart" => Self::Uart,
             "rtc" => Self::Rtc,
+            "plug" => Self::Plug,
             _ => {
                 if let Some(cpu) = text.strip_prefix("cpu") {
                     return cpu.parse().map(Self::Cpu).map_err(|_| unknown());
+                }
+                if let Some((index, agent)) = text.strip_prefix("smmu").and_then(|t| t.split_once('.')) {
+                    let index = if index.is_empty() { 0 } else { index.parse().map_err(|_| unknown())? };
+                    let agent = SmmuAgent::ALL.into_iter().find(|a| a.name() == agent).ok_or_else(unknown)?;
+                    return Ok(Self::Smmu(index, agent));
                 }
                 if let Some((index, lane)) = text.strip_prefix("engine.").and_then(|t| t.split_once('.')) {
                     let number = |text: &str| text.parse().map_err(|_| unknown());
                     return Ok(Self::Engine(number(index)?, number(lane)?));
                 }
-                let mut parts = text.strip_prefix("pci.").ok_or_else(unknown)?.splitn(3, '.');
+                let text = text.strip_prefix("pci.").ok_or_else(unknown)?;
+                let (port, text) = match text.split_once(':') {
+                    Some((port, text)) => (u8::from_str_radix(port, 16).ok().filter(|&n| n < 32), text),
+                    None => (Some(0), text),
+                };
+                let port = port.map(Slot::device).ok_or_else(unknown)?;
+                let mut parts = text.splitn(3, '.');
                 let mut part = |radix, most| {
                     let value = parts.next().and_then(|p| usize::from_str_radix(p, radix).ok());
                     value.filter(|&v| v <= most).ok_or_else(unknown)
                 };
                 let (device, function) = (part(16, 31)?, part(16, 7)?);
-                Self::Pci(Slot((device << 3 | function) as u8), part(10, usize::MAX)?)
+                Self::Pci(Slot(Slot::behind(port).0 | (device << 3 | function) as u16), part(10, usize::MAX)?)
             }
         })
     }
@@ -123,14 +153,17 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         let all = [
-            Actor::Smmu(SmmuAgent::Command),
-            Actor::Smmu(SmmuAgent::Event),
-            Actor::Smmu(SmmuAgent::Msi),
-            Actor::Smmu(SmmuAgent::Pri),
-            Actor::Smmu(SmmuAgent::Atc),
-            Actor::Smmu(SmmuAgent::Response),
+            Actor::Smmu(0, SmmuAgent::Command),
+            Actor::Smmu(1, SmmuAgent::Event),
+            Actor::Smmu(7, SmmuAgent::Msi),
+            Actor::Smmu(0, SmmuAgent::Pri),
+            Actor::Smmu(0, SmmuAgent::Atc),
+            Actor::Smmu(2, SmmuAgent::Response),
+            Actor::Smmu(0, SmmuAgent::Pmu),
             Actor::Pci(Slot::device(30), 17),
+            Actor::Pci(Slot::behind(Slot::device(9)), 1),
             Actor::Engine(7, 512),
+            Actor::Plug,
             Actor::Its,
             Actor::Uart,
             Actor::Rtc,
@@ -139,7 +172,9 @@ mod tests {
         for actor in all {
             assert_eq!(actor.to_string().parse(), Ok(actor));
         }
-        for bad in ["cpu", "cpux", "pci.20.0.0", "pci.01.8.0", "pci.01.0", "engine.1", "smmu", ""] {
+        for bad in
+            ["cpu", "cpux", "pci.20.0.0", "pci.01.8.0", "pci.01.0", "engine.1", "smmux.msi", "smmu", ""]
+        {
             assert!(bad.parse::<Actor>().is_err(), "{bad}");
         }
     }

@@ -13,12 +13,14 @@ use devices::testdev::{self, IommuTestdev, PlatformEngine};
 use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioDevice, VirtioPci, feature};
 use guest_ram::GuestRam;
 
+use crate::ats::Ats;
 use crate::board::Board;
 use crate::fdt::Tree;
 use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
-use crate::options::{Disk, Engine, MachineOptions, Rings, Smmu, TestDevice};
+use crate::options::{Disk, Engine, MachineOptions, Rings, TestDevice};
+use crate::plug::{Event, Make, Pluggable, RootPortKind, Script, What};
 use crate::pools::Pools;
 use crate::smmu_agents::{Latency, SmmuAgents};
 
@@ -108,7 +110,14 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         ram: options.ram,
         bootargs: "",
         initrd: None,
-        smmu: matches!(options.smmu, Smmu::On(_)),
+        smmus: options.smmu_configs().count(),
+        pmcgs: (0..)
+            .zip(options.smmu_configs())
+            .filter(|(_, c)| c.pmcg > 0)
+            .map(|(index, _)| index)
+            .collect(),
+        requester_ids: options.requester_ids(),
+        external_ports: external_ports(options).collect(),
         ats: options.ats.is_some(),
         lab: options.lab.is_some(),
         engines: options.platform_engines(),
@@ -119,6 +128,65 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
     Ok(machine)
 }
 
+fn engine(port: DmaPort, ats: Option<&Ats>) -> Box<dyn PciFunction> {
+    let engine = testdev::Engine::new(port, 1, testdev::Timing::default());
+    match ats {
+        Some(ats) => Box::new(engine.with_ats(&ats.function)),
+        None => Box::new(engine),
+    }
+}
+
+/// A virtio device to be plugged in.
+fn virtio(options: &MachineOptions, device: impl VirtioDevice) -> Make {
+    let (offered, atc) = (rings(options), options.ats.as_ref().map(|ats| ats.function.atc));
+    Box::new(move |port| {
+        let function = VirtioPci::new(port, device, Timing::default()).offering(offered);
+        match atc {
+            Some(atc) => Box::new(function.with_ats(atc)),
+            None => Box::new(function),
+        }
+    })
+}
+
+/// What is plugged and unplugged: files are opened now, so that one that cannot be used is known before the run.
+fn script(options: &MachineOptions, ports: &[Slot], fabric: &Fabric) -> Result<Script> {
+    let mut events = Vec::new();
+    let slot = |port: usize| ports.get(port.wrapping_sub(1)).copied().context("no such root port");
+    for (index, plug) in options.plugs.iter().enumerate() {
+        let timing = testdev::Timing::default();
+        let make: Make = match &plug.device {
+            Pluggable::Rng => virtio(options, Rng::new(derive(options.seed, 32 + index as u64))),
+            Pluggable::Disk(disk) => virtio(options, Blk::new(Box::new(open(disk)?))),
+            Pluggable::Test(TestDevice::Testdev) => {
+                let inspector = fabric.inspector();
+                Box::new(move |port| Box::new(IommuTestdev::new(port, inspector, timing)))
+            }
+            Pluggable::Test(_) => {
+                let ats = options.ats.clone();
+                Box::new(move |port| engine(port, ats.as_ref()))
+            }
+        };
+        events.push(Event { at: plug.at, port: slot(plug.port)?, what: What::Plug(Some(make)) });
+    }
+    for unplug in &options.unplugs {
+        let what = What::Unplug { surprise: unplug.surprise };
+        events.push(Event { at: unplug.at, port: slot(unplug.port)?, what });
+    }
+    Ok(Script::new(events))
+}
+
+/// Devices on the root bus that are root ports.
+fn root_ports(options: &MachineOptions) -> impl Iterator<Item = (Slot, RootPortKind)> {
+    let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine).count();
+    let first = (options.disks.len() + functions).min(usize::from(LAST_SLOT)) as u8 + FIRST_DISK;
+    (first..=LAST_SLOT).map(Slot::device).zip(options.root_ports.iter().copied())
+}
+
+/// Those that lead out of the machine.
+fn external_ports(options: &MachineOptions) -> impl Iterator<Item = Slot> {
+    root_ports(options).filter(|&(_, kind)| kind == RootPortKind::External).map(|(slot, _)| slot)
+}
+
 /// Makes the machine with nothing in its RAM and no vCPU on.
 ///
 /// # Errors
@@ -126,15 +194,24 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
 pub fn build(options: &MachineOptions) -> Result<Machine> {
     let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
     let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine);
-    let slots = disks.len() + functions.count();
-    anyhow::ensure!(slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1, "at most 28 disks and test devices");
+    let slots = disks.len() + functions.count() + options.root_ports.len();
+    anyhow::ensure!(
+        slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1,
+        "at most 28 disks, test devices and root ports"
+    );
     let ram = GuestRam::new(at::RAM_BASE, options.ram)?;
-    let smmu = match &options.smmu {
-        Smmu::Off => None,
-        Smmu::On(config) => Some(Arc::new(Mutex::new(smmu_model::Smmu::new((**config).clone())))),
-    };
+    let new = |config: &smmu_model::Config| Arc::new(Mutex::new(smmu_model::Smmu::new(config.clone())));
+    let smmus: Vec<_> = options.smmu_configs().map(new).collect();
     let inbox = ItsInbox::default();
-    let fabric = Fabric::new(ram.clone(), smmu.clone(), inbox.clone());
+    let mut fabric = Fabric::new(ram.clone(), None, inbox.clone());
+    for (ids, smmu) in options.requester_ids() {
+        if let Some(smmu) = smmus.get(smmu) {
+            fabric.add_smmu(u32::from(*ids.start())..=u32::from(*ids.end()), smmu.clone());
+        }
+    }
+    if let Some(last) = smmus.last() {
+        fabric.add_smmu(at::ENGINE_SID..=u32::MAX, last.clone());
+    }
     let mut pci = PciHost::new(fabric.clone());
     let mut pools = Pools::new(&options.bounce, &names(options))?;
     let atc = options.ats.map(|ats| ats.function.atc);
@@ -157,21 +234,22 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
                 add(&mut pci, slots.next(), |port| Box::new(IommuTestdev::new(port, inspector, timing)));
             }
             TestDevice::Engine => {
-                add(&mut pci, slots.next(), |port| {
-                    let engine = testdev::Engine::new(port, 1, timing);
-                    match &options.ats {
-                        Some(ats) => Box::new(engine.with_ats(&ats.function)),
-                        None => Box::new(engine),
-                    }
-                });
+                add(&mut pci, slots.next(), |port| engine(port, options.ats.as_ref()));
             }
             TestDevice::PlatformEngine => {
                 let sid = at::ENGINE_SID + platform.len() as u32;
-                let port = fabric.port_for(Requester { sid, ssid: None, device_id: sid });
+                let device_id = at::ENGINE_DEVICE_ID + platform.len() as u32;
+                let port = fabric.port_for(Requester { sid, ssid: None, device_id });
                 platform.push(PlatformEngine::new(port, timing));
             }
         }
     }
+
+    let root_ports: Vec<Slot> = root_ports(options).map(|(slot, _)| slot).collect();
+    for (&slot, number) in root_ports.iter().zip(1..) {
+        pci.add_root_port(slot, number);
+    }
+    let script = script(options, &root_ports, &fabric)?;
 
     let gic = Gic::new(
         gic::Config { cpus: options.cpus as u32, spis: at::SPIS, its: true },
@@ -182,8 +260,11 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     if let Some(ats) = &options.ats {
         latency.atc_timeout = ats.timeout;
     }
-    let agents = smmu.map(|smmu| SmmuAgents::new(smmu, ram.clone(), latency));
+    let agents = smmus.into_iter().map(|smmu| SmmuAgents::new(smmu, ram.clone(), latency));
+    let agents = agents.collect();
     let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
+    board.script = script;
+    board.script.start(&mut board.pci);
     board.pools = pools;
     board.lab = options.lab.clone().map(Lab::new);
     let engine = match options.engine {

@@ -11,9 +11,12 @@ use devices::pl031::Pl031;
 use devices::testdev::PlatformEngine;
 use devices::{Agent, MmioDevice, Time};
 use guest_ram::GuestRam;
+use smmu_model::{IrqSource, pmcg};
 
-use crate::actor::Actor;
+use crate::actor::{Actor, SmmuAgent};
+use crate::its_agent::ItsAgent;
 use crate::layout as at;
+use crate::plug::Script;
 use crate::pools::Pools;
 use crate::smmu_agents::{Effect, SmmuAgents};
 
@@ -33,8 +36,12 @@ pub struct Board {
     pub pools: Pools,
     /// Devices of the device tree that make DMA.
     pub platform: Vec<PlatformEngine>,
-    /// The SMMU, if there is one.
-    pub smmu: Option<SmmuAgents>,
+    /// The SMMUs, at most [`at::MAX_SMMUS`].
+    pub smmus: Vec<SmmuAgents>,
+    /// When the ITS steps next.
+    pub its: ItsAgent,
+    /// What is plugged and unplugged, and when.
+    pub script: Script,
     /// MSIs on their way to the ITS.
     pub inbox: ItsInbox,
     /// The lab device, if there is one.
@@ -48,9 +55,6 @@ pub struct Board {
     event: bool,
 }
 
-/// DeviceID with which the SMMU's own MSIs reach the ITS: past all of PCI.
-pub const SMMU_DEVICE_ID: u32 = 0x1_0000;
-
 impl Board {
     /// Wires the parts together.
     pub fn new(
@@ -59,7 +63,7 @@ impl Board {
         rtc: Pl031,
         pci: PciHost,
         platform: Vec<PlatformEngine>,
-        smmu: Option<SmmuAgents>,
+        smmus: Vec<SmmuAgents>,
         inbox: ItsInbox,
     ) -> Self {
         Self {
@@ -70,7 +74,9 @@ impl Board {
             pci,
             pools: Pools::default(),
             platform,
-            smmu,
+            smmus,
+            its: ItsAgent::default(),
+            script: Script::default(),
             inbox,
             lab: None,
             slice_end: 0,
@@ -88,34 +94,41 @@ impl Board {
 
     /// Earliest step of any agent, given that what became pending did so at `now`.
     pub fn next_step(&mut self, now: Time) -> Option<Time> {
-        let smmu = self.smmu.as_mut().and_then(|s| s.next_step(now));
+        let smmu = self.smmus.iter_mut().filter_map(|s| s.next_step(now)).min();
+        let its = self.its.next_step(&self.gic, now);
         let pci = self.pci.next_step();
         let uart = self.uart.next_step();
         let rtc = self.rtc.next_step();
-        [pci, self.next_engine().map(|(at, ..)| at), self.gic.next_step(), uart, rtc]
-            .into_iter()
-            .fold(smmu, earliest)
+        let script = self.script.next_step();
+        [pci, self.next_engine().map(|(at, ..)| at), its, uart, rtc, script].into_iter().fold(smmu, earliest)
     }
 
-    /// Does one step that is due: the agent with the earliest time, ties in the fixed order SMMU, PCIe, platform
-    /// devices, ITS, UART, RTC. Returns whether there was one.
+    /// Does one step that is due: the agent with the earliest time, ties in the fixed order SMMUs, PCIe, platform
+    /// devices, ITS, UART, RTC, plugging. Returns whether there was one.
     pub fn step(&mut self, now: Time) -> bool {
         let Some(first) = self.next_step(now).filter(|&t| t <= now) else { return false };
         let due = |t: Option<Time>| t == Some(first);
-        if due(self.smmu.as_mut().and_then(|s| s.next_step(now))) {
-            self.step_smmu(now);
+        let smmus = self.smmus.iter_mut().enumerate();
+        let of_smmu = |(index, smmu): (usize, &mut SmmuAgents)| {
+            due(smmu.next_step(now)).then(|| smmu.first_due().map(|agent| (index, agent)))?
+        };
+        if let Some((index, agent)) = smmus.filter_map(of_smmu).next() {
+            self.step_smmu(index, agent, now);
         } else if due(self.pci.next_step()) {
             self.pci.step(now);
+            self.smmu_wires();
         } else if let Some((_, index, lane)) = self.next_engine().filter(|&(at, ..)| at == first) {
             self.step_engine(index, lane, now);
-        } else if due(self.gic.next_step()) {
-            self.gic.step(now);
+        } else if due(self.its.next_step(&self.gic, now)) {
+            self.its.step(&mut self.gic);
         } else if due(self.uart.next_step()) {
             self.uart.step(now);
             self.uart_line();
-        } else {
+        } else if due(self.rtc.next_step()) {
             self.rtc.step(now);
             self.rtc_line();
+        } else {
+            self.script.step(&mut self.pci, now);
         }
         true
     }
@@ -123,18 +136,19 @@ impl Board {
     /// Everything outside the vCPUs that has a step to do, and when, given that what became pending did so at `now`.
     pub fn agents(&mut self, now: Time) -> Vec<(Actor, Time)> {
         let mut agents = Vec::new();
-        if let Some(smmu) = &mut self.smmu {
+        for (index, smmu) in self.smmus.iter_mut().enumerate() {
             smmu.next_step(now);
-            agents.extend(smmu.due().map(|(agent, at)| (Actor::Smmu(agent), at)));
+            agents.extend(smmu.due().map(|(agent, at)| (Actor::Smmu(index, agent), at)));
         }
         agents.extend(self.pci.agents().map(|(slot, lane, at)| (Actor::Pci(slot, lane), at)));
         for (index, engine) in self.platform.iter().enumerate() {
             agents.extend(engine.lanes_due().map(|(at, lane)| (Actor::Engine(index, lane), at)));
         }
         let others = [
-            (Actor::Its, self.gic.next_step()),
+            (Actor::Its, self.its.next_step(&self.gic, now)),
             (Actor::Uart, self.uart.next_step()),
             (Actor::Rtc, self.rtc.next_step()),
+            (Actor::Plug, self.script.next_step()),
         ];
         agents.extend(others.into_iter().filter_map(|(actor, at)| Some((actor, at?))));
         agents
@@ -143,13 +157,13 @@ impl Board {
     /// Does one step of one of [`Board::agents`].
     pub fn step_agent(&mut self, actor: Actor, now: Time) {
         match actor {
-            Actor::Smmu(agent) => {
-                let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step_agent(agent, now));
-                self.smmu_effect(effect, now);
+            Actor::Smmu(index, agent) => self.step_smmu(index, agent, now),
+            Actor::Pci(slot, lane) => {
+                self.pci.step_agent(slot, lane, now);
+                self.smmu_wires();
             }
-            Actor::Pci(slot, lane) => self.pci.step_agent(slot, lane, now),
             Actor::Engine(index, lane) => self.step_engine(index, lane, now),
-            Actor::Its => self.gic.step(now),
+            Actor::Its => self.its.step(&mut self.gic),
             Actor::Uart => {
                 self.uart.step(now);
                 self.uart_line();
@@ -158,6 +172,7 @@ impl Board {
                 self.rtc.step(now);
                 self.rtc_line();
             }
+            Actor::Plug => self.script.step(&mut self.pci, now),
             Actor::Cpu(_) => {}
         }
     }
@@ -170,6 +185,7 @@ impl Board {
 
     fn step_engine(&mut self, index: usize, lane: usize, now: Time) {
         let edge = self.platform.get_mut(index).and_then(|engine| engine.step_lane(lane, now));
+        self.smmu_wires();
         if let Some(wire) = edge {
             self.pulse(at::ENGINE_SPI + index as u32 * u32::from(PlatformEngine::WIRES) + u32::from(wire));
         }
@@ -188,44 +204,83 @@ impl Board {
         Some((engine, offset % PlatformEngine::WINDOW))
     }
 
-    fn step_smmu(&mut self, now: Time) {
-        let effect = self.smmu.as_mut().map_or(Effect::None, |smmu| smmu.step(now));
-        self.smmu_effect(effect, now);
-    }
-
-    fn smmu_effect(&mut self, effect: Effect, now: Time) {
-        match effect {
+    fn step_smmu(&mut self, index: usize, agent: SmmuAgent, now: Time) {
+        let Some(smmu) = self.smmus.get_mut(index) else { return };
+        if smmu.sends(agent, now) && self.inbox.is_full() {
+            return smmu.hold(agent, now);
+        }
+        match smmu.step_agent(agent, now) {
             Effect::None => {}
-            Effect::Msi(msi) => self.smmu_msi(msi),
+            Effect::Pmu { wired, msi } => {
+                if wired {
+                    self.pulse(at::PMCG_SPI + index as u32);
+                }
+                if let Some(msi) = msi {
+                    self.smmu_msi(index, &msi);
+                }
+            }
+            Effect::Msi(msi) => self.smmu_msi(index, &msi),
             Effect::Invalidate(invalidation) => {
                 // A StreamID of nobody's is answered with UR, which is no error (IHI 0070 §3.9.1.5).
-                if !self.pci.atc_invalidation(now, &invalidation)
-                    && let Some(smmu) = &self.smmu
-                {
+                let has = smmu.has(invalidation.sid, self.pci.fabric());
+                if !(has && self.pci.atc_invalidation(now, &invalidation)) {
                     smmu.smmu().atc_invalidation_done(invalidation.id);
                 }
             }
-            Effect::Response(response) => self.pci.page_response(&response),
+            Effect::Response(response) => {
+                if smmu.has(response.sid, self.pci.fabric()) {
+                    self.pci.page_response(&response);
+                }
+            }
         }
-        let wired = self.smmu.as_ref().map(|s| s.smmu().take_wired()).unwrap_or_default();
-        self.event |= wired.sev;
-        for (line, edge) in [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror].into_iter().enumerate()
-        {
-            if edge {
-                self.pulse(at::SMMU_SPI + line as u32);
+        self.smmu_wires();
+    }
+
+    /// The SMMUs' wired interrupts, and events to the vCPUs.
+    fn smmu_wires(&mut self) {
+        for index in 0..self.smmus.len() {
+            let wired = self.smmus[index].smmu().take_wired();
+            self.event |= wired.sev;
+            let edges = [wired.eventq, wired.priq, wired.cmdq_sync, wired.gerror];
+            for (line, _) in edges.into_iter().enumerate().filter(|&(_, edge)| edge) {
+                self.pulse(at::smmu_spi(index) + line as u32);
             }
         }
     }
 
-    /// The SMMU's MSIs are writes to physical addresses (IHI 0070 §3.18): to RAM or to the ITS.
-    fn smmu_msi(&mut self, msi: smmu_model::Msi) {
-        if msi.address == at::GITS_TRANSLATER {
-            self.inbox.post(Message { device_id: SMMU_DEVICE_ID, event_id: msi.data });
-        } else if !self.ram.write(msi.address, &msi.data.to_le_bytes())
-            && let Some(smmu) = &self.smmu
-        {
-            smmu.smmu().msi_aborted(&msi);
+    /// An SMMU's MSIs are writes to physical addresses (IHI 0070 §3.18): to RAM or to the ITS.
+    fn smmu_msi(&mut self, index: usize, msi: &smmu_model::Msi) {
+        let arrived = if msi.address == at::GITS_TRANSLATER {
+            let first = match msi.source {
+                IrqSource::Pmcg => at::PMCG_DEVICE_ID,
+                _ => at::SMMU_DEVICE_ID,
+            };
+            self.inbox.post(Message { device_id: first + index as u32, event_id: msi.data })
+        } else {
+            self.ram.write(msi.address, &msi.data.to_le_bytes())
+        };
+        if !arrived && let Some(smmu) = self.smmus.get(index) {
+            smmu.smmu().msi_aborted(msi);
         }
+    }
+
+    /// The SMMU whose performance monitors are at an address, and the offset within.
+    fn pmcg_at(&self, pa: u64) -> Option<(&SmmuAgents, u64)> {
+        let offset = at::PMCGS.offset(pa)?;
+        let smmu = self.smmus.get((offset / pmcg::WINDOW) as usize)?;
+        smmu.smmu().pmcg().is_some().then_some((smmu, offset % pmcg::WINDOW))
+    }
+
+    /// The SMMU at an address, and the offset within.
+    fn smmu_at(&self, pa: u64) -> Option<(&SmmuAgents, u64)> {
+        let (index, offset) = match at::SMMU.offset(pa) {
+            Some(offset) => (0, offset),
+            None => {
+                let offset = at::MORE_SMMUS.offset(pa)?;
+                (1 + (offset / at::SMMU.size) as usize, offset % at::SMMU.size)
+            }
+        };
+        Some((self.smmus.get(index)?, offset))
     }
 
     /// Begins or ends a record of when vCPUs reach for devices.
@@ -294,9 +349,7 @@ impl Platform for Board {
             self.settle(now);
             return Ok(value);
         }
-        if let Some(offset) = at::SMMU.offset(pa)
-            && let Some(smmu) = &self.smmu
-        {
+        if let Some((smmu, offset)) = self.smmu_at(pa) {
             return Ok(smmu.smmu().mmio_read(offset, size).unwrap_or(0));
         }
         if let Some(offset) = at::PCI_ECAM.offset(pa) {
@@ -321,6 +374,12 @@ impl Platform for Board {
         {
             return Ok(lab.read(now, offset, size));
         }
+        if let Some((smmu, offset)) = self.pmcg_at(pa) {
+            let mut smmu = smmu.smmu();
+            let Some(pmcg) = smmu.pmcg() else { return Err(BusFault) };
+            pmcg.advance(now);
+            return Ok(pmcg.mmio_read(offset, size).unwrap_or(0));
+        }
         if let Some((engine, offset)) = self.engine_at(pa) {
             return Ok(engine.read(now, offset, size));
         }
@@ -339,10 +398,9 @@ impl Platform for Board {
             self.gic.gicr_write(offset, size, value);
         } else if let Some(offset) = at::GICD.offset(pa) {
             self.gic.gicd_write(offset, size, value);
-        } else if let Some(offset) = at::SMMU.offset(pa)
-            && let Some(smmu) = &self.smmu
-        {
+        } else if let Some((smmu, offset)) = self.smmu_at(pa) {
             smmu.smmu().mmio_write(offset, size, value);
+            self.smmu_wires();
         } else if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
             self.pci.mmio_write(now, pa, size, value);
         } else if let Some(offset) = at::PCI_ECAM.offset(pa) {
@@ -359,6 +417,11 @@ impl Platform for Board {
         {
             lab.write(now, offset, size, value);
             self.yield_asked |= lab.marked();
+        } else if let Some((smmu, offset)) = self.pmcg_at(pa) {
+            if let Some(pmcg) = smmu.smmu().pmcg() {
+                pmcg.advance(now);
+                pmcg.mmio_write(offset, size, value);
+            }
         } else if let Some((engine, offset)) = self.engine_at(pa) {
             engine.write(now, offset, size, value);
         } else {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::ats::Ats;
-use crate::options::{Disk, Engine, Rings, Size, Smmu, Span, TestDevice};
+use crate::options::{Disk, Engine, PlacedSmmu, Rings, Size, Span, TestDevice};
+use crate::plug::{Plug, RootPortKind, Unplug};
 use crate::pools::BounceOption;
 use crate::race::policy::Policy;
 
@@ -123,9 +124,10 @@ pub struct MachineArgs {
     /// RAM, with K, M or G
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     pub mem: Size,
-    /// The SMMUv3 before PCIe: off, on, or key=value,… (docs/smmu-model.md lists the keys)
+    /// The SMMUv3 before PCIe: off, on, or key=value,… (docs/smmu-model.md lists the keys). Each further
+    /// --smmu is one more, for the Requester IDs of its pci=FIRST-LAST; the last has the device tree's devices
     #[arg(long, value_name = "off|on|KEY=VALUE,…", default_value = "on")]
-    pub smmu: Smmu,
+    pub smmu: Vec<PlacedSmmu>,
     /// A DMA test device; repeatable. PCI functions are in the slots after the disks' (docs/test-devices.md)
     #[arg(long, value_enum, value_name = "KIND")]
     pub device: Vec<TestDevice>,
@@ -139,6 +141,16 @@ pub struct MachineArgs {
     /// PCIe ATS of the virtio functions and the test engines: on, or key=value,… (docs/devices.md lists the keys)
     #[arg(long, value_name = "on|KEY=VALUE,…")]
     pub ats: Option<Ats>,
+    /// A PCIe root port with a hot-plug slot, numbered from 1; repeatable
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub root_port: Vec<RootPortKind>,
+    /// Plug DEVICE into root port PORT's slot at virtual time TIME (0: it is there at power-on): rng, engine, testdev
+    /// or disk=FILE[,ro]; repeatable
+    #[arg(long, value_name = "TIME:PORT:DEVICE")]
+    pub plug: Vec<Plug>,
+    /// Take out what is in PORT's slot: press its button, so that the guest lets go of it first, or `:surprise`
+    #[arg(long, value_name = "TIME:PORT[:surprise]")]
+    pub unplug: Vec<Unplug>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -163,9 +175,32 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 22] = [
-    "image", "kernel", "initrd", "append", "disk", "tools", "net", "cpus", "mem", "smmu", "device", "ats",
-    "seed", "engine", "quantum", "lse", "pan", "lab", "param", "exec", "play", "record",
+const NOT_WITH_FROM: [&str; 25] = [
+    "image",
+    "kernel",
+    "initrd",
+    "append",
+    "disk",
+    "tools",
+    "net",
+    "cpus",
+    "mem",
+    "smmu",
+    "device",
+    "ats",
+    "root_port",
+    "plug",
+    "unplug",
+    "seed",
+    "engine",
+    "quantum",
+    "lse",
+    "pan",
+    "lab",
+    "param",
+    "exec",
+    "play",
+    "record",
 ];
 
 /// `smmulab run`.

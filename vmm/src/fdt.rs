@@ -1,14 +1,21 @@
 //! The device tree, with the nodes and bindings of QEMU's `virt`.
 
+use devices::pci::Slot;
 use devices::testdev::PlatformEngine;
 use vm_fdt::{Error, FdtWriter};
 
 use crate::layout as at;
+use crate::options::RequesterIds;
 
 const PHANDLE_GIC: u32 = 1;
 const PHANDLE_ITS: u32 = 2;
 const PHANDLE_SMMU: u32 = 3;
 const PHANDLE_CLOCK: u32 = 4;
+const PHANDLE_MORE_SMMUS: u32 = 16;
+
+fn phandle_smmu(index: usize) -> u32 {
+    if index == 0 { PHANDLE_SMMU } else { PHANDLE_MORE_SMMUS + index as u32 }
+}
 
 const SPI: u32 = 0;
 const PPI: u32 = 1;
@@ -26,14 +33,20 @@ pub struct Tree<'a> {
     pub bootargs: &'a str,
     /// Guest-physical range of the initramfs.
     pub initrd: Option<(u64, u64)>,
-    /// Whether an SMMU stands before PCIe.
-    pub smmu: bool,
     /// Whether the root complex does ATS.
     pub ats: bool,
+    /// SMMUs. The last has the test engines.
+    pub smmus: usize,
+    /// Those of them that have performance monitors.
+    pub pmcgs: Vec<usize>,
+    /// Which of them has which Requester IDs.
+    pub requester_ids: Vec<(RequesterIds, usize)>,
     /// Whether there is a lab device.
     pub lab: bool,
     /// Test engines behind the SMMU, if there is one.
     pub engines: usize,
+    /// Root ports that lead out of the machine: a kernel does not trust what is behind them.
+    pub external_ports: Vec<Slot>,
     /// Seeds for the guest's address-space layout and random pool; a function of the run's seed.
     pub seeds: [u64; 4],
 }
@@ -63,8 +76,11 @@ impl Tree<'_> {
         self.cpus(&mut fdt)?;
         gic(&mut fdt)?;
         peripherals(&mut fdt)?;
-        if self.smmu {
-            smmu(&mut fdt)?;
+        for index in 0..self.smmus {
+            smmu(&mut fdt, index)?;
+        }
+        for &index in &self.pmcgs {
+            pmcg(&mut fdt, index)?;
         }
         if self.lab {
             let lab = fdt.begin_node(&format!("lab@{:x}", at::LAB.base))?;
@@ -137,8 +153,8 @@ impl Tree<'_> {
         let irqs: Vec<u32> = (first..first + wires).flat_map(|spi| [SPI, spi, EDGE]).collect();
         fdt.property_array_u32("interrupts", &irqs)?;
         fdt.property_null("dma-coherent")?;
-        if self.smmu {
-            fdt.property_array_u32("iommus", &[PHANDLE_SMMU, at::ENGINE_SID + index as u32])?;
+        if let Some(last) = self.smmus.checked_sub(1) {
+            fdt.property_array_u32("iommus", &[phandle_smmu(last), at::ENGINE_SID + index as u32])?;
             fdt.property_null("dma-can-stall")?;
             fdt.property_u32("pasid-num-bits", 20)?;
         }
@@ -171,11 +187,27 @@ impl Tree<'_> {
         }
         fdt.property_array_u32("ranges", &ranges)?;
         fdt.property_array_u32("msi-map", &[0, PHANDLE_ITS, 0, 0x1_0000])?;
-        if self.smmu {
-            fdt.property_array_u32("iommu-map", &[0, PHANDLE_SMMU, 0, 0x1_0000])?;
+        if self.smmus > 0 {
+            let entry = |(ids, smmu): &(RequesterIds, usize)| {
+                let first = u32::from(*ids.start());
+                [first, phandle_smmu(*smmu), first, u32::from(*ids.end()) - first + 1]
+            };
+            let map: Vec<u32> = self.requester_ids.iter().flat_map(entry).collect();
+            fdt.property_array_u32("iommu-map", &map)?;
             if self.ats {
                 fdt.property_null("ats-supported")?;
             }
+        }
+        for port in &self.external_ports {
+            let number = port.device_number();
+            let child = fdt.begin_node(&format!("pcie@{number:x},0"))?;
+            fdt.property_string("device_type", "pci")?;
+            fdt.property_u32("#address-cells", 3)?;
+            fdt.property_u32("#size-cells", 2)?;
+            fdt.property_array_u32("reg", &[u32::from(port.requester_id(0)) << 8, 0, 0, 0, 0])?;
+            fdt.property_null("ranges")?;
+            fdt.property_null("external-facing")?;
+            fdt.end_node(child)?;
         }
         fdt.end_node(node)
     }
@@ -228,18 +260,30 @@ fn peripherals(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(rtc)
 }
 
-fn smmu(fdt: &mut FdtWriter) -> Result<(), Error> {
-    let node = fdt.begin_node("smmuv3@9050000")?;
+fn smmu(fdt: &mut FdtWriter, index: usize) -> Result<(), Error> {
+    let place = at::smmu(index);
+    let node = fdt.begin_node(&format!("smmuv3@{:x}", place.base))?;
     fdt.property_string("compatible", "arm,smmu-v3")?;
-    fdt.property_array_u64("reg", &window(at::SMMU))?;
-    let irqs: Vec<u32> = (0..4).flat_map(|i| [SPI, at::SMMU_SPI + i, EDGE]).collect();
+    fdt.property_array_u64("reg", &window(place))?;
+    let irqs: Vec<u32> = (0..4).flat_map(|i| [SPI, at::smmu_spi(index) + i, EDGE]).collect();
     fdt.property_array_u32("interrupts", &irqs)?;
     let names = ["eventq", "priq", "cmdq-sync", "gerror"];
     fdt.property_string_list("interrupt-names", names.map(String::from).to_vec())?;
     fdt.property_u32("#iommu-cells", 1)?;
-    fdt.property_array_u32("msi-parent", &[PHANDLE_ITS, crate::board::SMMU_DEVICE_ID])?;
+    fdt.property_array_u32("msi-parent", &[PHANDLE_ITS, at::SMMU_DEVICE_ID + index as u32])?;
     fdt.property_null("dma-coherent")?;
-    fdt.property_phandle(PHANDLE_SMMU)?;
+    fdt.property_phandle(phandle_smmu(index))?;
+    fdt.end_node(node)
+}
+
+/// Performance monitors of an SMMU: a page of registers and one of counters.
+fn pmcg(fdt: &mut FdtWriter, index: usize) -> Result<(), Error> {
+    let base = at::PMCGS.part(index, smmu_model::pmcg::WINDOW).base;
+    let node = fdt.begin_node(&format!("pmu@{base:x}"))?;
+    fdt.property_string("compatible", "arm,smmu-v3-pmcg")?;
+    fdt.property_array_u64("reg", &[base, 0x1000, base + smmu_model::pmcg::PAGE1, 0x1000])?;
+    fdt.property_array_u32("interrupts", &[SPI, at::PMCG_SPI + index as u32, EDGE])?;
+    fdt.property_array_u32("msi-parent", &[PHANDLE_ITS, at::PMCG_DEVICE_ID + index as u32])?;
     fdt.end_node(node)
 }
 
@@ -249,15 +293,13 @@ mod tests {
 
     #[test]
     fn the_smmu_node_is_there_only_when_asked_for() {
-        let tree = |smmu| {
-            let (bootargs, initrd, seeds) = ("quiet", Some((1, 2)), [1; 4]);
-            let tree =
-                Tree { cpus: 2, ram: 1 << 30, bootargs, initrd, smmu, engines: 1, seeds, ..Tree::default() };
+        let tree = |smmus| {
+            let (bootargs, initrd) = ("quiet", Some((1, 2)));
+            let tree = Tree { cpus: 2, ram: 1 << 30, bootargs, initrd, smmus, engines: 1, ..Tree::default() };
             let blob = tree.write().unwrap();
-            blob.windows(11).any(|w| w == b"arm,smmu-v3")
+            blob.windows(11).filter(|w| w == b"arm,smmu-v3").count()
         };
-        assert!(tree(true));
-        assert!(!tree(false));
+        assert_eq!([0, 1, 3].map(tree), [0, 1, 3]);
     }
 
     #[test]

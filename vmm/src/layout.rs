@@ -55,6 +55,11 @@ pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
 pub const PLATFORM_BUS: Window = Window::new(0x0c00_0000, 0x0200_0000);
 /// The lab device, where the platform bus begins.
 pub const LAB: Window = Window::new(PLATFORM_BUS.base, 0x1000);
+/// SMMUs beside the first, at most [`MAX_SMMUS`] in all, one after the other.
+pub const MORE_SMMUS: Window = Window::new(PLATFORM_BUS.base + 0x10_0000, (MAX_SMMUS as u64 - 1) * SMMU.size);
+/// Performance monitors of the SMMUs, one after the other.
+pub const PMCGS: Window =
+    Window::new(PLATFORM_BUS.base + 0x0180_0000, MAX_SMMUS as u64 * smmu_model::pmcg::WINDOW);
 /// Test engines in the device tree, at most [`MAX_ENGINES`], one after the other.
 pub const ENGINES: Window =
     Window::new(PLATFORM_BUS.base + 0x0100_0000, MAX_ENGINES as u64 * PlatformEngine::WINDOW);
@@ -81,6 +86,28 @@ pub const UART_SPI: u32 = 1;
 pub const RTC_SPI: u32 = 2;
 /// First of the SMMU's four wired interrupts: eventq, priq, cmdq-sync, gerror, as SPI numbers.
 pub const SMMU_SPI: u32 = 74;
+/// Where an SMMU is.
+pub const fn smmu(index: usize) -> Window {
+    if index == 0 { SMMU } else { MORE_SMMUS.part(index - 1, SMMU.size) }
+}
+
+/// First of the wired interrupts of an SMMU, as an SPI number.
+pub const fn smmu_spi(index: usize) -> u32 {
+    if index == 0 { SMMU_SPI } else { MORE_SMMUS_SPI + 4 * (index as u32 - 1) }
+}
+
+/// The most SMMUs.
+pub const MAX_SMMUS: usize = 8;
+/// First of the wired interrupts of SMMUs beside the first: where `virt`'s platform bus has its interrupts.
+const MORE_SMMUS_SPI: u32 = 112;
+/// DeviceID with which the first SMMU's own MSIs reach the ITS, past all of PCI; the others follow.
+pub const SMMU_DEVICE_ID: u32 = 0x1_0000;
+/// First of the wired interrupts of the SMMUs' performance monitors, as an SPI number.
+pub const PMCG_SPI: u32 = 176;
+/// DeviceID of the first SMMU's performance monitors; the others follow.
+pub const PMCG_DEVICE_ID: u32 = 0x1_0200;
+/// DeviceID of the first test engine in the device tree; the others follow.
+pub const ENGINE_DEVICE_ID: u32 = 0x1_0100;
 /// First of the wired interrupts of test engines, [`PlatformEngine::WIRES`] each, as SPI numbers.
 pub const ENGINE_SPI: u32 = 144;
 /// The most test engines in the device tree.
@@ -102,7 +129,10 @@ mod tests {
         for pair in all.windows(2) {
             assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");
         }
-        assert!(PLATFORM_BUS.offset(ENGINES.base).is_some());
-        assert!(PLATFORM_BUS.offset(ENGINES.base + ENGINES.size - 1).is_some());
+        for pair in [LAB, MORE_SMMUS, ENGINES, PMCGS].windows(2) {
+            assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");
+        }
+        assert!(PLATFORM_BUS.offset(PMCGS.base + PMCGS.size - 1).is_some());
+        assert!(smmu_spi(MAX_SMMUS - 1) + 4 <= ENGINE_SPI);
     }
 }

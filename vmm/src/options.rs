@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ats::Ats;
 use crate::layout;
+use crate::plug::{Plug, Pluggable, RootPortKind, Unplug};
 use crate::pools::BounceOption;
 
 /// Which engine executes guest instructions. All give the same results to the bit.
@@ -87,6 +88,49 @@ impl FromStr for Smmu {
     }
 }
 
+/// Requester IDs of PCI functions: bus in bits 15:8, device in 7:3, function in 2:0.
+pub type RequesterIds = std::ops::RangeInclusive<u16>;
+
+/// One SMMU, and which of PCI it takes from the first: `--smmu off|on|KEY=VALUE,…[,pci=FIRST-LAST]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlacedSmmu {
+    /// The SMMU.
+    pub smmu: Smmu,
+    /// Requester IDs.
+    pub pci: Vec<RequesterIds>,
+}
+
+fn requester_id(text: &str) -> Option<u16> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u16::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn requester_ids(text: &str) -> Option<RequesterIds> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (requester_id(first)?, requester_id(last)?);
+    (first <= last).then_some(first..=last)
+}
+
+impl FromStr for PlacedSmmu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut pci, mut keys) = (Vec::new(), Vec::new());
+        for option in text.split(',') {
+            match option.trim().strip_prefix("pci=") {
+                Some(ids) => pci.push(requester_ids(ids).ok_or(format!(
+                    "SMMU option pci: '{ids}' is not FIRST-LAST, two Requester IDs as in 0x20-0x27"
+                ))?),
+                None => keys.push(option),
+            }
+        }
+        let smmu = if keys.is_empty() { Smmu::On(Box::default()) } else { keys.join(",").parse()? };
+        Ok(Self { smmu, pci })
+    }
+}
+
 /// A size in bytes: a number with an optional K, M or G.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -143,12 +187,20 @@ pub struct MachineOptions {
     pub cpus: usize,
     /// Bytes of RAM.
     pub ram: u64,
-    /// The SMMU.
+    /// The first SMMU, which has of PCI what no other takes.
     pub smmu: Smmu,
+    /// Other SMMUs. Devices of the device tree are behind the last.
+    pub more_smmus: Vec<PlacedSmmu>,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<Disk>,
     /// Test devices: PCI functions in the slots that follow the disks', engines in the device tree.
     pub devices: Vec<TestDevice>,
+    /// Root ports with hot-plug slots, in the slots that follow the test devices'.
+    pub root_ports: Vec<RootPortKind>,
+    /// What comes into their slots.
+    pub plugs: Vec<Plug>,
+    /// What leaves them.
+    pub unplugs: Vec<Unplug>,
     /// Whether there is a network device.
     pub net: bool,
     /// The layout of virtqueues.
@@ -177,8 +229,12 @@ impl Default for MachineOptions {
             cpus: 1,
             ram: 1 << 30,
             smmu: Smmu::On(Box::default()),
+            more_smmus: Vec::new(),
             disks: Vec::new(),
             devices: Vec::new(),
+            root_ports: Vec::new(),
+            plugs: Vec::new(),
+            unplugs: Vec::new(),
             net: false,
             virtio: Rings::default(),
             bounce: Vec::new(),
@@ -194,9 +250,64 @@ impl Default for MachineOptions {
 }
 
 impl MachineOptions {
+    /// All disks: those that are there and those that will be plugged in.
+    pub fn all_disks(&self) -> impl Iterator<Item = &Disk> {
+        let plugged = self.plugs.iter().filter_map(|plug| match &plug.device {
+            Pluggable::Disk(disk) => Some(disk),
+            _ => None,
+        });
+        self.disks.iter().chain(plugged)
+    }
+
     /// Test engines in the device tree.
     pub fn platform_engines(&self) -> usize {
         self.devices.iter().filter(|&&device| device == TestDevice::PlatformEngine).count()
+    }
+
+    /// The SMMUs' configurations.
+    pub fn smmu_configs(&self) -> impl DoubleEndedIterator<Item = &smmu_model::Config> {
+        let all = std::iter::once(&self.smmu).chain(self.more_smmus.iter().map(|placed| &placed.smmu));
+        all.filter_map(|smmu| match smmu {
+            Smmu::Off => None,
+            Smmu::On(config) => Some(&**config),
+        })
+    }
+
+    /// Which SMMU has which Requester IDs, in their order, gaps filled by the first.
+    pub fn requester_ids(&self) -> Vec<(RequesterIds, usize)> {
+        let taken = self.more_smmus.iter().enumerate();
+        let mut taken: Vec<_> =
+            taken.flat_map(|(n, placed)| placed.pci.iter().map(move |ids| (ids.clone(), n + 1))).collect();
+        taken.sort_by_key(|(ids, _)| *ids.start());
+        let (mut all, mut next) = (Vec::new(), 0u32);
+        for (ids, smmu) in taken {
+            if u32::from(*ids.start()) > next {
+                all.push((next as u16..=ids.start() - 1, 0));
+            }
+            next = u32::from(*ids.end()) + 1;
+            all.push((ids, smmu));
+        }
+        if next <= u32::from(u16::MAX) {
+            all.push((next as u16..=u16::MAX, 0));
+        }
+        all
+    }
+
+    fn check_smmus(&self) -> Result<(), String> {
+        if self.more_smmus.len() >= layout::MAX_SMMUS {
+            return Err(format!("at most {} of --smmu", layout::MAX_SMMUS));
+        }
+        let off = matches!(self.smmu, Smmu::Off);
+        if !self.more_smmus.is_empty() && (off || self.more_smmus.iter().any(|p| matches!(p.smmu, Smmu::Off)))
+        {
+            return Err("--smmu off goes with no other --smmu".into());
+        }
+        let mut ids: Vec<_> = self.more_smmus.iter().flat_map(|placed| &placed.pci).collect();
+        ids.sort_by_key(|ids| *ids.start());
+        if ids.windows(2).any(|pair| pair[0].end() >= pair[1].start()) {
+            return Err("the Requester IDs that --smmu …,pci= names overlap".into());
+        }
+        Ok(())
     }
 
     /// Checks what the types do not.
@@ -224,10 +335,12 @@ impl MachineOptions {
         if engines > layout::MAX_ENGINES {
             return Err(format!("at most {} of --device platform-engine", layout::MAX_ENGINES));
         }
-        if let Smmu::On(config) = &self.smmu
-            && engines > 0
-            && config.sidsize < 17
-        {
+        self.check_smmus()?;
+        let ports = self.plugs.iter().map(|plug| plug.port).chain(self.unplugs.iter().map(|u| u.port));
+        if let Some(port) = ports.max().filter(|&port| port > self.root_ports.len()) {
+            return Err(format!("there is no root port {port}: each --root-port makes one"));
+        }
+        if engines > 0 && self.smmu_configs().next_back().is_some_and(|config| config.sidsize < 17) {
             return Err(
                 "--device platform-engine has StreamIDs from 0x10000: it needs --smmu preset=full, or \
                  sidsize=17 or more"
@@ -262,6 +375,28 @@ mod tests {
     }
 
     #[test]
+    fn smmus_share_the_requester_ids() {
+        let placed = |text: &str| text.parse::<PlacedSmmu>().unwrap();
+        let with = |more: &[&str]| MachineOptions {
+            more_smmus: more.iter().map(|text| placed(text)).collect(),
+            ..MachineOptions::default()
+        };
+        assert_eq!(with(&["on"]).requester_ids(), [(0..=0xffff, 0)]);
+        let three = with(&["pci=0x100-0xffff,preset=qemu", "pci=0x20,pci=0x28-0x2f"]);
+        let expected =
+            [(0..=0x1f, 0), (0x20..=0x20, 2), (0x21..=0x27, 0), (0x28..=0x2f, 2), (0x30..=0xff, 0)];
+        assert_eq!(three.requester_ids()[..5], expected);
+        assert_eq!(three.requester_ids()[5..], [(0x100..=0xffff, 1)]);
+        assert!(three.check().is_ok());
+        assert!(with(&["pci=0-5", "pci=5-9"]).check().is_err());
+        assert!(with(&["off"]).check().is_err());
+        assert!(with(&["on"; 8]).check().is_err());
+        for bad in ["pci=", "pci=5-4", "pci=0x10000", "pci=0:1.0"] {
+            assert!(bad.parse::<PlacedSmmu>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn bad_machines_are_refused() {
         let ok = MachineOptions::default();
         assert!(ok.check().is_ok());
@@ -270,6 +405,7 @@ mod tests {
             MachineOptions { cpus: 9, ..ok.clone() },
             MachineOptions { ram: 1 << 20, ..ok.clone() },
             MachineOptions { quantum: 0, ..ok.clone() },
+            MachineOptions { unplugs: vec!["1s:1".parse().unwrap()], ..ok.clone() },
             MachineOptions { devices: vec![TestDevice::PlatformEngine], ..ok.clone() },
             MachineOptions { smmu: Smmu::Off, devices: vec![TestDevice::PlatformEngine; 9], ..ok.clone() },
         ] {

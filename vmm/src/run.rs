@@ -120,12 +120,24 @@ fn create(path: &Path) -> Result<File> {
 }
 
 fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOptions> {
+    let (first, more_smmus) = match machine.smmu.split_first() {
+        Some((first, more)) => (first.clone(), more.to_vec()),
+        None => ("on".parse().map_err(anyhow::Error::msg)?, Vec::new()),
+    };
+    anyhow::ensure!(
+        first.pci.is_empty(),
+        "the first --smmu has all of PCI that no other takes: it takes no pci="
+    );
     let options = MachineOptions {
         cpus: machine.cpus,
         ram: machine.mem.0,
-        smmu: machine.smmu.clone(),
+        smmu: first.smmu,
+        more_smmus,
         disks: guest.disk.clone(),
         devices: machine.device.clone(),
+        root_ports: machine.root_port.clone(),
+        plugs: machine.plug.clone(),
+        unplugs: machine.unplug.clone(),
         net: guest.net,
         virtio: machine.virtio,
         bounce: machine.bounce.clone(),
@@ -435,6 +447,7 @@ impl Session {
         let by_cpu: Vec<u64> =
             (0..machine.cluster.cpus()).map(|cpu| machine.cluster.core(cpu).retired()).collect();
         let instructions = by_cpu.iter().sum();
+        let mut smmus = machine.board.smmus.iter().map(|s| s.smmu().stats().clone());
         let stats = Stats {
             smmulab: env!("CARGO_PKG_VERSION"),
             instructions,
@@ -443,7 +456,8 @@ impl Session {
             console_bytes: self.bytes,
             console_hash: self.hashes.each_ref().map(HashWriter::hex),
             state_hash: stats::state_hash(machine)?,
-            smmu: machine.board.smmu.as_ref().map(|s| s.smmu().stats().clone()),
+            smmu: smmus.next(),
+            more_smmus: smmus.collect(),
             bounce: machine.board.pools.report(&machine.board.pci),
             host: Host::measure(elapsed, instructions),
         };

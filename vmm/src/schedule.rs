@@ -212,12 +212,13 @@ impl Schedule {
     fn turn(&mut self, who: Actor) {
         if self.last != Some(who) || !matches!(who, Actor::Cpu(_)) {
             let code = match who {
-                Actor::Smmu(agent) => agent as u64,
+                Actor::Smmu(index, agent) => (index as u64) << 16 | agent as u64,
                 Actor::Pci(slot, lane) => 1 << 32 | u64::from(slot.0) << 16 | lane as u64,
                 Actor::Engine(index, lane) => 6 << 32 | (index as u64) << 16 | lane as u64,
                 Actor::Its => 2 << 32,
                 Actor::Uart => 3 << 32,
                 Actor::Rtc => 4 << 32,
+                Actor::Plug => 7 << 32,
                 Actor::Cpu(cpu) => 5 << 32 | cpu as u64,
             };
             self.order = (self.order.rotate_left(5) ^ code).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::Time;
 use devices::agent::earliest;
-use devices::dma::PhysMem;
+use devices::dma::{Fabric, PhysMem};
 use guest_ram::GuestRam;
 use serde::{Deserialize, Serialize};
 use smmu_model::{AtcInvalidation, Msi, PageResponse, Smmu};
@@ -36,6 +36,9 @@ impl Default for Latency {
     }
 }
 
+/// How long an MSI waits for an ITS that takes no more, in ns.
+const RETRY_NS: Time = 1000;
+
 /// What one step asks of the rest of the machine.
 #[derive(Clone, Copy, Debug)]
 pub enum Effect {
@@ -47,6 +50,13 @@ pub enum Effect {
     Invalidate(AtcInvalidation),
     /// A PRG response for the function that has its StreamID.
     Response(PageResponse),
+    /// The performance monitors interrupt, by a wire, an MSI or both.
+    Pmu {
+        /// An edge on the wire.
+        wired: bool,
+        /// The MSI.
+        msi: Option<Msi>,
+    },
 }
 
 /// The SMMU and when its agents step next.
@@ -68,6 +78,10 @@ pub struct Due {
     response: Option<Time>,
     /// Invalidations that functions have to confirm, and until when.
     deadlines: VecDeque<(u64, Time)>,
+    /// The performance monitors' interrupt.
+    pmu: Option<Time>,
+    /// When a counter of time overflows.
+    overflow: Option<Time>,
 }
 
 fn schedule(due: &mut Option<Time>, pending: bool, at: Time) {
@@ -85,10 +99,15 @@ impl SmmuAgents {
         self.smmu.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Whether the requester of a StreamID is behind this SMMU.
+    pub fn has(&self, sid: u32, fabric: &Fabric) -> bool {
+        fabric.smmu(sid).is_some_and(|smmu| Arc::ptr_eq(smmu, &self.smmu))
+    }
+
     /// Earliest step, given that anything that became pending did so at `now`.
     pub fn next_step(&mut self, now: Time) -> Option<Time> {
         let Self { smmu, due, latency, .. } = self;
-        let smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
+        let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
         schedule(&mut due.command, smmu.command_pending(), now + latency.command);
         schedule(&mut due.event, smmu.event_pending(), now + latency.event);
         schedule(&mut due.msi, smmu.msi_pending(), now + latency.msi);
@@ -96,13 +115,17 @@ impl SmmuAgents {
         schedule(&mut due.atc, smmu.atc_invalidation_pending(), now + latency.message);
         schedule(&mut due.response, smmu.page_response_pending(), now + latency.message);
         due.deadlines.retain(|&(id, _)| smmu.atc_invalidations_outstanding().any(|other| other == id));
+        let pmcg = smmu.pmcg().map(|pmcg| (pmcg.irq_pending(), pmcg.next_overflow()));
+        let (interrupts, overflow) = pmcg.unwrap_or_default();
+        schedule(&mut due.pmu, interrupts, now + latency.msi);
+        due.overflow = overflow;
         drop(smmu);
         self.due().map(|(_, at)| at).min()
     }
 
     /// The agents that have a step to do, and when, as [`SmmuAgents::next_step`] found it.
     pub fn due(&self) -> impl Iterator<Item = (SmmuAgent, Time)> + use<> {
-        let Due { command, event, msi, pri, atc, response, .. } = self.due;
+        let Due { command, event, msi, pri, atc, response, pmu, overflow, .. } = self.due;
         let deadline = self.due.deadlines.front().map(|&(_, at)| at);
         [
             (SmmuAgent::Msi, msi),
@@ -111,15 +134,30 @@ impl SmmuAgents {
             (SmmuAgent::Pri, pri),
             (SmmuAgent::Atc, earliest(atc, deadline)),
             (SmmuAgent::Response, response),
+            (SmmuAgent::Pmu, earliest(pmu, overflow)),
         ]
         .into_iter()
         .filter_map(|(agent, at)| Some((agent, at?)))
     }
 
-    /// Does the one step that is due first: MSIs before events before commands.
-    pub fn step(&mut self, now: Time) -> Effect {
-        let first = self.due().find(|&(_, at)| at <= now);
-        first.map_or(Effect::None, |(agent, _)| self.step_agent(agent, now))
+    /// The agent that steps next; of several at one time MSIs before events before commands.
+    pub fn first_due(&self) -> Option<SmmuAgent> {
+        self.due().min_by_key(|&(agent, at)| (at, agent)).map(|(agent, _)| agent)
+    }
+
+    /// Whether an agent's step at `now` sends something that has to be taken.
+    pub fn sends(&self, agent: SmmuAgent, now: Time) -> bool {
+        match agent {
+            SmmuAgent::Msi => true,
+            SmmuAgent::Pmu => self.due.pmu.is_some_and(|at| at <= now),
+            _ => false,
+        }
+    }
+
+    /// Nobody can take what an agent sends at `now`: it is tried again later.
+    pub fn hold(&mut self, agent: SmmuAgent, now: Time) {
+        let due = if agent == SmmuAgent::Pmu { &mut self.due.pmu } else { &mut self.due.msi };
+        *due = Some(now + RETRY_NS);
     }
 
     /// Does one agent's step.
@@ -157,6 +195,14 @@ impl SmmuAgents {
             SmmuAgent::Response => {
                 self.due.response = None;
                 return smmu.take_page_response().map_or(Effect::None, Effect::Response);
+            }
+            SmmuAgent::Pmu => {
+                let Some(pmcg) = smmu.pmcg() else { return Effect::None };
+                pmcg.advance(now);
+                if self.due.pmu.is_some_and(|at| at <= now) {
+                    self.due.pmu = None;
+                    return Effect::Pmu { wired: pmcg.take_wired(), msi: pmcg.take_msi() };
+                }
             }
         }
         Effect::None

@@ -58,7 +58,7 @@ pub struct Snapshot {
 /// # Errors
 /// When a disk could change under the snapshot, or the file cannot be written: one line for the user.
 pub fn save(machine: &Machine, options: &MachineOptions, exec: bool, path: &Path) -> Result<()> {
-    if let Some(disk) = options.disks.iter().find(|disk| !disk.read_only) {
+    if let Some(disk) = options.all_disks().find(|disk| !disk.read_only) {
         bail!("a snapshot cannot keep what is on the disk {}: give it as FILE,ro", disk.path.display());
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

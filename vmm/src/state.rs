@@ -11,8 +11,9 @@ use devices::testdev::{PlatformEngine, PlatformEngineState};
 use serde::{Deserialize, Serialize};
 use smmu_model::Smmu;
 
+use crate::its_agent::ItsAgent;
 use crate::machine::{Machine, Turns};
-use crate::smmu_agents::Due;
+use crate::smmu_agents::{Due, SmmuAgents};
 
 /// The state of vCPUs, scheduler and devices.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,7 +27,10 @@ pub struct MachineState {
     pci: PciHostState,
     pools: Vec<SwiotlbState>,
     platform: Vec<PlatformEngineState>,
-    smmu: Option<(Smmu, Due)>,
+    smmus: Vec<(Smmu, Due)>,
+    its: ItsAgent,
+    /// Events of the plug script that are done.
+    plugged: usize,
     event: bool,
     lab: Option<Lab>,
 }
@@ -49,7 +53,9 @@ impl MachineState {
             pci: board.pci.save(),
             pools: board.pools.save(),
             platform: board.platform.iter().map(PlatformEngine::save).collect(),
-            smmu: board.smmu.as_ref().map(|smmu| smmu.save()),
+            smmus: board.smmus.iter().map(SmmuAgents::save).collect(),
+            its: board.its,
+            plugged: board.script.progress(),
             event: board.event(),
             lab: board.lab.clone(),
         }
@@ -68,6 +74,9 @@ impl MachineState {
         board.gic.restore(self.gic).map_err(|_| OtherMachine)?;
         board.uart = self.uart;
         board.rtc = self.rtc;
+        if !board.script.resume(self.plugged, &mut board.pci, &self.pci) {
+            return Err(OtherMachine);
+        }
         board.pci.restore(self.pci).map_err(|_| OtherMachine)?;
         if !board.pools.restore(&self.pools) {
             return Err(OtherMachine);
@@ -78,11 +87,13 @@ impl MachineState {
         for (engine, state) in board.platform.iter_mut().zip(self.platform) {
             engine.restore(state).map_err(|_| OtherMachine)?;
         }
-        match (&mut board.smmu, self.smmu) {
-            (None, None) => {}
-            (Some(smmu), Some(state)) => smmu.restore(state),
-            _ => return Err(OtherMachine),
+        if board.smmus.len() != self.smmus.len() {
+            return Err(OtherMachine);
         }
+        for (smmu, state) in board.smmus.iter_mut().zip(self.smmus) {
+            smmu.restore(state);
+        }
+        board.its = self.its;
         if board.lab.is_some() != self.lab.is_some() {
             return Err(OtherMachine);
         }

@@ -26,8 +26,11 @@ pub struct Stats {
     pub console_hash: [String; 2],
     /// XXH3-128 of the whole machine at the end: vCPUs, devices, RAM.
     pub state_hash: String,
-    /// The SMMU's counters, if there is one.
+    /// The first SMMU's counters, if there is one.
     pub smmu: Option<smmu_model::Stats>,
+    /// The other SMMUs'.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more_smmus: Vec<smmu_model::Stats>,
     /// The bounce pools' counters.
     pub bounce: Vec<PoolReport>,
     /// What depends on the host.

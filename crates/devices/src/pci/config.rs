@@ -37,6 +37,9 @@ const DEVICE_CAPABILITIES_2: u16 = 0x24;
 /// One end-to-end TLP prefix is supported.
 const END_END_TLP_PREFIX: u32 = 1 << 21 | 1 << 22;
 
+/// Speed and width of a link, in Link Capabilities and Link Status alike.
+pub(super) const LINK_2_5GT_X1: u32 = 1 | 1 << 4;
+
 /// What identifies a function to a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
@@ -104,6 +107,25 @@ impl ConfigSpace {
         this
     }
 
+    /// A type 1 header, that of a bridge, without base addresses, I/O window or capabilities; the window of
+    /// prefetchable memory has 64 bits.
+    pub(super) fn bridge(ids: Ids) -> Self {
+        let mut this = Self::new(Ids { subsystem_vendor: 0, subsystem: 0, ..ids });
+        this.data[0x0e] = 1;
+        // Primary, secondary and subordinate bus.
+        this.writable[0x18..0x1b].fill(0xff);
+        for at in [0x20, 0x22, 0x24, 0x26] {
+            this.allow16(at, 0xfff0);
+        }
+        this.set16(0x24, 1);
+        this.set16(0x26, 1);
+        this.allow32(0x28, u32::MAX);
+        this.allow32(0x2c, u32::MAX);
+        // Bridge Control: parity, SERR#, secondary bus reset.
+        this.allow16(0x3e, 0x0043);
+        this
+    }
+
     /// Adds a base address register. Indices are the device's own: a mistake in one is a panic at start-up.
     pub fn add_bar(&mut self, index: usize, bar: Bar) {
         let at = reg::BAR0 + 4 * index as u16;
@@ -149,6 +171,39 @@ impl ConfigSpace {
         self.express = Some(self.add_capability(CAP_EXPRESS, &body, &writable));
         // Version 3; D0 and D3hot; no soft reset on the way back.
         self.power = Some(self.add_capability(CAP_POWER, &[0x03, 0, 0x08, 0, 0, 0], &[0, 0, 0x03, 0]));
+    }
+
+    /// Appends the PCI Express capability of a root port with a slot, and the power management capability: `link` and
+    /// `slot` are Link and Slot Capabilities, `slot_control` the bits of Slot Control that software can change. Answers the
+    /// PCI Express capability's offset.
+    pub(super) fn add_root_port(&mut self, link: u32, slot: u32, slot_control: u16) -> u16 {
+        let mut body = [0u8; 0x3a];
+        // Version 2, device/port type 4: root port; a slot is implemented.
+        body[0..2].copy_from_slice(&0x0142u16.to_le_bytes());
+        body[2..6].copy_from_slice(&(1u32 << 15).to_le_bytes());
+        body[0x0a..0x0e].copy_from_slice(&link.to_le_bytes());
+        body[0x12..0x16].copy_from_slice(&slot.to_le_bytes());
+        let mut writable = [0u8; 0x1e];
+        writable[6..8].copy_from_slice(&0x78ffu16.to_le_bytes());
+        // Link Control: ASPM, RCB, link disable, common clock, extended synch.
+        writable[0x0e..0x10].copy_from_slice(&0x00dbu16.to_le_bytes());
+        writable[0x16..0x18].copy_from_slice(&slot_control.to_le_bytes());
+        // Root Control: system errors on errors, PME interrupt. No PME ever comes.
+        writable[0x1a..0x1c].copy_from_slice(&0x000fu16.to_le_bytes());
+        let at = self.add_capability(CAP_EXPRESS, &body, &writable);
+        // No initiation of a function-level reset: what would be that bit is reserved in a bridge.
+        self.power = Some(self.add_capability(CAP_POWER, &[0x03, 0, 0x08, 0, 0, 0], &[0, 0, 0x03, 0]));
+        u16::from(at)
+    }
+
+    /// Makes an integrated endpoint one at the far end of a link: 2.5 GT/s, one lane.
+    pub fn put_behind_link(&mut self) {
+        if let Some(express) = self.express.map(u16::from) {
+            let capabilities = self.read(express + 2, 2) as u16;
+            self.set16(express + 2, capabilities & !0xf0);
+            self.set32(express + 0x0c, LINK_2_5GT_X1);
+            self.set16(express + 0x12, LINK_2_5GT_X1 as u16);
+        }
     }
 
     /// Appends an extended capability: `body` follows the header, `writable` says which of its bits software can change.
@@ -257,7 +312,7 @@ impl ConfigSpace {
         }
     }
 
-    fn set16(&mut self, at: u16, value: u16) {
+    pub(super) fn set16(&mut self, at: u16, value: u16) {
         let at = usize::from(at);
         self.data[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }

@@ -1,11 +1,11 @@
-//! The generic ECAM host bridge of the `virt` machine, with one root bus.
+//! The generic ECAM host bridge of the `virt` machine, with one root bus, and root ports with a link each.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use smmu_model::{AtcInvalidation, PageResponse};
 
-use super::{ConfigSpace, FunctionState, Ids, PciFunction, StateError};
+use super::{ConfigSpace, FunctionState, Ids, PciFunction, RootPort, StateError};
 use crate::agent::{Agent, Time, earliest};
 use crate::bus::size_mask;
 use crate::dma::{DmaPort, Fabric};
@@ -22,19 +22,40 @@ pub mod layout {
     pub const MMIO64: (u64, u64) = (0x80_0000_0000, 0x80_0000_0000);
 }
 
-/// Device and function number on bus 0: the low byte of a requester ID.
+/// Where a function sits: device and function number in bits 7:0, and in bits 15:8 those of the root port that it is
+/// behind, or 0 (the host bridge's) for the root bus. Bus numbers are the software's to choose and no part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Slot(pub u8);
+pub struct Slot(pub u16);
 
 impl Slot {
     /// Function 0 of a device (0 to 31).
     pub fn device(number: u8) -> Self {
-        Self((number & 31) << 3)
+        Self(u16::from(number & 31) << 3)
     }
 
-    /// Requester ID, which is also StreamID and ITS DeviceID.
-    pub fn requester_id(self) -> u16 {
-        u16::from(self.0)
+    /// Function 0 of the device behind a root port.
+    pub fn behind(port: Self) -> Self {
+        Self(port.0 << 8)
+    }
+
+    /// The root port in front of it.
+    pub fn root_port(self) -> Option<Self> {
+        (self.0 >> 8 != 0).then_some(Self(self.0 >> 8))
+    }
+
+    /// Device number on its bus.
+    pub fn device_number(self) -> u8 {
+        (self.0 as u8) >> 3
+    }
+
+    /// Function number.
+    pub fn function_number(self) -> u8 {
+        self.0 as u8 & 7
+    }
+
+    /// Requester ID, which is also StreamID and ITS DeviceID, on a bus of this number.
+    pub fn requester_id(self, bus: u8) -> u16 {
+        u16::from(bus) << 8 | self.0 & 0xff
     }
 }
 
@@ -63,12 +84,23 @@ struct Window {
     size: u64,
     slot: Slot,
     bar: usize,
+    /// What of the BAR the window begins with.
+    offset: u64,
 }
 
 /// The state of the host bridge and everything behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciHostState {
     functions: Vec<(Slot, FunctionState)>,
+    /// The requester IDs that functions behind root ports captured.
+    captured: Vec<(Slot, u16)>,
+}
+
+impl PciHostState {
+    /// Whether there is a function in a slot.
+    pub fn occupied(&self, slot: Slot) -> bool {
+        self.functions.iter().any(|&(of, _)| of == slot)
+    }
 }
 
 impl PciHost {
@@ -86,12 +118,82 @@ impl PciHost {
 
     /// Puts a function into a slot, replacing what was there. `make` gets the slot's port.
     pub fn add(&mut self, slot: Slot, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) {
-        if let Some(old) = self.functions.remove(&slot).as_ref().and_then(|f| f.port()) {
-            old.set_enabled(false);
-        }
-        let function = make(self.fabric.port(slot.requester_id()));
+        self.remove(slot);
+        let function = make(self.fabric.port(slot.requester_id(0)));
         self.functions.insert(slot, function);
         self.refresh();
+    }
+
+    /// Takes a function out: its transactions in progress are given up, and its port is worth nothing from then on.
+    fn remove(&mut self, slot: Slot) {
+        let Some(mut old) = self.functions.remove(&slot) else { return };
+        old.suspend();
+        if let Some(port) = old.port() {
+            port.set_enabled(false);
+            port.set_forwarded(false);
+        }
+    }
+
+    /// Puts a root port with an empty slot on the root bus. Its number is the slot's physical number.
+    pub fn add_root_port(&mut self, slot: Slot, number: u16) {
+        self.add(slot, |port| Box::new(RootPort::new(port, number)));
+    }
+
+    /// Whether somebody is in the slot of a root port.
+    pub fn occupied(&mut self, port: Slot) -> bool {
+        self.root_port(port).is_some_and(|port| port.occupied())
+    }
+
+    fn root_port(&mut self, slot: Slot) -> Option<&mut RootPort> {
+        self.functions.get_mut(&slot)?.root_port()
+    }
+
+    fn insert_behind(&mut self, port: Slot, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) {
+        let mut function = make(self.fabric.port(0));
+        function.put_behind_link();
+        if let Some(port) = function.port() {
+            port.set_forwarded(false);
+        }
+        self.functions.insert(Slot::behind(port), function);
+    }
+
+    /// Puts a function behind a root port before the machine is switched on. Answers whether that was possible.
+    pub fn plug_cold(&mut self, port: Slot, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) -> bool {
+        match self.root_port(port) {
+            Some(root_port) if !root_port.occupied() => root_port.plug_cold(),
+            _ => return false,
+        }
+        self.insert_behind(port, make);
+        self.refresh();
+        true
+    }
+
+    /// Puts a function into the hot-plug slot of a root port. Answers whether that was possible: the port is there, and
+    /// nobody in its slot.
+    pub fn plug(
+        &mut self,
+        now: Time,
+        port: Slot,
+        make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>,
+    ) -> bool {
+        match self.root_port(port) {
+            Some(root_port) if !root_port.occupied() => root_port.plug(now),
+            _ => return false,
+        }
+        self.insert_behind(port, make);
+        self.refresh_at(now);
+        true
+    }
+
+    /// Takes the function behind a root port out: at once, or (the attention button) when software has let go of it and
+    /// switched its power off. Answers whether there was one.
+    pub fn unplug(&mut self, now: Time, port: Slot, surprise: bool) -> bool {
+        match self.root_port(port) {
+            Some(root_port) if root_port.occupied() => root_port.unplug(surprise, now),
+            _ => return false,
+        }
+        self.refresh_at(now);
+        true
     }
 
     /// The device in a slot, if it is a `T`. Afterwards the schedule is worked out anew, so that input may be given.
@@ -109,8 +211,9 @@ impl PciHost {
 
     /// Reads the ECAM: `offset` from its start. What no function answers is all ones.
     pub fn config_read(&mut self, at: Time, offset: u64, size: u8) -> u64 {
-        let Some((slot, register)) = target(offset, size) else { return size_mask(size) };
-        match self.functions.get_mut(&slot) {
+        let Some((bus, function, register)) = target(offset, size) else { return size_mask(size) };
+        let slot = self.route(bus, function);
+        match slot.and_then(|slot| self.functions.get_mut(&slot)) {
             Some(function) => u64::from(function.config_read(at, register, size)),
             None => size_mask(size),
         }
@@ -118,17 +221,37 @@ impl PciHost {
 
     /// Writes the ECAM.
     pub fn config_write(&mut self, at: Time, offset: u64, size: u8, value: u64) {
-        let Some((slot, register)) = target(offset, size) else { return };
+        let Some((bus, function, register)) = target(offset, size) else { return };
+        let Some(slot) = self.route(bus, function) else { return };
         if let Some(function) = self.functions.get_mut(&slot) {
+            // A function captures its bus number from every configuration write (PCI Express 4.0 §2.2.6.2).
+            let id = slot.requester_id(bus);
+            if function.port().is_some_and(|port| port.requester().sid != u32::from(id)) {
+                function.suspend();
+                if let Some(port) = function.port() {
+                    port.set_requester_id(id);
+                }
+            }
             function.config_write(at, register, size, value as u32);
-            self.refresh();
+            self.refresh_at(at);
         }
+    }
+
+    /// The slot that a bus, device and function number lead to. Of several ports that claim a bus the lowest has it. A link
+    /// has one device, number 0.
+    fn route(&mut self, bus: u8, function: u8) -> Option<Slot> {
+        if bus == 0 {
+            return Some(Slot(u16::from(function)));
+        }
+        let mut functions = self.functions.iter_mut();
+        let port = functions.find_map(|(&slot, f)| (f.root_port()?.bus()? == bus).then_some(slot))?;
+        (function < 8).then_some(Slot(Slot::behind(port).0 | u16::from(function)))
     }
 
     fn find(&self, pa: u64, size: u8) -> Option<(Window, u64)> {
         let last = pa.checked_add(u64::from(size.max(1)) - 1)?;
         let covers = |w: &&Window| pa >= w.base && last - w.base < w.size;
-        self.windows.iter().find(covers).map(|w| (*w, pa - w.base))
+        self.windows.iter().find(covers).map(|w| (*w, pa - w.base + w.offset))
     }
 
     /// Reads the memory windows at a physical address. What no BAR claims is all ones.
@@ -152,12 +275,15 @@ impl PciHost {
     /// Resets every function, as PERST# does.
     pub fn reset(&mut self, now: Time) {
         self.functions.values_mut().for_each(|f| f.reset(now));
-        self.refresh();
+        self.refresh_at(now);
     }
 
     /// The state of all functions.
     pub fn save(&self) -> PciHostState {
-        PciHostState { functions: self.functions.iter().map(|(&slot, f)| (slot, f.save())).collect() }
+        let functions = self.functions.iter().map(|(&slot, f)| (slot, f.save())).collect();
+        let behind = self.functions.iter().filter(|(slot, _)| slot.root_port().is_some());
+        let captured = behind.filter_map(|(&slot, f)| Some((slot, f.port()?.requester().sid as u16)));
+        PciHostState { functions, captured: captured.collect() }
     }
 
     /// Takes over a state saved from a host with the same functions.
@@ -171,7 +297,13 @@ impl PciHost {
         for (slot, state) in state.functions {
             self.functions.get_mut(&slot).ok_or(StateError)?.restore(state)?;
         }
-        self.refresh();
+        for (slot, id) in state.captured {
+            if let Some(port) = self.functions.get(&slot).and_then(|f| f.port()) {
+                port.set_requester_id(id);
+            }
+        }
+        // Nothing that the time matters to is left to follow: that was done before the state was saved.
+        self.refresh_at(0);
         Ok(())
     }
 
@@ -196,13 +328,53 @@ impl PciHost {
         self.functions.values().filter_map(|f| f.port()).find(|port| port.requester().sid == sid)
     }
 
-    /// Works out windows and schedule after a change of configuration.
+    /// Follows what root ports did, then works out windows and schedule.
+    fn refresh_at(&mut self, now: Time) {
+        let ports: Vec<Slot> = self.functions.keys().copied().filter(|s| s.root_port().is_none()).collect();
+        for slot in ports {
+            let Some(port) = self.root_port(slot) else { continue };
+            let (gone, reset, forwards) = (port.take_gone(), port.take_reset(), port.forwards());
+            let behind = Slot::behind(slot);
+            if gone {
+                self.remove(behind);
+            }
+            let Some(function) = self.functions.get_mut(&behind) else { continue };
+            if reset {
+                function.reset(now);
+            }
+            if !forwards {
+                function.suspend();
+            }
+            if let Some(port) = function.port() {
+                port.set_forwarded(forwards);
+            }
+        }
+        self.refresh();
+    }
+
+    /// Works out windows and schedule after a change of configuration. A BAR behind a root port is reached as far as
+    /// the port forwards its addresses.
     fn refresh(&mut self) {
         self.windows.clear();
+        let mut forwarded = BTreeMap::new();
+        for (&slot, function) in &mut self.functions {
+            if let Some(port) = function.root_port() {
+                forwarded.insert(slot, port.windows());
+            }
+        }
+        const ALL: [Option<(u64, u64)>; 2] = [Some((0, u64::MAX)), None];
         for (&slot, function) in &self.functions {
+            let through =
+                slot.root_port().map_or(ALL, |port| forwarded.get(&port).copied().unwrap_or_default());
             for bar in 0..6 {
-                if let Some((base, size)) = function.window(bar) {
-                    self.windows.push(Window { base, size, slot, bar });
+                let Some((base, size)) = function.window(bar) else { continue };
+                let last = base.saturating_add(size - 1);
+                for (first, end) in through.into_iter().flatten() {
+                    let (from, to) = (base.max(first), last.min(end));
+                    if from <= to {
+                        let (size, offset) = ((to - from).saturating_add(1), from - base);
+                        self.windows.push(Window { base: from, size, slot, bar, offset });
+                    }
                 }
             }
         }
@@ -226,7 +398,11 @@ impl PciHost {
     pub fn step_agent(&mut self, slot: Slot, lane: usize, now: Time) {
         if let Some(function) = self.functions.get_mut(&slot) {
             function.step(lane, now);
-            self.reschedule();
+            if function.root_port().is_some() {
+                self.refresh_at(now);
+            } else {
+                self.reschedule();
+            }
         }
     }
 }
@@ -243,11 +419,12 @@ impl Agent for PciHost {
     }
 }
 
-/// Splits an ECAM offset: bus 20, device 15, function 12, register. `None` for accesses that no function can answer.
-fn target(offset: u64, size: u8) -> Option<(Slot, u16)> {
+/// Splits an ECAM offset into bus (from bit 20), device (15) with function (12), and register. `None` for accesses that
+/// no function can answer.
+fn target(offset: u64, size: u8) -> Option<(u8, u8, u16)> {
     let register = (offset & 0xfff) as u16;
     let aligned = matches!(size, 1 | 2 | 4) && register.is_multiple_of(u16::from(size));
-    (aligned && offset < 1 << 20).then_some((Slot((offset >> 12) as u8), register))
+    (aligned && offset < 1 << 28).then_some(((offset >> 20) as u8, (offset >> 12) as u8, register))
 }
 
 /// The host bridge's own function.

@@ -3,13 +3,17 @@
 mod ats;
 mod config;
 mod host;
+mod msi;
 mod msix;
+mod root_port;
+mod slot;
 
 pub(crate) use ats::AtsCapabilities;
 pub use ats::AtsOptions;
 pub use config::{Bar, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Effect, Ids, reg};
 pub use host::{HostBridge, PciHost, PciHostState, Slot, layout};
 pub use msix::{CAP_MSIX, Msix, Sent};
+pub use root_port::{RootPort, RootPortState};
 
 use std::any::Any;
 
@@ -61,6 +65,14 @@ pub trait PciFunction: Send {
     /// they were for begins anew once the port is granted.
     fn suspend(&mut self) {}
 
+    /// The function is at the far end of a link, not integrated in the root complex.
+    fn put_behind_link(&mut self) {}
+
+    /// The function as a root port, if it is one.
+    fn root_port(&mut self) -> Option<&mut RootPort> {
+        None
+    }
+
     /// Returns to the state after power-on.
     fn reset(&mut self, now: Time);
 
@@ -87,6 +99,8 @@ pub trait PciFunction: Send {
 pub enum FunctionState {
     /// A function that is configuration space only.
     Plain(ConfigSpace),
+    /// A root port.
+    RootPort(Box<RootPortState>),
     /// A virtio device.
     Virtio(Box<VirtioState>),
     /// An `iommu-testdev`.
@@ -99,3 +113,6 @@ pub enum FunctionState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the saved state is not one of this device")]
 pub struct StateError;
+
+#[cfg(test)]
+mod tests;

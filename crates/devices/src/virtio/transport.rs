@@ -389,6 +389,10 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         }
     }
 
+    fn put_behind_link(&mut self) {
+        self.config.put_behind_link();
+    }
+
     fn suspend(&mut self) {
         self.device.suspend(&self.port);
         self.msix.suspend(&self.port);

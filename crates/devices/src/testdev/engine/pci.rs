@@ -204,6 +204,10 @@ impl PciFunction for Engine {
         self.port.reset_ats();
     }
 
+    fn put_behind_link(&mut self) {
+        self.config.put_behind_link();
+    }
+
     fn suspend(&mut self) {
         self.frames.suspend(&self.port);
         self.msix.suspend(&self.port);

@@ -211,7 +211,7 @@ pub(super) fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
 #[test]
 pub(super) fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     let mut t = Translated::disk(false);
-    let port = t.bench.host.fabric().port(SLOT.requester_id());
+    let port = t.bench.host.fabric().port(SLOT.requester_id(0));
     port.set_enabled(true);
     let mut scatter = Scatter::default();
     scatter.push(Segment { iova: IOVA + 0x10_0000, len: 8 });
@@ -244,7 +244,7 @@ pub(super) fn a_device_waits_while_a_fault_stalls() {
     assert!(!t.step());
     assert!(!t.outstanding());
     // Bookkeeping cannot wait.
-    let port = t.bench.host.fabric().port(SLOT.requester_id());
+    let port = t.bench.host.fabric().port(SLOT.requester_id(0));
     port.set_enabled(true);
     t.smmu.lock().unwrap().mmio_write(CR0, 4, 1);
     assert!(vm_memory::Bytes::read_obj::<u32>(&port, vm_memory::GuestAddress(0x1000)).is_err());
