@@ -82,11 +82,11 @@ impl HotPlugSlot {
         self.events | if self.present { PRESENT } else { 0 }
     }
 
-    /// Somebody comes into the slot.
+    /// Somebody comes into the slot, and whoever brought it presses the button: where there is one, Linux waits for it.
     pub(super) fn plug(&mut self) {
         self.present = true;
         self.leaving = false;
-        self.events |= event::PRESENCE;
+        self.events |= event::PRESENCE | event::BUTTON;
     }
 
     /// Who is in the slot is taken out at once.
@@ -187,8 +187,8 @@ mod tests {
         assert!(!slot.settle(OFF, 0));
         slot.plug();
         assert!(slot.settle(OFF, 5), "presence interrupts");
-        assert_eq!((slot.status(), slot.link()), (event::PRESENCE | PRESENT, false));
-        slot.clear(event::PRESENCE);
+        assert_eq!((slot.status(), slot.link()), (event::PRESENCE | event::BUTTON | PRESENT, false));
+        slot.clear(event::PRESENCE | event::BUTTON);
         assert!(!slot.settle(OFF, 5));
         assert_eq!(slot.next_step(), None, "no power");
         slot.settle(ON, 10);

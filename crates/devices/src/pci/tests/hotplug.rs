@@ -32,9 +32,9 @@ fn a_device_comes_gets_power_and_works() {
     assert!(b.host.plug(b.now, PORT, engine));
     assert!(!b.host.plug(b.now, PORT, engine), "one at a time");
     assert_eq!(b.messages(), [MSI]);
-    assert_eq!(b.express(SLOT_STATUS), 1 << 6 | 1 << 3, "presence");
+    assert_eq!(b.express(SLOT_STATUS), 1 << 6 | 1 << 3 | 1, "presence, and the button");
     assert_eq!(b.read(ENGINE, 0, 4), 0xffff_ffff, "no power");
-    b.set_express(SLOT_STATUS, 1 << 3);
+    b.set_express(SLOT_STATUS, 1 << 3 | 1);
     assert_eq!(b.express(SLOT_STATUS), 1 << 6);
     let before = b.now;
     b.set_express(SLOT_CONTROL, ENABLE);
