@@ -13,9 +13,6 @@ use crate::bus::size_mask;
 use crate::dma::{DmaPort, Stats};
 
 const EXT_CAP_ACS: u16 = 0x000d;
-/// Source validation, request and completion redirect, upstream forwarding. Requests from behind a root port go to
-/// memory and nowhere else whatever these say.
-const ACS: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4;
 
 /// Offsets in the PCI Express capability.
 const LINK_CONTROL: u16 = 0x10;
@@ -68,7 +65,10 @@ impl RootPort {
         let slot = slot::CAPABILITIES | u32::from(number & 0x1fff) << 19;
         let express = config.add_root_port(link, slot, slot::CONTROL_WRITABLE);
         let msi = Msi::new(&mut config);
-        config.add_extended_capability(EXT_CAP_ACS, 1, &[ACS as u8, 0, 0, 0], &[0, 0, ACS as u8, 0]);
+        // Access control that software cannot switch off: requests from behind the port go to memory and nowhere else, and
+        // their requester ID is the function's own. A capability without enables says that to Linux, also where the device
+        // tree makes it ask for enables only after it has found the ports (before 6.18).
+        config.add_extended_capability(EXT_CAP_ACS, 1, &[0; 4], &[]);
         port.set_enabled(false);
         let mut this = Self { config, express, msi, port, slot: HotPlugSlot::default() };
         this.power_on();
