@@ -1,6 +1,6 @@
 //! Everything outside the vCPUs: buses, devices, interrupt wiring, and whose step comes next.
 
-use aarch64::platform::{At, BusFault, IrqLines, Platform, SysKey};
+use aarch64::platform::{At, BusFault, IrqLines, Platform, SysKey, Traced};
 use devices::agent::earliest;
 use devices::dma::{ItsInbox, Message};
 use devices::gic::Gic;
@@ -11,9 +11,11 @@ use devices::pl031::Pl031;
 use devices::testdev::PlatformEngine;
 use devices::{Agent, MmioDevice, Time};
 use guest_ram::GuestRam;
+use smmu_model::checker::Checker;
 use smmu_model::{IrqSource, pmcg};
 
 use crate::actor::{Actor, SmmuAgent};
+use crate::check;
 use crate::its_agent::ItsAgent;
 use crate::layout as at;
 use crate::plug::Script;
@@ -46,6 +48,8 @@ pub struct Board {
     pub inbox: ItsInbox,
     /// The lab device, if there is one.
     pub lab: Option<Lab>,
+    /// The checkers of the SMMUs, if any. They are no part of the machine's state.
+    pub checkers: Vec<Checker>,
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
@@ -79,6 +83,7 @@ impl Board {
             script: Script::default(),
             inbox,
             lab: None,
+            checkers: Vec::new(),
             slice_end: 0,
             yield_asked: false,
             accesses: None,
@@ -107,6 +112,7 @@ impl Board {
     /// devices, ITS, UART, RTC, plugging. Returns whether there was one.
     pub fn step(&mut self, now: Time) -> bool {
         let Some(first) = self.next_step(now).filter(|&t| t <= now) else { return false };
+        self.check(now);
         let due = |t: Option<Time>| t == Some(first);
         let smmus = self.smmus.iter_mut().enumerate();
         let of_smmu = |(index, smmu): (usize, &mut SmmuAgents)| {
@@ -130,7 +136,16 @@ impl Board {
         } else {
             self.script.step(&mut self.pci, now);
         }
+        self.check(now);
         true
+    }
+
+    /// Tells the checkers, if there are any, what time it is and what devices wrote.
+    #[inline]
+    fn check(&self, now: Time) {
+        if !self.checkers.is_empty() {
+            check::look(&self.checkers, &self.ram, now);
+        }
     }
 
     /// Everything outside the vCPUs that has a step to do, and when, given that what became pending did so at `now`.
@@ -156,6 +171,7 @@ impl Board {
 
     /// Does one step of one of [`Board::agents`].
     pub fn step_agent(&mut self, actor: Actor, now: Time) {
+        self.check(now);
         match actor {
             Actor::Smmu(index, agent) => self.step_smmu(index, agent, now),
             Actor::Pci(slot, lane) => {
@@ -399,6 +415,7 @@ impl Platform for Board {
         } else if let Some(offset) = at::GICD.offset(pa) {
             self.gic.gicd_write(offset, size, value);
         } else if let Some((smmu, offset)) = self.smmu_at(pa) {
+            self.check(now);
             smmu.smmu().mmio_write(offset, size, value);
             self.smmu_wires();
         } else if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
@@ -450,5 +467,9 @@ impl Platform for Board {
 
     fn take_yield(&mut self) -> bool {
         std::mem::take(&mut self.yield_asked)
+    }
+
+    fn traced(&mut self, access: &Traced<'_>) {
+        check::stored(&self.checkers, access);
     }
 }

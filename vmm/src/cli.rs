@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::ats::Ats;
+use crate::check::Mode;
 use crate::options::{Disk, Engine, PlacedSmmu, Rings, Size, Span, TestDevice};
 use crate::plug::{Plug, RootPortKind, Unplug};
 use crate::pools::BounceOption;
@@ -18,6 +19,8 @@ pub mod status {
     pub const FAILED: u8 = 1;
     /// A replay went another way than the recording.
     pub const DIVERGED: u8 = 3;
+    /// `--check` reported something.
+    pub const CHECKED: u8 = 123;
     /// The virtual time limit passed.
     pub const TIME_LIMIT: u8 = 124;
     /// The guest stopped in a way that --exec did not expect: it powered off, reset or hung before CMD ended.
@@ -37,6 +40,7 @@ const RUN_HELP: &str = "\
 Exit status:
   the status of CMD with --exec; otherwise 0 when the guest powers off
   2    bad options, or a file that cannot be used: one line on stderr says which
+  123  --check reported something
   124  the --time-limit passed
   125  the guest asked for a reset (reboot, or a panic) or hung; with --exec also: it powered off before
        CMD had ended
@@ -175,7 +179,8 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 25] = [
+const NOT_WITH_FROM: [&str; 26] = [
+    "check",
     "image",
     "kernel",
     "initrd",
@@ -237,6 +242,15 @@ pub struct RunArgs {
     /// Go on from a snapshot, with its guest and its machine, instead of booting
     #[arg(long, value_name = "FILE", help_heading = "Run", conflicts_with_all = NOT_WITH_FROM)]
     pub from: Option<PathBuf>,
+    /// Say what the guest does wrong with its SMMU, on stderr and with status 123 (docs/checker.md)
+    #[arg(long, value_enum, default_value = "off", value_name = "MODE", help_heading = "Run")]
+    pub check: Mode,
+    /// Write each report of --check as one JSON object a line
+    #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
+    pub check_json: Option<PathBuf>,
+    /// Names for the guest's code: a System.map or a copy of /proc/kallsyms, instead of the image's
+    #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
+    pub symbols: Option<PathBuf>,
     /// Write counters and hashes of the run as one JSON object
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub stats: Option<PathBuf>,

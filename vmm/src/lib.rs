@@ -5,6 +5,7 @@ pub mod assemble;
 pub mod ats;
 pub mod bench;
 pub mod board;
+pub mod check;
 pub mod cli;
 pub mod edge;
 pub mod fdt;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use guest_images::ExitTrailer;
 
 use crate::assemble::{CONSOLE, NET, assemble};
+use crate::check::{self, Mode, Teller};
 use crate::cli::{GuestArgs, MachineArgs, RunArgs, status};
 use crate::edge::{Edge, Passt, RawMode};
 use crate::input::{Input, Player, Recorder};
@@ -18,9 +19,11 @@ use crate::options::MachineOptions;
 use crate::say::say;
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{self, HashWriter, Host, Stats};
+use crate::symbols::Symbols;
 use devices::lab::Mark;
 use devices::pci::Slot;
 use devices::virtio::{Console, Net};
+use smmu_model::checker::Patience;
 
 /// What every guest's command line begins with. The kernel's tests of its own cryptography are half of a Debian
 /// kernel's boot and say nothing of an IOMMU; `--append cryptomgr.notests=0` brings them back.
@@ -52,9 +55,21 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     // The file is made before the run, so that a path that cannot be written is known before the work is done.
     let stats_file = args.stats.as_deref().map(create).transpose()?;
     let plan = args.snapshot.clone().map(|path| Plan { path, at: args.snapshot_at.map(|span| span.0), exec });
+    let mut machine = machine;
+    let checkers = match args.check {
+        Mode::Off => None,
+        Mode::Report | Mode::Abort => {
+            let checkers = check::attach(&mut machine, Patience::default());
+            anyhow::ensure!(!checkers.is_empty(), "--check needs an SMMU");
+            Some(checkers)
+        }
+    };
+    let teller = |checkers| Teller::new(checkers, symbols(args)?, args.check_json.as_ref());
     let mut session = Session {
         machine,
         plan,
+        teller: checkers.map(teller).transpose()?,
+        abort: args.check == Mode::Abort,
         options,
         passt: None,
         typed: Vec::new(),
@@ -83,7 +98,13 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let outcome = session.drive(limit);
     let elapsed = start.elapsed();
     drop(raw);
-    let code = session.finish(outcome, exec)?;
+    let mut code = session.finish(outcome, exec)?;
+    if let Some(teller) = &mut session.teller {
+        teller.finish(&session.machine)?;
+        if teller.count != 0 {
+            code = status::CHECKED;
+        }
+    }
     if let Some(recorder) = session.recorder.take() {
         recorder.finish()?;
     }
@@ -94,6 +115,19 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         anyhow::bail!("the run ended before its snapshot {} was due", plan.path.display());
     }
     Ok(code)
+}
+
+/// Names for the guest's code: the user's, or the image's.
+fn symbols(args: &RunArgs) -> Result<Symbols> {
+    if let Some(path) = &args.symbols {
+        return Symbols::open(path);
+    }
+    if args.guest.kernel.is_some() {
+        return Ok(Symbols::default());
+    }
+    let image = guest_images::fetch(&args.guest.image, guest_images::Progress::auto())?;
+    // Debian's kernels have one that says nothing.
+    Ok(image.system_map.and_then(|path| Symbols::open(&path).ok()).unwrap_or_default())
 }
 
 /// The machine and the guest that `args` ask for.
@@ -245,6 +279,10 @@ struct Session {
     machine: Machine,
     /// The snapshot that is still to be taken.
     plan: Option<Plan>,
+    /// Tells what the checker finds, if there is one.
+    teller: Option<Teller>,
+    /// Its first report ends the run.
+    abort: bool,
     options: MachineOptions,
     passt: Option<Passt>,
     /// Typed and not yet given to the UART, which had no room.
@@ -277,6 +315,12 @@ impl Session {
             }
             if let Err(e) = self.snapshot(stop) {
                 return Outcome::Failed(e);
+            }
+            match self.teller.as_mut().map_or(Ok(0), |teller| teller.tell(&self.machine)) {
+                Ok(0) => {}
+                Ok(_) if self.abort => return Outcome::Quit,
+                Ok(_) => {}
+                Err(e) => return Outcome::Failed(e),
             }
             match stop {
                 Stop::Marked(mark, code) => log::info!("the guest marks {mark:?}, code {code}"),

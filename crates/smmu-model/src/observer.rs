@@ -4,6 +4,7 @@ use pgtable::Granule;
 
 use crate::ats::{AtcInvalidation, AtsAnswer, AtsRequest};
 use crate::cache::World;
+use crate::pri::PageRequest;
 use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
 use crate::transaction::{Transaction, Translation, TxnId};
@@ -98,6 +99,11 @@ pub trait Observer: Send {
     /// A transaction stalls or is terminated for this, whether or not it is recorded.
     fn faulted(&mut self, event: &Event) {
         let _ = event;
+    }
+
+    /// A page request that wants a response was written to the PRI queue.
+    fn page_requested(&mut self, request: &PageRequest) {
+        let _ = request;
     }
 
     /// An event record was written to the queue.

@@ -11,7 +11,7 @@ use crate::smmu::Smmu;
 use crate::spec::command::Command;
 use crate::spec::event::{Event, EventKind, PageHint};
 use crate::spec::pri::PRI_SHIFT;
-use crate::spec::registers::{OVERFLOW, PRIQ_LAST_ONLY, cr0, gerror};
+use crate::spec::registers::{OVERFLOW, PRIQ_LAST_ONLY, PRIQ_PROD, cr0, gerror};
 use crate::transaction::{AccessKind, Transaction, TxnId};
 use crate::translate::{Origin, Outcome, State, Txn};
 
@@ -160,6 +160,9 @@ impl Smmu {
         }
         let was_empty = self.regs.priq.is_empty(geometry);
         self.regs.priq.advance_prod(geometry);
+        if request.wants_response() {
+            self.observer.tell(|o| o.page_requested(&request));
+        }
         let last_only = self.regs.priq_irq.attrs & PRIQ_LAST_ONLY != 0;
         if if last_only { request.last } else { was_empty } {
             self.raise(IrqSource::PriQ);
@@ -172,6 +175,8 @@ impl Smmu {
         let queue = &mut self.regs.priq;
         if (queue.prod ^ queue.cons) & OVERFLOW == 0 {
             queue.prod ^= OVERFLOW;
+            let prod = queue.prod;
+            self.observer.tell(|o| o.register(PRIQ_PROD, prod));
         }
     }
 

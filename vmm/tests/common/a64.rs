@@ -68,6 +68,11 @@ impl Program {
         self.labels.iter().map(line).collect()
     }
 
+    /// How many bytes there are so far.
+    pub(crate) fn len(&self) -> usize {
+        4 * self.words.len()
+    }
+
     /// Any instruction.
     pub(crate) fn op(&mut self, word: u32) -> &mut Self {
         self.words.push(word);

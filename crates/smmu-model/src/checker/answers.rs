@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::State;
 use super::report::{Kind, Report};
+use crate::pri::PageRequest;
 use crate::spec::event::Event;
-use crate::spec::registers::{self as r, OVERFLOW};
+use crate::spec::registers::OVERFLOW;
 
 /// Since when something waits, and whether that was said.
 #[derive(Clone, Copy, Debug)]
@@ -19,9 +20,11 @@ struct Waiting {
 pub(super) struct Answers {
     /// By StreamID and tag.
     stalls: BTreeMap<(u32, u16), Waiting>,
-    /// OVFLG and OVACKFLG of the event queue.
-    eventq: [u32; 2],
-    overflow: Option<Waiting>,
+    /// Page request groups by StreamID and PRGIndex.
+    pages: BTreeMap<(u32, u16), Waiting>,
+    /// OVFLG and OVACKFLG of the event queue and of the PRI queue.
+    flags: [[u32; 2]; 2],
+    overflow: [Option<Waiting>; 2],
 }
 
 impl Answers {
@@ -30,9 +33,15 @@ impl Answers {
         self.stalls.retain(|&(s, t), _| s != sid || tag.is_some_and(|tag| tag != t));
     }
 
+    /// CMD_PRI_RESP.
+    pub(super) fn responded(&mut self, sid: u32, prg_index: u16) {
+        self.pages.remove(&(sid, prg_index));
+    }
+
     /// SMMUEN went to 0: nothing stalls any more.
     pub(super) fn disabled(&mut self) {
         self.stalls.clear();
+        self.pages.clear();
     }
 }
 
@@ -44,14 +53,20 @@ impl State {
         }
     }
 
-    /// The indices of the event queue.
-    pub(super) fn output_queue(&mut self, offset: u64, value: u32) {
-        let n = usize::from(offset == r::EVENTQ_CONS);
-        self.answers.eventq[n] = value & OVERFLOW;
-        let [prod, cons] = self.answers.eventq;
-        match (prod == cons, self.answers.overflow) {
-            (true, _) => self.answers.overflow = None,
-            (false, None) => self.answers.overflow = Some(Waiting { since: self.now, said: false }),
+    /// A page request was written.
+    pub(super) fn page_requested(&mut self, request: &PageRequest) {
+        let waiting = Waiting { since: self.now, said: false };
+        self.answers.pages.insert((request.sid, request.prg_index), waiting);
+    }
+
+    /// PROD (0) or CONS (1) of the event queue (0) or the PRI queue (1).
+    pub(super) fn output_queue(&mut self, queue: usize, index: usize, value: u32) {
+        self.answers.flags[queue][index] = value & OVERFLOW;
+        let [prod, cons] = self.answers.flags[queue];
+        let overflow = &mut self.answers.overflow[queue];
+        match (prod == cons, &overflow) {
+            (true, _) => *overflow = None,
+            (false, None) => *overflow = Some(Waiting { since: self.now, said: false }),
             (false, Some(_)) => {}
         }
     }
@@ -71,12 +86,23 @@ impl State {
             report.missing = Some(format!("CMD_RESUME(StreamID={sid:#x}, STAG={tag})"));
             found.push(((u64::from(sid) << 16 | u64::from(tag), w.since), report));
         }
-        if let Some(w) = self.answers.overflow.as_mut().filter(|w| late(w)) {
+        for (&(sid, prg), w) in self.answers.pages.iter_mut().filter(|(_, w)| late(w)) {
             w.said = true;
-            let what = format!("the event queue overflowed at {}, which nobody acknowledges", Time(w.since));
+            let what = format!(
+                "page request group {prg} of StreamID {sid:#x} has waited since {}, and nobody responds",
+                Time(w.since)
+            );
+            let mut report = Report::new(Kind::PageRequestUnanswered, now, what).stream(sid, None);
+            report.missing = Some(format!("CMD_PRI_RESP(StreamID={sid:#x}, PRGIndex={prg})"));
+            found.push(((u64::from(sid) << 16 | u64::from(prg), w.since), report));
+        }
+        for (n, (name, queue)) in [("event", "EVENTQ"), ("PRI", "PRIQ")].into_iter().enumerate() {
+            let Some(w) = self.answers.overflow[n].as_mut().filter(|w| late(w)) else { continue };
+            w.said = true;
+            let what = format!("the {name} queue overflowed at {}, which nobody acknowledges", Time(w.since));
             let mut report = Report::new(Kind::OverflowUnacknowledged, now, what);
-            report.missing = Some("EVENTQ_CONS.OVACKFLG = EVENTQ_PROD.OVFLG".into());
-            found.push(((0, w.since), report));
+            report.missing = Some(format!("{queue}_CONS.OVACKFLG = {queue}_PROD.OVFLG"));
+            found.push(((n as u64, w.since), report));
         }
         for (key, report) in found {
             self.report(key, report);

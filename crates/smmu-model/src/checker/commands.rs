@@ -35,7 +35,10 @@ impl State {
                 }
             }
             r::GERRORN => self.commands.stopped = false,
-            r::EVENTQ_PROD | r::EVENTQ_CONS => self.output_queue(offset, value),
+            r::EVENTQ_PROD => self.output_queue(0, 0, value),
+            r::EVENTQ_CONS => self.output_queue(0, 1, value),
+            r::PRIQ_PROD => self.output_queue(1, 0, value),
+            r::PRIQ_CONS => self.output_queue(1, 1, value),
             _ => {}
         }
     }
@@ -90,7 +93,12 @@ impl State {
             Some(Opcode::Sync) => self.synchronised(),
             Some(Opcode::Resume) => self.answers.resumed(command.sid(), Some(command.0[1] as u16)),
             Some(Opcode::StallTerm) => self.answers.resumed(command.sid(), None),
-            Some(Opcode::PrefetchCfg | Opcode::PrefetchAddr | Opcode::PriResp) | None => {}
+            Some(Opcode::PriResp) => self.answers.responded(command.sid(), command.prg_index()),
+            Some(Opcode::PrefetchCfg | Opcode::PrefetchAddr) | None => {}
+            Some(Opcode::AtcInv) => {
+                self.atc_inv_consumed(command, site);
+                self.commands.pending.push(logged);
+            }
             Some(_) => self.commands.pending.push(logged),
         }
     }
@@ -115,7 +123,11 @@ impl State {
                 Some(Opcode::CfgiCdAll) => {
                     self.streams.invalidated(|what| matches!(what, What::Cd(sid, _) if sid == c.sid()), seq);
                 }
-                Some(Opcode::AtcInv) | None => continue,
+                Some(Opcode::AtcInv) => {
+                    self.atc_inv_completed(c, seq);
+                    continue;
+                }
+                None => continue,
                 Some(_) => {
                     let config = &self.config;
                     let gone: Vec<u64> = self

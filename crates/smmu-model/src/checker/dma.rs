@@ -40,7 +40,7 @@ impl Dma {
 
 impl State {
     /// The regime, granule and input of each stage that translates a transaction.
-    fn stages(&self, t: &Transaction) -> Vec<(Regime, pgtable::Granule)> {
+    pub(super) fn stages(&self, t: &Transaction) -> Vec<(Regime, pgtable::Granule)> {
         let Some(stream) = self.streams.stream(t.sid, &self.config) else { return Vec::new() };
         let mut stages = Vec::new();
         let without = stream.dss == 1 && t.ssid.is_none() && stream.cds.max != 0;

@@ -5,6 +5,7 @@
 //! into a mistake. It changes nothing.
 
 mod answers;
+mod atc;
 mod commands;
 mod dma;
 mod judge;
@@ -24,13 +25,16 @@ pub use report::{Kind, Report};
 pub use site::{CALLERS, Role, Site};
 
 use self::answers::Answers;
+use self::atc::Atcs;
 use self::dma::Dma;
 use self::memory::Memory;
 use self::queue::Commands;
 use self::streams::Streams;
 use self::tables::{Tables, Watch};
+use crate::ats::{AtsAnswer, AtsRequest};
 use crate::config::Config;
 use crate::observer::{Descriptor, Observer};
+use crate::pri::PageRequest;
 use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
 use crate::transaction::{Transaction, Translation, TxnId};
@@ -71,6 +75,7 @@ struct State {
     commands: Commands,
     dma: Dma,
     answers: Answers,
+    atcs: Atcs,
     smmuen: bool,
     cr0: u32,
     reports: VecDeque<Report>,
@@ -94,6 +99,7 @@ impl Checker {
             commands: Commands::default(),
             dma: Dma::default(),
             answers: Answers::default(),
+            atcs: Atcs::default(),
             smmuen: false,
             cr0: 0,
             reports: VecDeque::new(),
@@ -215,6 +221,7 @@ impl State {
         }
         self.structure_store(at, new, seq, site);
         self.table_store(at, new, seq, site);
+        self.settle_atcs(seq, site);
         self.memory.wrote(at, *site);
         self.watch();
     }
@@ -253,6 +260,18 @@ impl Observer for Checker {
         let mut state = self.state();
         let (seq, site) = (state.tick(), Site::device(state.now));
         state.table_store(at, value, seq, &site);
+    }
+
+    fn ats_translation(&mut self, request: &AtsRequest, answer: &AtsAnswer) {
+        self.state().answered(request, answer);
+    }
+
+    fn latched_translated(&mut self, _: TxnId, t: &Transaction, _: &Translation) {
+        self.state().translated(t);
+    }
+
+    fn page_requested(&mut self, request: &PageRequest) {
+        self.state().page_requested(request);
     }
 
     fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {

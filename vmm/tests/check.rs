@@ -1,0 +1,278 @@
+//! `--check`: mistakes of bare-metal guests are named, with the code that made them; their twins without the mistake, and
+//! Debian's kernels, are silent.
+
+mod common;
+
+use std::process::Output;
+
+use common::a64::Program;
+use common::{long, smmulab, stderr, stdout};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SMMU: u64 = 0x0905_0000;
+/// Frame 0 of the test engine in the device tree, StreamID 0x10000.
+const ENGINE: u64 = 0x0d00_0000;
+const CMDQ: u64 = 0x4180_0000;
+const EVENTQ: u64 = 0x4181_0000;
+const CD: u64 = 0x4182_0000;
+/// Tables of levels 0 to 3.
+const TABLES: u64 = 0x4183_0000;
+const STRTAB: u64 = 0x4200_0000;
+const STE: u64 = STRTAB + 64 * 0x1_0000;
+const PAGE: u64 = 0x4190_0000;
+const OTHER: u64 = 0x4191_0000;
+const IOVA: u64 = 0x1000_0000;
+/// Where the descriptor of the page is.
+const LEAF: u64 = TABLES + 0x3000;
+/// AF, inner shareable, unprivileged, nG, page.
+const RW: u64 = 1 << 10 | 3 << 8 | 1 << 6 | 1 << 11 | 3;
+
+/// A guest being written, and where its functions are.
+struct Guest {
+    p: Program,
+    prod: u64,
+    functions: Vec<(String, usize)>,
+}
+
+impl Guest {
+    /// An SMMU that is on, and a page that is mapped, by a function `guest_map`.
+    fn new() -> Self {
+        let mut p = Program::new();
+        // A stack.
+        p.li(0, 0x41f0_0000).op(0x9100_001f);
+        let mut g = Guest { p, prod: 0, functions: Vec::new() };
+        g.p.poke(8, STE + 8, 1 << 44).poke(8, STE, 1 | 5 << 1 | CD);
+        g.p.poke(8, CD + 8, TABLES).poke(8, CD + 24, 0xff);
+        g.p.poke(8, CD, 16 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 7 << 48);
+        g.p.poke(8, TABLES, TABLES + 0x1003).poke(8, TABLES + 0x1000, TABLES + 0x2003);
+        g.p.poke(8, TABLES + 0x2000 + 8 * (IOVA >> 21), TABLES + 0x3003);
+        g.p.poke(8, SMMU + 0x90, CMDQ | 6).poke(8, SMMU + 0xa0, EVENTQ | 4);
+        g.p.poke(8, SMMU + 0x80, STRTAB).poke(4, SMMU + 0x88, 17);
+        g.p.poke(4, SMMU + 0x20, 0xd);
+        // Another page, so that the table is known when the one in question is mapped.
+        g.function("guest_setup", |g| _ = g.p.poke(8, LEAF + 8, OTHER | RW));
+        g.dma(IOVA + 0x1000);
+        g.function("guest_map", |g| _ = g.p.poke(8, LEAF, PAGE | RW));
+        g.dma(IOVA);
+        g
+    }
+
+    /// Code in a function of its own, which is called here.
+    fn function(&mut self, name: &str, body: impl FnOnce(&mut Self)) {
+        let over = format!("over {name}");
+        self.p.bl(name).b(&over).label(name);
+        self.functions.push((name.into(), self.p.len()));
+        // stp x29, x30, [sp, #-16]!; mov x29, sp
+        self.p.op(0xa9bf_7bfd).op(0x9100_03fd);
+        body(self);
+        // ldp x29, x30, [sp], #16
+        self.p.op(0xa8c1_7bfd).ret().label(&over);
+    }
+
+    /// A command, and a wait until it is consumed.
+    fn command(&mut self, command: [u64; 2]) {
+        let at = CMDQ + 16 * self.prod;
+        self.prod += 1;
+        self.p.poke(8, at, command[0]).poke(8, at + 8, command[1]).poke(4, SMMU + 0x98, self.prod);
+        let again = format!("command {}", self.prod);
+        self.p
+            .label(&again)
+            .li(16, SMMU + 0x9c)
+            .load(4, 17, 16)
+            .subi(17, 17, self.prod as u32)
+            .cbnz(17, &again);
+    }
+
+    /// The engine sums the 64 bytes at `address`, whatever comes of it.
+    fn dma(&mut self, address: u64) {
+        let n = self.functions.len() as u64 * 1000 + self.prod;
+        self.p.poke(8, ENGINE + 0x28, address).poke(8, ENGINE + 0x30, address + 63).poke(8, ENGINE + 0x38, 1);
+        self.p.poke(4, ENGINE + 0x20, 0xff00ff).poke(4, ENGINE, 4);
+        let again = format!("dma {n} {address:x} {}", self.p.len());
+        // Until it is something other than running.
+        self.p.label(&again).li(16, ENGINE).load(4, 17, 16).subi(17, 17, 4).cbz(17, &again);
+    }
+
+    /// Runs it with the checker, and answers its output and its reports.
+    fn run(mut self, args: &[&str]) -> (Output, Vec<Value>) {
+        self.p.power_off();
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+        // The image is loaded at the start of RAM.
+        let map = self.functions.iter().map(|(name, at)| format!("{:016x} T {name}\n", 0x4000_0000 + at));
+        std::fs::write(path("System.map"), map.collect::<String>()).unwrap();
+        std::fs::write(path("Image"), self.p.image()).unwrap();
+        let output = smmulab()
+            .args(["run", "--mem", "64M", "--kernel", &path("Image"), "--device", "platform-engine"])
+            .args(["--smmu", "preset=full,st2l=off", "--time-limit", "9s", "--symbols", &path("System.map")])
+            .args(["--check", "report", "--check-json", &path("reports")])
+            .args(args)
+            .output()
+            .unwrap();
+        let reports = std::fs::read_to_string(path("reports")).unwrap_or_default();
+        let reports = reports.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (output, reports)
+    }
+}
+
+/// A guest with a mistake of this kind, and one without. Answers the text of the report, and the report.
+fn planted(kind: &str, build: impl Fn(&mut Guest, bool)) -> (String, Value) {
+    let run = |wrong| {
+        let mut g = Guest::new();
+        build(&mut g, wrong);
+        g.run(&[])
+    };
+    let (output, reports) = run(false);
+    assert_eq!((output.status.code(), reports.len()), (Some(0), 0), "{}", stderr(&output));
+    let (output, mut reports) = run(true);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(123), "{said}");
+    assert_eq!(reports.len(), 1, "{said}");
+    assert_eq!(reports[0]["kind"], kind, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("smmulab: check: ")).count(), 1, "{said}");
+    (said, reports.remove(0))
+}
+
+/// The code of a role, innermost first.
+fn code<'a>(report: &'a Value, role: &str) -> &'a str {
+    let sites = report["sites"].as_array().unwrap();
+    let site =
+        sites.iter().find(|site| site["role"] == role).unwrap_or_else(|| panic!("no {role}: {report:#}"));
+    site["code"][0].as_str().unwrap()
+}
+
+fn tlbi(asid: u64) -> [u64; 2] {
+    [0x12 | asid << 48, IOVA | 1]
+}
+
+const SYNC: [u64; 2] = [0x46, 0];
+
+#[test]
+fn an_iova_is_reused_after_a_tlbi_of_another_asid() {
+    let (said, report) = planted("iova-reuse", |g, wrong| {
+        g.function("guest_unmap", |g| _ = g.p.poke(8, LEAF, 0));
+        g.function("guest_flush", |g| {
+            g.command(tlbi(if wrong { 8 } else { 7 }));
+            g.command(SYNC);
+        });
+        g.function("guest_remap", |g| _ = g.p.poke(8, LEAF, OTHER | RW));
+        g.dma(IOVA);
+    });
+    assert_eq!(
+        (&report["sid"], &report["asid"], &report["iova"]),
+        (&0x1_0000.into(), &7.into(), &IOVA.into())
+    );
+    for (role, function) in [
+        ("map", "guest_map+"),
+        ("unmap", "guest_unmap+"),
+        ("invalidation", "guest_flush+"),
+        ("reuse", "guest_remap+"),
+    ] {
+        assert!(code(&report, role).starts_with(function), "{said}");
+    }
+    assert!(report["missing"].as_str().unwrap().ends_with("names another ASID"), "{said}");
+    assert!(said.contains("guest_unmap+0x"), "{said}");
+}
+
+#[test]
+fn dma_after_the_unmap() {
+    let (said, report) = planted("dma-after-unmap", |g, wrong| {
+        g.function("guest_unmap", |g| _ = g.p.poke(8, LEAF, 0));
+        g.command(tlbi(7));
+        g.command(SYNC);
+        g.dma(if wrong { IOVA } else { IOVA + 0x1000 });
+    });
+    assert!(code(&report, "unmap").starts_with("guest_unmap+"), "{said}");
+    assert!(code(&report, "map").starts_with("guest_map+"), "{said}");
+}
+
+#[test]
+fn a_page_is_changed_without_a_break() {
+    let (said, report) = planted("break-before-make", |g, wrong| {
+        if !wrong {
+            g.p.poke(8, LEAF, 0);
+            g.command(tlbi(7));
+            g.command(SYNC);
+        }
+        g.function("guest_change", |g| _ = g.p.poke(8, LEAF, OTHER | RW));
+        g.command(tlbi(7));
+        g.command(SYNC);
+    });
+    assert!(code(&report, "unmap").starts_with("guest_change+"), "{said}");
+}
+
+#[test]
+fn a_command_is_illegal() {
+    let (said, report) = planted("command-illegal", |g, wrong| {
+        g.function("guest_command", |g| {
+            let at = CMDQ + 16 * g.prod;
+            g.prod += 1;
+            g.p.poke(8, at, if wrong { 0x7f } else { 0x46 }).poke(4, SMMU + 0x98, g.prod);
+        });
+        // Long enough for it to be consumed.
+        g.p.li(0, 1000).label("wait").subi(0, 0, 1).cbnz(0, "wait");
+    });
+    assert!(code(&report, "invalidation").starts_with("guest_command+"), "{said}");
+}
+
+#[test]
+fn the_first_report_ends_the_run() {
+    let mut g = Guest::new();
+    g.function("guest_change", |g| _ = g.p.poke(8, LEAF, OTHER | RW));
+    g.p.label("for ever").b("for ever");
+    let (output, reports) = g.run(&["--check", "abort"]);
+    assert_eq!(
+        (output.status.code(), reports.len()),
+        (Some(123), 1),
+        "{}{}",
+        stdout(&output),
+        stderr(&output)
+    );
+}
+
+#[test]
+fn checking_changes_nothing() {
+    let run = |check: &str| {
+        let mut g = Guest::new();
+        g.function("guest_unmap", |g| _ = g.p.poke(8, LEAF, 0));
+        g.function("guest_remap", |g| _ = g.p.poke(8, LEAF, OTHER | RW));
+        g.dma(IOVA);
+        let dir = TempDir::new().unwrap();
+        let stats = dir.path().join("stats");
+        g.run(&["--check", check, "--stats", stats.to_str().unwrap()]);
+        let mut stats: Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
+        stats.as_object_mut().unwrap().remove("host");
+        stats
+    };
+    assert_eq!(run("report"), run("off"));
+}
+
+#[test]
+fn nothing_is_wrong_with_debian() {
+    if !long() || cfg!(debug_assertions) {
+        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
+        return;
+    }
+    let load = "for i in 1 2 3; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct
+        dd if=/dev/zero of=/dev/vda bs=4k count=64 oflag=direct; done
+        for d in 0000:00:02.0 0000:00:04.0; do
+        echo $d > /sys/bus/pci/drivers/virtio-pci/unbind; echo $d > /sys/bus/pci/drivers/virtio-pci/bind; done
+        sleep 1; dd if=/dev/vda of=/dev/null bs=4k count=500 iflag=direct";
+    let dir = TempDir::new().unwrap();
+    let disk = dir.path().join("disk");
+    common::random_file(&disk, 16 << 20, 1).unwrap();
+    for image in ["debian-6.1", "debian-6.12", "debian-newest"] {
+        for mode in ["iommu.strict=1", "iommu.strict=0"] {
+            let output = smmulab()
+                .args([
+                    "run", "--image", image, "--cpus", "2", "--append", mode, "--check", "abort", "--exec",
+                    load,
+                ])
+                .args(["--smmu", "preset=full,tlb=unlimited", "--disk", disk.to_str().unwrap()])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(0), "{image} {mode}: {}", stderr(&output));
+        }
+    }
+}
