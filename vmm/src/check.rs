@@ -92,13 +92,8 @@ pub fn stored(checkers: &[Checker], access: &Traced<'_>) {
         return;
     }
     let (at, trace) = (access.core.at(), access.core.backtrace(access.ram));
-    let site = Site {
-        time: at.now,
-        cpu: Some(at.cpu as u32),
-        pc: trace.pc,
-        lr: trace.lr,
-        callers: trace.callers,
-    };
+    let site =
+        Site { time: at.now, cpu: Some(at.cpu as u32), pc: trace.pc, lr: trace.lr, callers: trace.callers };
     checkers.iter().for_each(|checker| checker.cpu_store(&site, access.pa, access.size, value));
 }
 
