@@ -8,14 +8,14 @@ use crate::decode::decode;
 use crate::exec;
 use crate::exec::chain::{self, Runs};
 
-#[cfg(all(target_arch = "x86_64", unix))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::native::{Native, NativePage};
 
 /// Instructions in a page.
 pub(crate) const WORDS: usize = PAGE_SIZE / 4;
 
-/// How many decoded pages are kept: about 41 KiB each, and 8 KiB more where there is native code.
-const PAGES: usize = 1024;
+/// How many decoded pages are kept: about 41 KiB each, and 4 KiB more where there is native code.
+const PAGES: usize = 1280;
 
 /// The instructions of one physical page, decoded when they are first reached.
 pub(crate) struct Page {
@@ -26,12 +26,12 @@ pub(crate) struct Page {
     /// How often the native engine found no code to run.
     pub(super) entered: u32,
     /// The code made of them.
-    #[cfg(all(target_arch = "x86_64", unix))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(super) native: Option<Box<NativePage>>,
 }
 
 /// How many tables of pages that went are kept before they are freed, after which every vCPU finds its tables anew.
-#[cfg(all(target_arch = "x86_64", unix))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const RETIRED: usize = 64;
 
 impl Page {
@@ -45,7 +45,7 @@ impl Page {
             ops: [Op::with(undecoded, 0); WORDS],
             decoded: [false; WORDS],
             entered: 0,
-            #[cfg(all(target_arch = "x86_64", unix))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             native: None,
         })
     }
@@ -105,13 +105,13 @@ pub(crate) struct CodeCache {
     /// That page was written to since.
     stale: bool,
     /// Native code, once there is some.
-    #[cfg(all(target_arch = "x86_64", unix))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     native: NativeCode,
     /// Tables of pages that are not there any more. The fast path of fetches may still lead to them.
-    #[cfg(all(target_arch = "x86_64", unix))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     retired: Vec<Box<NativePage>>,
     /// How often such tables were freed.
-    #[cfg(all(target_arch = "x86_64", unix))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     freed: u64,
 }
 
@@ -137,11 +137,11 @@ impl CodeCache {
             next: 0,
             running: None,
             stale: false,
-            #[cfg(all(target_arch = "x86_64", unix))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             native: NativeCode::Unused,
-            #[cfg(all(target_arch = "x86_64", unix))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             retired: Vec::new(),
-            #[cfg(all(target_arch = "x86_64", unix))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             freed: 0,
         }
     }
@@ -210,7 +210,7 @@ impl CodeCache {
 }
 
 /// Whether there is native code.
-#[cfg(all(target_arch = "x86_64", unix))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 enum NativeCode {
     /// It was not asked for yet.
     Unused,
@@ -221,13 +221,13 @@ enum NativeCode {
 }
 
 /// Without native code there are no tables.
-#[cfg(not(all(target_arch = "x86_64", unix)))]
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 impl CodeCache {
     fn retire(&mut self, _: Option<Box<Page>>) {}
 }
 
 /// What the native engine does with decoded pages.
-#[cfg(all(target_arch = "x86_64", unix))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl CodeCache {
     /// The page of RAM with index `page`, when it is decoded and was entered at least `times`, and what to compile it with.
     pub(super) fn warm(&mut self, page: usize, times: u32) -> Option<(usize, &mut Page, &mut Native)> {

@@ -2,7 +2,7 @@
 
 mod block;
 mod code;
-#[cfg(all(target_arch = "x86_64", unix))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
 mod step;
 
@@ -29,9 +29,9 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
         match kind {
             EngineKind::Step => step::run(core, ctx, left),
             EngineKind::Block => block::run(core, ctx, left),
-            #[cfg(all(target_arch = "x86_64", unix))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             EngineKind::Native { after } => native::run(core, ctx, left, after),
-            #[cfg(not(all(target_arch = "x86_64", unix)))]
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             EngineKind::Native { .. } => block::run(core, ctx, left),
         }
         core.pstate.ss &= !stepping;

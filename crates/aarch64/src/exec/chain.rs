@@ -30,6 +30,10 @@ impl<F: Fn(&mut Core, &Op, &mut Ctx<'_>) -> Flow + Copy + 'static> Exec for F {}
 pub(crate) trait Try: Fn(&mut Core, &Op) -> bool + Copy + 'static {}
 impl<F: Fn(&mut Core, &Op) -> bool + Copy + 'static> Try for F {}
 
+/// The fast path of anything else, as [`Try`].
+pub(crate) trait Quick: Fn(&mut Core, &Op, &mut Ctx<'_>) -> bool + Copy + 'static {}
+impl<F: Fn(&mut Core, &Op, &mut Ctx<'_>) -> bool + Copy + 'static> Quick for F {}
+
 /// The one value of a function's type, of which a caller has shown one.
 #[inline(always)]
 fn the<F: Copy + 'static>() -> F {
@@ -166,4 +170,14 @@ pub(crate) fn access<T: Try, F: Exec>(_: T, _: F) -> Runs {
 
 extern "C" fn access_native<T: Try>(core: &mut Core, op: &Op, _: &mut Ctx<'_>) -> bool {
     the::<T>()(core, op)
+}
+
+extern "C" fn quick_native<T: Quick>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> bool {
+    the::<T>()(core, op, ctx)
+}
+
+/// A handler that may do anything, but for what is frequent: a fast path that looks at neither `pc` nor the time, and
+/// after which a straight run goes on.
+pub(crate) fn quick<T: Quick, F: Exec>(_: T, _: F) -> Runs {
+    Runs { run: run::<F>, chain: whole_chain::<F>, native: Some(quick_native::<T>) }
 }

@@ -6,7 +6,7 @@
 //! CONSTRAINED UNPREDICTABLE choices (DDI 0487 K1.2): a store-exclusive whose address or size differs from the
 //! load's fails; Rs equal to Rt or Rn stores the old value to the old address and then has the status.
 
-use super::chain::{Runs, whole};
+use super::chain::{Runs, access, whole};
 use super::load_store::{Datum, attempt, base};
 use super::{by_bool, dst, rm, rn_sp, rt, src};
 use crate::config::Features;
@@ -23,6 +23,37 @@ fn reserve(core: &mut Core, pa: u64, size: u8) {
 /// ExclusiveMonitorsPass: the reservation is spent either way.
 fn passes(core: &mut Core, pa: u64, size: u8) -> bool {
     core.monitor.take().is_some_and(|m| m.address == pa && m.size == size)
+}
+
+/// The fast path of [`run_load`].
+fn try_load<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let va = core.r[op.n as usize];
+    if ON_SP && va & 15 != 0 {
+        return false;
+    }
+    let size = size_of::<T>() as u8;
+    let Some(pa) = mmu::try_physical(core, va, size, false) else { return false };
+    let Some(value) = mmu::try_load::<T>(core, va, AccessKind::Exclusive) else { return false };
+    reserve(core, pa, size);
+    core.r[op.d as usize] = value.zero_extended();
+    true
+}
+
+/// The fast path of [`run_store`].
+fn try_store<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let va = core.r[op.n as usize];
+    if ON_SP && va & 15 != 0 {
+        return false;
+    }
+    let size = size_of::<T>() as u8;
+    let Some(pa) = mmu::try_physical(core, va, size, true) else { return false };
+    let pass = core.monitor.is_some_and(|m| m.address == pa && m.size == size);
+    if pass && !mmu::try_store(core, va, T::from_register(core.r[op.d as usize]), AccessKind::Exclusive) {
+        return false;
+    }
+    core.monitor = None;
+    core.r[op.m as usize] = u64::from(!pass);
+    true
 }
 
 fn run_load<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
@@ -89,14 +120,14 @@ pub(crate) fn single(word: u32, _: &Features) -> Option<Op> {
     let load = bit(word, 22);
     let n = rn_sp(word);
     let run: Runs = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
-        (0, false) => whole(run_store::<u8, ON_SP>),
-        (1, false) => whole(run_store::<u16, ON_SP>),
-        (2, false) => whole(run_store::<u32, ON_SP>),
-        (_, false) => whole(run_store::<u64, ON_SP>),
-        (0, true) => whole(run_load::<u8, ON_SP>),
-        (1, true) => whole(run_load::<u16, ON_SP>),
-        (2, true) => whole(run_load::<u32, ON_SP>),
-        (_, true) => whole(run_load::<u64, ON_SP>),
+        (0, false) => access(try_store::<u8, ON_SP>, run_store::<u8, ON_SP>),
+        (1, false) => access(try_store::<u16, ON_SP>, run_store::<u16, ON_SP>),
+        (2, false) => access(try_store::<u32, ON_SP>, run_store::<u32, ON_SP>),
+        (_, false) => access(try_store::<u64, ON_SP>, run_store::<u64, ON_SP>),
+        (0, true) => access(try_load::<u8, ON_SP>, run_load::<u8, ON_SP>),
+        (1, true) => access(try_load::<u16, ON_SP>, run_load::<u16, ON_SP>),
+        (2, true) => access(try_load::<u32, ON_SP>, run_load::<u32, ON_SP>),
+        (_, true) => access(try_load::<u64, ON_SP>, run_load::<u64, ON_SP>),
     });
     let (d, m) = if load { (dst(word), rm(word)) } else { (rt(word), dst(bits(word, 20, 16))) };
     Some(Op { d, n, m, ..Op::with(run, word) })

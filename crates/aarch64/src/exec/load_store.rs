@@ -323,6 +323,24 @@ pub(crate) fn prefetch_register(word: u32, _: &Features) -> Option<Op> {
     bit(word, 14).then(|| Op::with(simple(super::nop), word))
 }
 
+/// The fast path of [`run_acquire`].
+fn try_acquire<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let va = core.r[op.n as usize];
+    if ON_SP && va & 15 != 0 {
+        return false;
+    }
+    let Some(value) = mmu::try_load::<T>(core, va, AccessKind::Ordered) else { return false };
+    core.r[op.d as usize] = value.zero_extended();
+    true
+}
+
+/// The fast path of [`run_release`].
+fn try_release<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op) -> bool {
+    let va = core.r[op.n as usize];
+    let value = T::from_register(core.r[op.d as usize]);
+    !(ON_SP && va & 15 != 0) && mmu::try_store(core, va, value, AccessKind::Ordered)
+}
+
 fn run_acquire<T: Datum, const ON_SP: bool>(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     let va = attempt!(base::<ON_SP>(core, op, ctx));
     let value: T = attempt!(mmu::load(core, ctx, va, AccessKind::Ordered));
@@ -342,14 +360,14 @@ pub(crate) fn ordered(word: u32, _: &Features) -> Option<Op> {
     let load = bit(word, 22);
     let n = or_sp(bits(word, 9, 5));
     let run: Runs = by_bool!(n == SP, ON_SP => match (bits(word, 31, 30), load) {
-        (0, false) => whole(run_release::<u8, ON_SP>),
-        (1, false) => whole(run_release::<u16, ON_SP>),
-        (2, false) => whole(run_release::<u32, ON_SP>),
-        (_, false) => whole(run_release::<u64, ON_SP>),
-        (0, true) => whole(run_acquire::<u8, ON_SP>),
-        (1, true) => whole(run_acquire::<u16, ON_SP>),
-        (2, true) => whole(run_acquire::<u32, ON_SP>),
-        (_, true) => whole(run_acquire::<u64, ON_SP>),
+        (0, false) => access(try_release::<u8, ON_SP>, run_release::<u8, ON_SP>),
+        (1, false) => access(try_release::<u16, ON_SP>, run_release::<u16, ON_SP>),
+        (2, false) => access(try_release::<u32, ON_SP>, run_release::<u32, ON_SP>),
+        (_, false) => access(try_release::<u64, ON_SP>, run_release::<u64, ON_SP>),
+        (0, true) => access(try_acquire::<u8, ON_SP>, run_acquire::<u8, ON_SP>),
+        (1, true) => access(try_acquire::<u16, ON_SP>, run_acquire::<u16, ON_SP>),
+        (2, true) => access(try_acquire::<u32, ON_SP>, run_acquire::<u32, ON_SP>),
+        (_, true) => access(try_acquire::<u64, ON_SP>, run_acquire::<u64, ON_SP>),
     });
     Some(Op { d: if load { dst(word) } else { rt(word) }, n, ..Op::with(run, word) })
 }

@@ -1,6 +1,6 @@
 //! Exception generation, hints, barriers and system-register moves.
 
-use super::chain::{access, simple, whole};
+use super::chain::{access, quick, simple, whole};
 use super::{nop, undefined};
 use crate::config::Features;
 use crate::core::{Core, Ctx, Flow, Handler, Op};
@@ -190,6 +190,30 @@ fn unmasked(core: &mut Core, ctx: &mut Ctx<'_>, flow: Flow) -> Flow {
     if quiet { Flow::Next } else { flow }
 }
 
+/// PSTATE.DAIF becomes `new`, if that is all that happens.
+fn try_daif(core: &mut Core, ctx: &Ctx<'_>, new: u32) -> bool {
+    let old = core.pstate.daif;
+    if core.pstate.el == 0 || core.sys.mdscr_el1 & (sys::debug::SS | sys::debug::MDE) != 0 {
+        return false;
+    }
+    core.pstate.daif = new;
+    let quiet = old & !new == 0 || exception::pending_interrupt(core, ctx.platform.irq(core.index)).is_none();
+    if !quiet {
+        core.pstate.daif = old;
+    }
+    quiet
+}
+
+fn try_msr_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> bool {
+    let value = core.r[super::rt(op.word) as usize];
+    try_daif(core, ctx, value as u32 & exception::daif::ALL)
+}
+
+fn try_msr_immediate_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> bool {
+    let (mask, old) = (bits(op.word, 11, 8) << 6, core.pstate.daif);
+    try_daif(core, ctx, if bits(op.word, 7, 5) == 6 { old | mask } else { old & !mask })
+}
+
 fn run_msr_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
     let flow = sys::msr(core, op, ctx);
     unmasked(core, ctx, flow)
@@ -202,13 +226,14 @@ fn run_msr_immediate_daif(core: &mut Core, op: &Op, ctx: &mut Ctx<'_>) -> Flow {
 
 /// MSR (register).
 pub(crate) fn msr(word: u32, _: &Features) -> Option<Op> {
-    Some(Op::new(if key(word) == DAIF { run_msr_daif } else { sys::msr }, word))
+    let runs = if key(word) == DAIF { quick(try_msr_daif, run_msr_daif) } else { whole(sys::msr) };
+    Some(Op::with(runs, word))
 }
 
 /// MSR (immediate): the fields that there are.
 pub(crate) fn msr_immediate(word: u32, features: &Features) -> Option<Op> {
     match (bits(word, 18, 16), bits(word, 7, 5)) {
-        (3, 6 | 7) => Some(Op::new(run_msr_immediate_daif, word)),
+        (3, 6 | 7) => Some(Op::with(quick(try_msr_immediate_daif, run_msr_immediate_daif), word)),
         (0, 5) => Some(Op::new(sys::msr_immediate, word)),
         (0, 4) if features.pan => Some(Op::new(sys::msr_immediate, word)),
         _ => None,

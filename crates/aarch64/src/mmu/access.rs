@@ -195,9 +195,7 @@ fn device_access(
 /// # Errors
 /// The Data Abort that was taken.
 pub fn physical(core: &mut Core, ctx: &mut Ctx<'_>, va: u64, size: u8, write: bool) -> Result<u64, Fault> {
-    if va & (u64::from(size) - 1) == 0
-        && let Some(pa) = core.mmu.fast.physical(core.mmu.fast.data, va, write)
-    {
+    if let Some(pa) = super::try_physical(core, va, size, write) {
         return Ok(pa);
     }
     exclusive_address(core, ctx, va, size, write).map_err(|at| abort(core, ctx, at, write))

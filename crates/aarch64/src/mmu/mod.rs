@@ -191,6 +191,13 @@ fn code_view(p: &Pstate) -> View {
     if p.el == 0 { View::UserCode } else { View::KernelCode }
 }
 
+/// The physical address of an exclusive access, if the fast path serves it.
+#[inline(always)]
+pub(crate) fn try_physical(core: &Core, va: u64, size: u8, write: bool) -> Option<u64> {
+    let fast = &core.mmu.fast;
+    if va & (u64::from(size) - 1) != 0 { None } else { fast.physical(fast.data, va, write) }
+}
+
 /// Loads from a virtual address if the fast path serves it.
 #[inline(always)]
 pub(crate) fn try_load<T: Prim>(core: &Core, va: u64, kind: AccessKind) -> Option<T> {

@@ -336,10 +336,6 @@ impl Asm {
         self.with_reg(W32, &[0xff], 4, r, false);
     }
 
-    pub(super) fn jump_mem(&mut self, m: Mem) {
-        self.with_mem(W32, &[0xff], 4, m, false);
-    }
-
     pub(super) fn call_reg(&mut self, r: Reg) {
         self.with_reg(W32, &[0xff], 2, r, false);
     }
@@ -372,6 +368,18 @@ impl Asm {
     /// A conditional jump to where [`Asm::land`] will say.
     pub(super) fn jump_if_later(&mut self, cond: Cond) -> Jump {
         self.code.extend_from_slice(&[0x0f, 0x80 | cond.0]);
+        self.imm32(0);
+        Jump(self.code.len())
+    }
+
+    /// Where the distance of a jump is.
+    pub(super) fn distance_at(&self, jump: Jump) -> usize {
+        self.base + jump.0 - 4
+    }
+
+    /// A jump to where [`Asm::land`] will say.
+    pub(super) fn jump_later(&mut self) -> Jump {
+        self.byte(0xe9);
         self.imm32(0);
         Jump(self.code.len())
     }

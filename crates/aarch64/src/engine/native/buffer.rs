@@ -24,11 +24,11 @@ pub(super) struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// `None` where the host does not let a program make code.
+    /// `None` where the host does not let a program make code, or not in the lowest 4 GiB, where addresses take 32 bits.
     pub(super) fn new() -> Option<Self> {
         let size = NonZeroUsize::new(SIZE)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE | ProtFlags::PROT_EXEC;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_32BIT;
         // SAFETY: a new mapping, where the host likes; what it replaces is nothing.
         let memory = unsafe { mmap_anonymous(None, size, protection, flags) }.ok()?.cast::<u8>();
         // Advice only: large pages spare the host's TLB.
@@ -67,6 +67,16 @@ impl Buffer {
         unsafe { self.memory.as_ptr().add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.ops);
         true
+    }
+
+    /// Lets the jump whose 32-bit distance is at the address `at` go to `target`.
+    pub(super) fn link(&mut self, at: usize, target: usize) {
+        let offset = at.wrapping_sub(self.memory.as_ptr() as usize);
+        let distance = (target as i64 - (at as i64 + 4)) as i32;
+        if offset.checked_add(4).is_some_and(|end| end <= self.used) {
+            // SAFETY: the four bytes are within the code. They need not be aligned.
+            unsafe { self.memory.as_ptr().add(offset).cast::<i32>().write_unaligned(distance) };
+        }
     }
 
     /// Keeps an op for generated code to point to. Answers its address, when there was space.

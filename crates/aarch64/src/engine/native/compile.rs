@@ -1,13 +1,19 @@
 //! From decoded instructions to code.
 
-use super::WORDS;
-use super::asm::{Alu, Asm, Cond, Jump, R13, R15, RAX, RBP, RCX, RDX, RSI, Shift, W32, W64, at};
+use std::mem::offset_of;
+
+use super::asm::{
+    Alu, Asm, Cond, Jump, R12, R13, R15, RAX, RBP, RCX, RDX, RSI, Shift, W32, W64, at, indexed,
+};
 use super::buffer::Buffer;
-use super::template::{self, Made, Slow, condition, relative, x};
+use super::state::Run;
+use super::template::{self, Made, Slow, condition, relative, tags, x};
 use super::thunks::Thunks;
+use super::{NativePage, WORDS};
 use crate::core::Op;
 use crate::decode::{bit, bits};
 use crate::exec::ends_straight;
+use crate::mmu::layout;
 
 /// Instructions of a basic block, and of all that is made at once.
 const BLOCK: usize = 64;
@@ -38,9 +44,13 @@ struct Unit<'a> {
     buffer: &'a mut Buffer,
     thunks: &'a Thunks,
     ops: &'a [Op; WORDS],
-    table: &'a mut [usize; WORDS],
+    table: &'a mut [u32; WORDS],
     rest: Vec<Rest>,
     bails: Vec<Bail>,
+    /// Jumps to what has no code yet: for now they leave.
+    exits: Vec<(Jump, usize)>,
+    /// Jumps to where a page that the fast path of fetches does not know is looked up. RAX has the address.
+    crosses: Vec<Slow>,
 }
 
 /// A branch by what is in its word.
@@ -69,13 +79,43 @@ fn branch(word: u32) -> Option<Branch> {
     }
 }
 
+/// From an address in RAX to its code by the fast path of fetches, as `mmu::fetch_fast` has it. Answers the jumps for
+/// where that does not serve.
+fn cross_fast(a: &mut Asm) -> Slow {
+    let mut slow = Slow::new();
+    a.test_byte_imm(RAX, 3);
+    slow.push(a.jump_if_later(Cond::NOT_ZERO));
+    a.mov(W64, RCX, RAX);
+    a.shift(Shift::Shr, W64, RCX, layout::SHIFT);
+    a.alu_imm(Alu::And, W32, RCX, layout::MASK as i32);
+    a.alu_mem(Alu::Add, W64, RCX, at(R12, offset_of!(Run, code_entries) as i32));
+    a.mov(W64, RDX, RAX);
+    a.shift(Shift::Shr, W64, RDX, 63);
+    a.load(W64, RDX, tags(RDX));
+    a.mov(W64, RSI, RAX);
+    a.alu_imm(Alu::And, W64, RSI, -0x1000);
+    a.alu(Alu::Or, W64, RDX, RSI);
+    a.alu_mem(Alu::Cmp, W64, RDX, at(RCX, layout::READ as i32));
+    slow.push(a.jump_if_later(Cond::NOT_ZERO));
+    a.load(W64, RDX, at(RCX, layout::ADDEND as i32));
+    a.test(W64, RDX, RDX);
+    slow.push(a.jump_if_later(Cond::ZERO));
+    a.mov(W64, R13, RDX);
+    a.mov(W64, R15, RSI);
+    // RCX as the way out for what has no code wants it.
+    a.mov(W32, RCX, RAX);
+    a.alu_imm(Alu::And, W32, RCX, 0xfff);
+    a.load(W32, RAX, indexed(R13, RCX, 0, 0));
+    slow
+}
+
 /// Makes the code of word `start` and of what follows it. `false`: there was no space.
 pub(super) fn compile(
     buffer: &mut Buffer,
     thunks: &Thunks,
     ops: &[Op; WORDS],
     decoded: &[bool; WORDS],
-    table: &mut [usize; WORDS],
+    page: &mut NativePage,
     start: usize,
 ) -> bool {
     // Plenty for what is made at once.
@@ -83,7 +123,9 @@ pub(super) fn compile(
         return false;
     }
     let asm = Asm::new(buffer.next());
-    let mut unit = Unit { asm, buffer, thunks, ops, table, rest: Vec::new(), bails: Vec::new() };
+    let table = &mut page.table;
+    let (rest, bails, exits, crosses) = Default::default();
+    let mut unit = Unit { asm, buffer, thunks, ops, table, rest, bails, exits, crosses };
     let mut at = start;
     let mut falls = true;
     while falls {
@@ -102,13 +144,24 @@ pub(super) fn compile(
         }
         at += length;
     }
-    unit.finish()
+    let Some(open) = unit.finish() else { return false };
+    page.open.extend(open);
+    // Those that lead to what was just made.
+    page.open.retain(|&(index, at)| {
+        let target = page.table[usize::from(index)];
+        let has_code = target != thunks.uncompiled;
+        if has_code {
+            buffer.link(at as usize, target as usize);
+        }
+        !has_code
+    });
+    true
 }
 
 impl Unit<'_> {
     /// One basic block. Answers whether control can fall through, or `None` when there is no space.
     fn block(&mut self, at: usize, length: usize) -> Option<bool> {
-        self.table[at] = self.asm.here();
+        self.table[at] = self.asm.here() as u32;
         self.asm.alu_imm(Alu::Sub, W64, RBP, length as i32);
         let jump = self.asm.jump_if_later(Cond::SIGN);
         self.bails.push(Bail { jump, index: at, length });
@@ -144,11 +197,11 @@ impl Unit<'_> {
     fn go_to(&mut self, index: i64) {
         match usize::try_from(index) {
             Ok(index) if index < WORDS && self.table[index] != self.thunks.uncompiled => {
-                self.asm.jump(self.table[index]);
+                self.asm.jump(self.table[index] as usize);
             }
             Ok(index) if index < WORDS => {
-                self.asm.constant(RCX, 4 * index as u64);
-                self.asm.jump_mem(at(R13, 8 * index as i32));
+                let jump = self.asm.jump_later();
+                self.exits.push((jump, index));
             }
             _ => {
                 relative(&mut self.asm, 0, index.wrapping_mul(4));
@@ -159,17 +212,22 @@ impl Unit<'_> {
 
     /// Goes on at the address in RAX, in another page.
     fn cross(&mut self) {
-        self.asm.call(self.thunks.cross);
+        // Here, not in a function: the host's branch predictor has little room, and this is one jump.
+        let slow = cross_fast(&mut self.asm);
         self.asm.jump_reg(RAX);
+        self.crosses.push(slow);
     }
 
     /// Goes on at a word if a condition holds, and behind here if not.
     fn go_if(&mut self, cond: Cond, index: i64) {
         if let Ok(index) = usize::try_from(index)
             && index < WORDS
-            && self.table[index] != self.thunks.uncompiled
         {
-            return self.asm.jump_if(cond, self.table[index]);
+            if self.table[index] != self.thunks.uncompiled {
+                return self.asm.jump_if(cond, self.table[index] as usize);
+            }
+            let jump = self.asm.jump_if_later(cond);
+            return self.exits.push((jump, index));
         }
         let otherwise = self.asm.jump_if_later(cond.inverted());
         self.go_to(index);
@@ -237,15 +295,16 @@ impl Unit<'_> {
         let elsewhere = a.jump_if_later(Cond::NO_CARRY);
         a.test_byte_imm(RCX, 3);
         let unaligned = a.jump_if_later(Cond::NOT_ZERO);
-        a.jump_mem(super::asm::indexed(R13, RCX, 1, 0));
+        a.load(W32, RAX, indexed(R13, RCX, 0, 0));
+        a.jump_reg(RAX);
         a.land(elsewhere);
         a.land(unaligned);
         self.cross();
         self.rest.push(Rest { jumps: vec![tagged], back: self.thunks.exit, index, behind: 1 });
     }
 
-    /// What is seldom needed comes last.
-    fn finish(mut self) -> bool {
+    /// What is seldom needed comes last. Answers the jumps to what has no code yet, or `None` when there is no space.
+    fn finish(mut self) -> Option<Vec<(u16, u32)>> {
         for Rest { jumps, back, index, behind } in std::mem::take(&mut self.rest) {
             for jump in jumps {
                 self.asm.land(jump);
@@ -257,8 +316,22 @@ impl Unit<'_> {
             self.asm.land(jump);
             self.asm.alu_imm(Alu::Add, W64, RBP, length as i32);
             self.asm.constant(RCX, 4 * index as u64);
-            self.asm.jump(self.thunks.uncompiled);
+            self.asm.jump(self.thunks.uncompiled as usize);
         }
-        self.buffer.append(&self.asm.finish())
+        for jumps in std::mem::take(&mut self.crosses) {
+            for jump in jumps {
+                self.asm.land(jump);
+            }
+            self.asm.call(self.thunks.cross);
+            self.asm.jump_reg(RAX);
+        }
+        let mut open = Vec::new();
+        for (jump, index) in std::mem::take(&mut self.exits) {
+            open.push((index as u16, self.asm.distance_at(jump) as u32));
+            self.asm.land(jump);
+            self.asm.constant(RCX, 4 * index as u64);
+            self.asm.jump(self.thunks.uncompiled as usize);
+        }
+        self.buffer.append(&self.asm.finish()).then_some(open)
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! Code is made of basic blocks. Each begins by taking its length from the budget, or leaves when that is not enough: an
 //! instruction is executed in a block as a whole or by the block engine. Frequent instructions have templates; the
-//! others call their handlers, as do the templates where their fast path does not serve. Jumps within a page go through
-//! the page's table, or straight to code that is there already; to another page they look it up by the same fast path
-//! that fetches use.
+//! others call their handlers, as do the templates where their fast path does not serve. Jumps within a page go straight
+//! to their target, once it has code; to another page they look it up by the same fast path that fetches use.
 #![allow(unsafe_code)]
 
 mod asm;
@@ -29,8 +28,10 @@ use crate::mmu;
 /// Code of one page.
 #[repr(C)]
 pub(super) struct NativePage {
-    /// Where that of each instruction is.
-    table: [usize; WORDS],
+    /// Where that of each instruction is. Code is in the lowest 4 GiB.
+    table: [u32; WORDS],
+    /// Jumps to instructions that had no code when they were made: which, and where the jump's distance is.
+    open: Vec<(u16, u32)>,
     /// Where the decoded page is kept.
     slot: usize,
 }
@@ -64,16 +65,16 @@ impl Native {
 
     /// Makes the code of a page from word `at` on. `false`: there is no space left.
     fn compile(&mut self, page: &mut Page, slot: usize, at: usize) -> bool {
-        let native = page
-            .native
-            .get_or_insert_with(|| Box::new(NativePage { table: [self.thunks.uncompiled; WORDS], slot }));
-        compile::compile(&mut self.buffer, &self.thunks, &page.ops, &page.decoded, &mut native.table, at)
+        let native = page.native.get_or_insert_with(|| {
+            Box::new(NativePage { table: [self.thunks.uncompiled; WORDS], open: Vec::new(), slot })
+        });
+        compile::compile(&mut self.buffer, &self.thunks, &page.ops, &page.decoded, native, at)
     }
 
     /// Where the code of word `at` is.
     fn entry(&self, page: &NativePage, at: usize) -> Option<usize> {
         let entry = page.table[at % WORDS];
-        (entry != self.thunks.uncompiled).then_some(entry)
+        (entry != self.thunks.uncompiled).then_some(entry as usize)
     }
 }
 
@@ -216,7 +217,7 @@ extern "C" fn cross(run: *mut Run, va: u64) -> usize {
             if entry != run.uncompiled {
                 (run.page, run.page_va) = (page, va & !0xfff);
                 core.mmu.set_table(va, page as *const NativePage as usize);
-                return entry;
+                return entry as usize;
             }
         }
     }

@@ -34,7 +34,7 @@ pub(super) struct Run {
     /// Where to go on when there is none.
     pub(super) exit: usize,
     /// What a table holds where there is no code.
-    pub(super) uncompiled: usize,
+    pub(super) uncompiled: u32,
     /// `left` at the start.
     pub(super) budget: i64,
     /// [`Core::retired`] at the start.

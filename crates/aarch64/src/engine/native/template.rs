@@ -353,6 +353,19 @@ pub(super) fn straight(
         put(asm, op.d, RAX);
         return Made::All;
     }
+    // Literals: 32 and 64 bits, and 32 sign-extended.
+    if word & 0x3f00_0000 == 0x1800_0000 && bits(word, 31, 30) != 3 {
+        relative(asm, index, op.imm as i64);
+        let size = if bits(word, 31, 30) == 1 { 3 } else { 2 };
+        probe(asm, slow, 1 << size, layout::READ);
+        if bits(word, 31, 30) == 2 {
+            asm.load_signed(W64, 2, RDX, indexed(RAX, RCX, 0, 0));
+        } else {
+            asm.load_zero(size, RDX, indexed(RAX, RCX, 0, 0));
+        }
+        put(asm, op.d, RDX);
+        return Made::All;
+    }
     let Some(native) = op.native else { return Made::Nothing };
     let w = width(word);
     match word >> 24 & 0x1f {

@@ -3,12 +3,11 @@
 use std::mem::offset_of;
 
 use super::asm::{Alu, Asm, Cond, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg};
-use super::asm::{Shift, W32, W64, at, indexed};
+use super::asm::{W64, at, indexed};
 use super::buffer::Buffer;
 use super::state::Run;
-use super::template::{field, tags};
+use super::template::field;
 use crate::core::Core;
-use crate::mmu::layout;
 
 /// Addresses of the pieces.
 #[derive(Clone, Copy)]
@@ -18,7 +17,7 @@ pub(super) struct Thunks {
     /// Leaves, at the `pc` that is there already.
     pub(super) exit: usize,
     /// Leaves; RCX is the offset in the page to go on at.
-    pub(super) uncompiled: usize,
+    pub(super) uncompiled: u32,
     /// Calls the handler of word ESI, RDX instructions before RBP will be what is left. Returns if code goes on.
     pub(super) slow: usize,
     /// RAX: from an address in another page to its code.
@@ -78,34 +77,6 @@ impl Thunks {
         a.jump(out);
 
         let cross = a.here();
-        // The fast path of fetches, as `mmu::fetch_fast` has it.
-        a.test_byte_imm(RAX, 3);
-        let unaligned = a.jump_if_later(Cond::NOT_ZERO);
-        a.mov(W64, RCX, RAX);
-        a.shift(Shift::Shr, W64, RCX, layout::SHIFT);
-        a.alu_imm(Alu::And, W32, RCX, layout::MASK as i32);
-        a.alu_mem(Alu::Add, W64, RCX, at(R12, offset_of!(Run, code_entries) as i32));
-        a.mov(W64, RDX, RAX);
-        a.shift(Shift::Shr, W64, RDX, 63);
-        a.load(W64, RDX, tags(RDX));
-        a.mov(W64, RSI, RAX);
-        a.alu_imm(Alu::And, W64, RSI, -0x1000);
-        a.alu(Alu::Or, W64, RDX, RSI);
-        a.alu_mem(Alu::Cmp, W64, RDX, at(RCX, layout::READ as i32));
-        let other = a.jump_if_later(Cond::NOT_ZERO);
-        a.load(W64, RDX, at(RCX, layout::ADDEND as i32));
-        a.test(W64, RDX, RDX);
-        let unknown = a.jump_if_later(Cond::ZERO);
-        a.mov(W64, R13, RDX);
-        a.mov(W64, R15, RSI);
-        // RCX as `uncompiled` wants it.
-        a.mov(W32, RCX, RAX);
-        a.alu_imm(Alu::And, W32, RCX, 0xfff);
-        a.load(W64, RAX, indexed(R13, RCX, 1, 0));
-        a.ret();
-        a.land(unaligned);
-        a.land(other);
-        a.land(unknown);
         a.alu_imm(Alu::Sub, W64, RSP, 8);
         a.mov(W64, RDI, R12);
         a.mov(W64, RSI, RAX);
@@ -116,6 +87,13 @@ impl Thunks {
         a.ret();
 
         let code = asm.finish();
-        buffer.append(&code).then_some(Self { enter, exit, uncompiled, slow, cross, end: buffer.used() })
+        buffer.append(&code).then_some(Self {
+            enter,
+            exit,
+            uncompiled: u32::try_from(uncompiled).ok()?,
+            slow,
+            cross,
+            end: buffer.used(),
+        })
     }
 }
