@@ -256,11 +256,13 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
         ram.clone(),
         inbox.clone(),
     );
-    let mut latency = Latency::default();
-    if let Some(ats) = &options.ats {
-        latency.atc_timeout = ats.timeout;
-    }
-    let agents = smmus.into_iter().map(|smmu| SmmuAgents::new(smmu, ram.clone(), latency));
+    let agents = smmus.into_iter().map(|smmu| {
+        let mut latency = Latency::of(smmu.lock().unwrap_or_else(|e| e.into_inner()).config());
+        if let Some(ats) = &options.ats {
+            latency.atc_timeout = ats.timeout;
+        }
+        SmmuAgents::new(smmu, ram.clone(), latency)
+    });
     let agents = agents.collect();
     let mut board = Board::new(ram.clone(), gic, Pl031::new(EPOCH), pci, platform, agents, inbox);
     board.script = script;

@@ -29,10 +29,12 @@ pub struct Latency {
     pub atc_timeout: u64,
 }
 
-impl Default for Latency {
-    fn default() -> Self {
+impl Latency {
+    /// What the SMMU's options say.
+    pub fn of(config: &smmu_model::Config) -> Self {
+        let [command, event, msi] = [config.lat_cmd, config.lat_event, config.lat_msi].map(Time::from);
         let atc_timeout = crate::ats::Ats::default().timeout;
-        Self { command: 100, event: 100, msi: 50, pri: 100, message: 200, atc_timeout }
+        Self { command, event, msi, pri: event, message: 200, atc_timeout }
     }
 }
 

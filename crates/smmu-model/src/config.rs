@@ -135,6 +135,15 @@ pub struct Config {
     pub pmcg: u8,
     /// Bits of those counters: 32, 36, 40, 44, 48 or 64.
     pub pmcg_bits: u8,
+    /// Nanoseconds from CMDQ_PROD's write, or from the last command, to a command's effect. The model knows no time: the
+    /// latencies are for whoever steps it.
+    pub lat_cmd: u32,
+    /// Nanoseconds that one fetch of a walk takes, on top of the device's own step.
+    pub lat_walk: u32,
+    /// Nanoseconds until an event or page request record is written.
+    pub lat_event: u32,
+    /// Nanoseconds until an MSI is written.
+    pub lat_msi: u32,
     /// Event records that wait for their turn to be written; more are dropped as if the queue were full.
     pub event_fifo: u32,
     /// The Contiguous hint makes one IOTLB entry of its pages.
@@ -272,7 +281,7 @@ macro_rules! keys {
 keys! {
     ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
-    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, event_fifo,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -341,6 +350,10 @@ impl Config {
             cache_invalid: false,
             pmcg: 0,
             pmcg_bits: 64,
+            lat_cmd: 100,
+            lat_walk: 0,
+            lat_event: 100,
+            lat_msi: 50,
             event_fifo: 64,
             contiguous: true,
             split_fetch: false,

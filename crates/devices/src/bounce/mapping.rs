@@ -214,7 +214,8 @@ impl Mapping {
             }
             if !transfer.ready() {
                 return Ok(Some(match port.poll(transfer)? {
-                    Poll::Ready | Poll::Walking => timing.translate,
+                    Poll::Ready => timing.translate,
+                    Poll::Walking(fetch) => timing.translate + fetch,
                     Poll::Stalled => timing.retry,
                 }));
             }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{DmaError, DmaPort, Poll, Transfer};
+use crate::agent::Time;
 use crate::bounce::Memory;
 
 /// Consecutive device addresses.
@@ -35,7 +36,7 @@ pub enum Moved {
     /// A beat of that many bytes.
     Beat(usize),
     /// A translation was latched, or a fetch made.
-    Translated,
+    Translated(Time),
     /// The SMMU stalls the transaction; try again later.
     Stalled,
     /// There is nothing left to move.
@@ -188,7 +189,8 @@ impl Scatter {
                     return Ok(Moved::Beat(n));
                 }
                 return Ok(match port.poll(transfer)? {
-                    Poll::Ready | Poll::Walking => Moved::Translated,
+                    Poll::Ready => Moved::Translated(0),
+                    Poll::Walking(fetch) => Moved::Translated(fetch),
                     Poll::Stalled => Moved::Stalled,
                 });
             }
@@ -266,7 +268,7 @@ mod tests {
                     filled += n;
                     beats.push(n);
                 }
-                Moved::Translated => {}
+                Moved::Translated(_) => {}
                 other => break assert_eq!(other, Moved::End),
             }
         }
@@ -281,7 +283,7 @@ mod tests {
         let mut s = scatter(&[(0x4000_0000, 16), (0x4000_1000, 16), (0x4000_2000, 16)]);
         s.skip(&port, 20);
         s.skip(&port, 3);
-        assert_eq!(s.step_write(&port, &[7; 4], 64).unwrap(), Moved::Translated);
+        assert_eq!(s.step_write(&port, &[7; 4], 64).unwrap(), Moved::Translated(0));
         assert_eq!(s.step_write(&port, &[7; 4], 64).unwrap(), Moved::Beat(4));
         let mut back = [0; 16];
         ram.read(0x4000_1000, &mut back);
@@ -295,7 +297,7 @@ mod tests {
         let (_ram, port) = port();
         assert_eq!(scatter(&[(u64::MAX, 2)]).step_write(&port, &[0; 2], 64), Err(DmaError::Wraps));
         let mut s = scatter(&[(0x1000, 2)]);
-        assert_eq!(s.step_write(&port, &[0; 2], 64), Ok(Moved::Translated));
+        assert_eq!(s.step_write(&port, &[0; 2], 64), Ok(Moved::Translated(0)));
         assert_eq!(s.step_write(&port, &[0; 2], 64), Err(DmaError::External));
         port.set_enabled(false);
         assert_eq!(s.step_write(&port, &[0; 2], 64), Err(DmaError::Revoked));

@@ -5,6 +5,7 @@ use smmu_model::{Progress, TxnId};
 
 use super::port::count;
 use super::{Attributes, DmaError, DmaPort, PhysMem};
+use crate::agent::Time;
 
 /// Bursts do not cross this boundary, so that each lies within one translation granule of any size.
 const BURST_BOUNDARY: u64 = 4096;
@@ -69,8 +70,8 @@ pub(super) enum Stage {
 pub enum Poll {
     /// The translation is latched: the next step is the beat.
     Ready,
-    /// The walk goes on.
-    Walking,
+    /// The walk goes on: a fetch was done, or comes next. It takes so many nanoseconds, on top of the device's own step.
+    Walking(Time),
     /// The SMMU holds the transaction until software answers (IHI 0070 §3.12.2). Poll again later.
     Stalled,
 }
@@ -160,6 +161,7 @@ impl DmaPort {
             return self.poll_ats(transfer);
         }
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
+        let fetch = smmu.config().lat_walk.into();
         let progress = match transfer.stage {
             Stage::Latched { .. } | Stage::Discarded => return Ok(Poll::Ready),
             // Of ATS; that has been done.
@@ -184,7 +186,7 @@ impl DmaPort {
         match progress {
             Progress::Walking(id) => {
                 transfer.stage = Stage::Walking(id);
-                Ok(Poll::Walking)
+                Ok(Poll::Walking(fetch))
             }
             Progress::Stalled(id) => {
                 transfer.stage = Stage::Stalled(id);

@@ -223,7 +223,8 @@ impl Msix {
         self.due = now + STEP_NS;
         if !sending.transfer.ready() {
             match port.poll(&mut sending.transfer) {
-                Ok(Poll::Ready | Poll::Walking) => {}
+                Ok(Poll::Ready) => {}
+                Ok(Poll::Walking(fetch)) => self.due += fetch,
                 Ok(Poll::Stalled) => self.due = now + RETRY_NS,
                 Err(e) => {
                     log::debug!("MSI-X vector {vector} lost: {e}");

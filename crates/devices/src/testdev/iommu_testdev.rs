@@ -213,6 +213,7 @@ impl Run {
         match &mut self.phase {
             Phase::Write(transfer) => match write(port, transfer, self.len) {
                 Ok(Some(Poll::Stalled)) => self.due = now + timing.retry,
+                Ok(Some(Poll::Walking(fetch))) => self.due = now + timing.translate + fetch,
                 Ok(Some(_)) => self.due = now + timing.translate,
                 Ok(None) => {
                     self.due = now + timing.beat;

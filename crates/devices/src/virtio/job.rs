@@ -96,7 +96,7 @@ impl Timing {
     pub(super) fn after(&self, moved: Moved) -> Time {
         match moved {
             Moved::Beat(_) => self.beat,
-            Moved::Translated => self.translate,
+            Moved::Translated(fetch) => self.translate + fetch,
             Moved::Stalled => self.retry,
             Moved::End => 0,
         }

@@ -153,7 +153,8 @@ impl Job {
         };
         match progress {
             Ok(Progress::Poll(Poll::Stalled)) => self.due = now + timing.retry,
-            Ok(Progress::Poll(_)) => self.due = now + timing.translate,
+            Ok(Progress::Poll(Poll::Walking(fetch))) => self.due = now + timing.translate + fetch,
+            Ok(Progress::Poll(Poll::Ready)) => self.due = now + timing.translate,
             Ok(Progress::Beat) => {
                 self.due = now + timing.beat;
                 self.returned = self.returned.wrapping_add(1);

@@ -45,8 +45,11 @@ struct Translated {
 
 impl Translated {
     fn new(device: impl VirtioDevice, stall: bool) -> Self {
-        let config =
-            Config { stall: if stall { StallModel::Both } else { StallModel::None }, ..Config::linux() };
+        let stalls = if stall { StallModel::Both } else { StallModel::None };
+        Self::behind(device, stall, Config { stall: stalls, ..Config::linux() })
+    }
+
+    fn behind(device: impl VirtioDevice, stall: bool, config: Config) -> Self {
         let smmu = Arc::new(Mutex::new(Smmu::new(config)));
         let mut bench = Bench::behind(device, Some(smmu.clone()), feature::RING_PACKED);
         (bench.base, bench.offset) = (IOVA, RAM.wrapping_sub(IOVA));
@@ -209,6 +212,22 @@ pub(super) fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
 }
 
 #[test]
+fn each_fetch_takes_as_long_as_the_smmu_says() {
+    let config = Config { lat_walk: 7, ..Config::linux() };
+    let t = Translated::behind(Rng::new(5), false, config);
+    let port = t.bench.host.fabric().port(SLOT.requester_id());
+    port.set_enabled(true);
+    let mut scatter = Scatter::default();
+    scatter.push(Segment { iova: IOVA + 0x10_0000, len: 8 });
+    let mut waits = Vec::new();
+    while let Moved::Translated(fetch) = scatter.step_write(&port, &[1; 4], 4096).unwrap() {
+        waits.push(fetch);
+    }
+    // STE, CD, four levels; the last fetch comes with the translation.
+    assert_eq!(waits, [7, 7, 7, 7, 7, 7, 0]);
+}
+
+#[test]
 pub(super) fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     let mut t = Translated::disk(false);
     let port = t.bench.host.fabric().port(SLOT.requester_id(0));
@@ -216,7 +235,7 @@ pub(super) fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     let mut scatter = Scatter::default();
     scatter.push(Segment { iova: IOVA + 0x10_0000, len: 8 });
     let mut steps = 0;
-    while scatter.step_write(&port, &[1; 4], 4096).unwrap() == Moved::Translated {
+    while scatter.step_write(&port, &[1; 4], 4096).unwrap() == Moved::Translated(0) {
         steps += 1;
         if steps == 1 {
             assert!(t.outstanding(), "the walk is under way");
@@ -225,7 +244,7 @@ pub(super) fn a_latched_translation_is_used_whatever_becomes_of_the_tables() {
     }
     // STE, CD, four levels, and the latch with the last of them.
     assert!(steps >= 6, "{steps} steps");
-    assert_eq!(scatter.step_write(&port, &[2; 4], 4096), Ok(Moved::Translated));
+    assert_eq!(scatter.step_write(&port, &[2; 4], 4096), Ok(Moved::Translated(0)));
     t.map(IOVA + 0x10_0000, RAM + 0x11_0000);
     assert_eq!(scatter.step_write(&port, &[2; 4], 4096), Ok(Moved::Beat(4)));
     assert_eq!(t.bench.read(IOVA + 0x10_0000, 8), [1, 1, 1, 1, 2, 2, 2, 2]);
