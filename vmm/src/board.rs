@@ -289,11 +289,11 @@ impl Board {
 
     /// The SMMU at an address, and the offset within.
     fn smmu_at(&self, pa: u64) -> Option<(&SmmuAgents, u64)> {
-        let (index, offset) = match at::SMMU.offset(pa) {
+        let (index, offset) = match at::SMMU_ALL.offset(pa) {
             Some(offset) => (0, offset),
             None => {
                 let offset = at::MORE_SMMUS.offset(pa)?;
-                (1 + (offset / at::SMMU.size) as usize, offset % at::SMMU.size)
+                (1 + (offset / at::SMMU_SPAN) as usize, offset % at::SMMU_SPAN)
             }
         };
         Some((self.smmus.get(index)?, offset))

@@ -51,12 +51,16 @@ pub const UART: Window = Window::new(0x0900_0000, 0x1000);
 pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
 /// SMMUv3: register pages 0 and 1.
 pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
+/// The same with the page of enhanced command queues behind them.
+pub const SMMU_ALL: Window = Window::new(SMMU.base, 0x3_0000);
+/// Bytes from one SMMU beside the first to the next: room for the same.
+pub const SMMU_SPAN: u64 = 0x4_0000;
 /// Where `virt` puts devices that an option adds: its platform bus.
 pub const PLATFORM_BUS: Window = Window::new(0x0c00_0000, 0x0200_0000);
 /// The lab device, where the platform bus begins.
 pub const LAB: Window = Window::new(PLATFORM_BUS.base, 0x1000);
 /// SMMUs beside the first, at most [`MAX_SMMUS`] in all, one after the other.
-pub const MORE_SMMUS: Window = Window::new(PLATFORM_BUS.base + 0x10_0000, (MAX_SMMUS as u64 - 1) * SMMU.size);
+pub const MORE_SMMUS: Window = Window::new(PLATFORM_BUS.base + 0x10_0000, (MAX_SMMUS as u64 - 1) * SMMU_SPAN);
 /// Performance monitors of the SMMUs, one after the other.
 pub const PMCGS: Window =
     Window::new(PLATFORM_BUS.base + 0x0180_0000, MAX_SMMUS as u64 * smmu_model::pmcg::WINDOW);
@@ -88,7 +92,10 @@ pub const RTC_SPI: u32 = 2;
 pub const SMMU_SPI: u32 = 74;
 /// Where an SMMU is.
 pub const fn smmu(index: usize) -> Window {
-    if index == 0 { SMMU } else { MORE_SMMUS.part(index - 1, SMMU.size) }
+    match index {
+        0 => SMMU,
+        _ => Window::new(MORE_SMMUS.base + (index as u64 - 1) * SMMU_SPAN, SMMU.size),
+    }
 }
 
 /// First of the wired interrupts of an SMMU, as an SPI number.

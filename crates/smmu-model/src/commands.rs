@@ -7,7 +7,7 @@ use crate::ats::EVERYTHING;
 use crate::cache::{Asid, Invalidation, Scope, World};
 use crate::config::{Config, StallModel};
 use crate::memory::Memory;
-use crate::queue::Geometry;
+use crate::queue::{Geometry, Queue};
 use crate::smmu::Smmu;
 use crate::spec::command::{COMMAND_SHIFT, Cerror, Command, Opcode, Signal};
 use crate::spec::registers::{cr0, gerror};
@@ -59,64 +59,124 @@ enum Done {
 }
 
 impl Smmu {
-    fn cmdq(&self) -> Geometry {
-        self.regs.cmdq.geometry(self.config.cmdqs, self.config.oas, COMMAND_SHIFT)
+    fn cmdq(&self, queue: usize) -> Geometry {
+        self.queue(queue).geometry(self.config.cmdqs, self.config.oas, COMMAND_SHIFT)
     }
 
-    /// Whether [`Smmu::step_command`] has something to do. A CMD_SYNC that waits for transactions is nothing to do.
+    /// How many command queues there are: queue 0 is CMDQ, the others are enhanced ones. Each is an agent of its own.
     #[must_use]
-    pub fn command_pending(&self) -> bool {
-        self.regs.cr0 & cr0::CMDQEN != 0
-            && !self.regs.gerror_active(gerror::CMDQ_ERR)
-            && !self.regs.cmdq.is_empty(self.cmdq())
-            && !self.sync.is_some_and(|sync| self.blocks(&sync))
+    pub fn command_queues(&self) -> usize {
+        1 + self.regs.ecmdqs.len()
+    }
+
+    /// Whether a queue has a command that can be consumed. A CMD_SYNC that waits for transactions is nothing to do.
+    #[must_use]
+    pub fn command_pending_in(&self, queue: usize) -> bool {
+        let (running, sync) = match queue.checked_sub(1) {
+            None => {
+                let enabled = self.regs.cr0 & cr0::CMDQEN != 0;
+                (enabled && !self.regs.gerror_active(gerror::CMDQ_ERR), self.sync)
+            }
+            Some(n) => match self.regs.ecmdqs.get(n) {
+                Some(ecmdq) => (ecmdq.is_running(), ecmdq.sync),
+                None => return false,
+            },
+        };
+        running
+            && !self.queue(queue).is_empty(self.cmdq(queue))
+            && !sync.is_some_and(|sync| self.blocks(&sync))
             && !self.invalidations.full()
             && !self.pri.full()
     }
 
-    /// Consumes one command, or finds that it has to wait.
+    /// Whether [`Smmu::step_command`] has something to do.
+    #[must_use]
+    pub fn command_pending(&self) -> bool {
+        (0..self.command_queues()).any(|queue| self.command_pending_in(queue))
+    }
+
+    /// Consumes one command, or finds that it has to wait. Queues take turns.
     pub fn step_command(&mut self, mem: &dyn Memory) {
-        if !self.command_pending() {
+        let queues = self.command_queues();
+        let turns = (1..=queues).map(|n| (self.turn as usize + n) % queues);
+        if let Some(queue) = turns.into_iter().find(|&queue| self.command_pending_in(queue)) {
+            self.step_command_in(queue, mem);
+        }
+    }
+
+    /// The same for one queue.
+    pub fn step_command_in(&mut self, queue: usize, mem: &dyn Memory) {
+        if !self.command_pending_in(queue) {
             return;
         }
-        let geometry = self.cmdq();
+        self.turn = queue as u32;
+        let geometry = self.cmdq(queue);
+        let at = geometry.entry(self.queue(queue).cons);
         let mut bytes = [0; 16];
-        let done = match mem.read(geometry.entry(self.regs.cmdq.cons), &mut bytes) {
+        let done = match mem.read(at, &mut bytes) {
             Ok(()) => {
                 let word = |n: usize| u64::from_le_bytes(bytes[n..n + 8].try_into().unwrap_or_default());
-                let (at, command) = (geometry.entry(self.regs.cmdq.cons), Command([word(0), word(8)]));
+                let command = Command([word(0), word(8)]);
                 self.observer.tell(|o| o.fetched(at));
-                self.execute(&command)
+                self.execute(queue, &command)
             }
             Err(_) => Done::Error(Cerror::Abt),
         };
         match done {
             Done::Consumed => {
                 // Whoever waits for room is woken (section 4.1.2).
-                self.wired.sev |= self.config.sev && self.regs.cmdq.is_full(geometry);
-                self.regs.cmdq.advance_cons(geometry);
+                self.wired.sev |= self.config.sev && self.queue(queue).is_full(geometry);
+                self.queue_mut(queue).advance_cons(geometry);
             }
             Done::Wait => {}
             Done::Error(error) => {
-                // CONS stays at the command; the queue stops until GERRORN acknowledges (section 7.1).
+                // CONS stays at the command; the queue stops until software acknowledges (sections 7.1 and 3.5.6.3).
                 self.stats.command_errors += 1;
-                self.regs.cmdq.cons = self.regs.cmdq.cons & !(0x7f << 24) | (error as u32) << 24;
-                self.raise_gerror(gerror::CMDQ_ERR);
+                match queue.checked_sub(1).and_then(|n| self.regs.ecmdqs.get_mut(n)) {
+                    None => {
+                        self.regs.cmdq.cons = self.regs.cmdq.cons & !(0x7f << 24) | (error as u32) << 24;
+                        self.raise_gerror(gerror::CMDQ_ERR);
+                    }
+                    Some(ecmdq) => {
+                        ecmdq.fail(error);
+                        self.raise_gerror(gerror::CMDQP_ERR);
+                    }
+                }
             }
         }
     }
 
-    fn execute(&mut self, command: &Command) -> Done {
+    fn queue(&self, queue: usize) -> &Queue {
+        let ecmdq = queue.checked_sub(1).and_then(|n| self.regs.ecmdqs.get(n));
+        ecmdq.map_or(&self.regs.cmdq, |ecmdq| &ecmdq.queue)
+    }
+
+    fn queue_mut(&mut self, queue: usize) -> &mut Queue {
+        match queue.checked_sub(1).and_then(|n| self.regs.ecmdqs.get_mut(n)) {
+            Some(ecmdq) => &mut ecmdq.queue,
+            None => &mut self.regs.cmdq,
+        }
+    }
+
+    /// What the CMD_SYNC at the head of a queue waits for.
+    fn sync_of(&mut self, queue: usize) -> &mut Option<Sync> {
+        match queue.checked_sub(1).and_then(|n| self.regs.ecmdqs.get_mut(n)) {
+            Some(ecmdq) => &mut ecmdq.sync,
+            None => &mut self.sync,
+        }
+    }
+
+    fn execute(&mut self, queue: usize, command: &Command) -> Done {
         let Some(opcode) = command.opcode().filter(|&op| self.is_legal(op, command)) else {
             self.observer.tell(|o| o.command_error(command, Cerror::Ill));
             return Done::Error(Cerror::Ill);
         };
-        if opcode == Opcode::Sync && self.sync_blocked() {
+        if opcode == Opcode::Sync && self.sync_blocked(queue) {
             return Done::Wait;
         }
         if opcode == Opcode::Sync && self.invalidations.take_failure() {
             // Said once: the same CMD_SYNC completes when it is tried again (section 7.1).
-            self.sync = None;
+            *self.sync_of(queue) = None;
             self.observer.tell(|o| o.command_error(command, Cerror::AtcInvSync));
             return Done::Error(Cerror::AtcInvSync);
         }
@@ -143,7 +203,7 @@ impl Smmu {
             }
             Opcode::AtcInv => self.atc_inv(command),
             Opcode::PriResp => self.pri_resp(command),
-            Opcode::Sync => self.complete_sync(command),
+            Opcode::Sync => self.complete_sync(queue, command),
             _ => {
                 if let Some(scope) = self.scope(opcode, command) {
                     // By address with Leaf=1, tables need not go.
@@ -299,9 +359,9 @@ impl Smmu {
     }
 
     /// Whether the CMD_SYNC at the head of the queue has to wait.
-    fn sync_blocked(&mut self) -> bool {
+    fn sync_blocked(&mut self, queue: usize) -> bool {
         let now = Sync { epoch: self.recent.epoch(), events: self.events_recorded };
-        let sync = *self.sync.get_or_insert(now);
+        let sync = *self.sync_of(queue).get_or_insert(now);
         self.blocks(&sync)
     }
 
@@ -315,8 +375,8 @@ impl Smmu {
             || self.invalidations.pending()
     }
 
-    fn complete_sync(&mut self, command: &Command) {
-        self.sync = None;
+    fn complete_sync(&mut self, queue: usize, command: &Command) {
+        *self.sync_of(queue) = None;
         if !self.eventq_writable() {
             self.drop_events();
         }

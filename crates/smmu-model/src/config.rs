@@ -73,6 +73,8 @@ pub struct Config {
     pub ssidsize: u8,
     /// IDR1.CMDQS: log2 of the largest command queue, 0 to 19.
     pub cmdqs: u8,
+    /// Enhanced command queues of the control page: 0 for none (IDR1.ECMDQ), or a power of two to 256.
+    pub ecmdq: u16,
     /// IDR1.EVENTQS: log2 of the largest event queue, 0 to 19.
     pub eventqs: u8,
     /// IDR1.PRIQS: log2 of the largest PRI queue, 0 to 19.
@@ -234,6 +236,13 @@ impl Value for Replace {
     }
 }
 
+impl Value for u16 {
+    const EXPECTED: &'static str = NUMBER;
+    fn read(text: &str) -> Option<Self> {
+        u32::read(text).and_then(|n| n.try_into().ok())
+    }
+}
+
 impl Value for u8 {
     const EXPECTED: &'static str = NUMBER;
     fn read(text: &str) -> Option<Self> {
@@ -279,7 +288,7 @@ macro_rules! keys {
 }
 
 keys! {
-    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, eventqs,
+    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
     ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
@@ -320,6 +329,7 @@ impl Config {
             sidsize: 16,
             ssidsize: 0,
             cmdqs: 16,
+            ecmdq: 0,
             eventqs: 16,
             priqs: 16,
             had: true,
@@ -406,6 +416,7 @@ impl Config {
             vax52: true,
             aidr: 3,
             pmcg: 8,
+            ecmdq: 16,
             ..Config::linux()
         }
     }
@@ -497,6 +508,11 @@ impl Config {
             ),
             (!self.ats_split || self.s1p && self.s2p, "ats_split needs s1p and s2p"),
             (self.pri || !self.pps, "pps needs pri"),
+            (
+                self.ecmdq == 0 || self.ecmdq.is_power_of_two() && self.ecmdq <= 256,
+                "ecmdq is 0 or a power of two up to 256",
+            ),
+            (self.ecmdq == 0 || self.cohacc && self.msi, "ecmdq needs cohacc and msi"),
             (self.bbml <= 2, "bbml is 0, 1 or 2"),
             (self.httu <= 2, "httu is 0, 1 or 2"),
             (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),

@@ -22,6 +22,7 @@ mod cache;
 pub mod checker;
 mod commands;
 mod config;
+mod ecmdq;
 mod events;
 mod interrupts;
 mod irq;

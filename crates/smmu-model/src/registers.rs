@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, StallModel};
+use crate::ecmdq::{self, Ecmdq};
 use crate::queue::{BASE_FIELDS, Queue};
 use crate::spec::registers::{self as r, cr0, cr1, cr2, gbpa, irq_ctrl};
 
@@ -29,6 +30,7 @@ pub(crate) struct Registers {
     pub(crate) strtab_base: u64,
     pub(crate) strtab_base_cfg: u32,
     pub(crate) cmdq: Queue,
+    pub(crate) ecmdqs: Vec<Ecmdq>,
     pub(crate) eventq: Queue,
     pub(crate) eventq_irq: IrqConfig,
     pub(crate) priq: Queue,
@@ -43,6 +45,7 @@ const STRTAB_CFG_FIELDS: u32 = 3 << 16 | 0x1f << 6 | 0x3f;
 const MSI_ADDRESS: u64 = 0x00ff_ffff_ffff_fffc;
 /// Errors that exist: CMDQ, EVENTQ, PRIQ, and the MSI aborts.
 const GERROR_FIELDS: u32 = r::gerror::CMDQ_ERR
+    | r::gerror::CMDQP_ERR
     | r::gerror::EVENTQ_ABT_ERR
     | r::gerror::PRIQ_ABT_ERR
     | r::gerror::MSI_CMDQ_ABT_ERR
@@ -69,6 +72,7 @@ pub(crate) fn half(register: u64, high: bool) -> u32 {
 impl Registers {
     pub(crate) fn reset(config: &Config) -> Self {
         Registers {
+            ecmdqs: vec![Ecmdq::default(); config.ecmdq.into()],
             gbpa: gbpa::SHCFG_INCOMING | if config.gbpa_abort { gbpa::ABORT } else { 0 },
             ..Registers::default()
         }
@@ -95,6 +99,7 @@ impl Registers {
             r::CMDQ_BASE | 0x94 => half(self.cmdq.base, offset & 4 != 0),
             r::CMDQ_PROD => self.cmdq.prod,
             r::CMDQ_CONS => self.cmdq.cons,
+            r::ECMDQ_PAGE..r::ECMDQ_END => ecmdq::read(&self.ecmdqs, offset - r::ECMDQ_PAGE),
             r::EVENTQ_BASE | 0xa4 => half(self.eventq.base, offset & 4 != 0),
             r::EVENTQ_PROD => self.eventq.prod,
             r::EVENTQ_CONS => self.eventq.cons,
@@ -119,6 +124,7 @@ impl Registers {
         let enabled = self.cr0 | self.cr0ack;
         let smmu_off = enabled & cr0::SMMUEN == 0;
         let cmdq_off = enabled & cr0::CMDQEN == 0;
+        let ecmdqs_off = self.ecmdqs.iter().all(|queue| !queue.is_enabled());
         let eventq_off = enabled & cr0::EVENTQEN == 0;
         let priq_off = enabled & cr0::PRIQEN == 0;
         let irqs = self.irq_ctrl | irq_ctrlack;
@@ -128,7 +134,7 @@ impl Registers {
             r::CR1 => {
                 // Each half is guarded by what uses it (section 6.3.11).
                 let fields = if smmu_off { cr1::TABLE } else { 0 }
-                    | if cmdq_off && eventq_off && priq_off { cr1::QUEUE } else { 0 };
+                    | if cmdq_off && ecmdqs_off && eventq_off && priq_off { cr1::QUEUE } else { 0 };
                 self.cr1 = self.cr1 & !fields | value & fields;
             }
             r::CR2 if smmu_off => {
@@ -148,6 +154,7 @@ impl Registers {
             r::STRTAB_BASE_CFG if smmu_off => self.strtab_base_cfg = value & STRTAB_CFG_FIELDS,
             r::CMDQ_BASE | 0x94 if cmdq_off => set_half(&mut self.cmdq.base, high, value, BASE_FIELDS),
             r::CMDQ_PROD => self.cmdq.prod = value & 0xf_ffff,
+            r::ECMDQ_PAGE..r::ECMDQ_END => ecmdq::write(&mut self.ecmdqs, offset - r::ECMDQ_PAGE, value),
             r::CMDQ_CONS if cmdq_off => self.cmdq.cons = value & 0x7f0f_ffff,
             r::EVENTQ_BASE | 0xa4 if eventq_off => set_half(&mut self.eventq.base, high, value, BASE_FIELDS),
             r::EVENTQ_PROD if eventq_off => self.eventq.prod = value & 0x800f_ffff,
@@ -250,6 +257,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | field(c.cmdqs, 21)
                 | ATTR_PERMS_OVR
                 | ATTR_TYPES_OVR
+                | bit(c.ecmdq != 0, 31)
         }
         r::IDR3 => {
             bit(c.had, 2)
@@ -278,6 +286,10 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.vax52, 10)
                 | u32::from(stall_max) << 16
         }
+        r::IDR6 if c.ecmdq != 0 => c.ecmdq.trailing_zeros() << 16,
+        // An offset from page 0, CMDQGS of 64 KiB, and PRESET.
+        r::CMDQ_CONTROL_PAGE_BASE0 if c.ecmdq != 0 => r::ECMDQ_PAGE as u32 | 1 << 1 | 1,
+        r::CMDQ_CONTROL_PAGE_CFG0 | r::CMDQ_CONTROL_PAGE_STATUS0 if c.ecmdq != 0 => 1,
         r::IDR2 | r::IDR4 => 0,
         r::IIDR => c.iidr,
         r::AIDR => u32::from(c.aidr),

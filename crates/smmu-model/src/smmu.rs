@@ -42,6 +42,8 @@ pub struct Smmu {
     pub(crate) recent: Recent,
     /// What the CMD_SYNC at the head of the queue waits for.
     pub(crate) sync: Option<Sync>,
+    /// The command queue that the last command was consumed of.
+    pub(crate) turn: u32,
     pub(crate) events: Fifo,
     /// Events that ever were in the FIFO.
     pub(crate) events_recorded: u64,
@@ -79,6 +81,7 @@ impl Smmu {
             txns: Txns::default(),
             recent: Recent::default(),
             sync: None,
+            turn: 0,
             events: Fifo::new(),
             events_recorded: 0,
             invalidations: Invalidations::default(),
@@ -134,13 +137,19 @@ impl Smmu {
         self.observer = Seat(Some(observer));
     }
 
+    /// Bytes of the register pages, from page 0 on.
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        if self.config.ecmdq == 0 { r::WINDOW } else { r::ECMDQ_END }
+    }
+
     /// Reads a register. `offset` is from the start of page 0; `size` in bytes. `None`: there is no access of this kind
     /// (not 4 or 8 bytes, unaligned, outside the window); the bus answers it as RAZ.
     pub fn mmio_read(&mut self, offset: u64, size: u8) -> Option<u64> {
         let word = |smmu: &Self, offset| u64::from(smmu.regs.read(&smmu.config, offset, smmu.irq_ctrlack()));
         match size {
-            4 if is_word(offset) => Some(word(self, offset)),
-            8 if is_double(offset) => Some(word(self, offset) | word(self, offset + 4) << 32),
+            4 if is_word(offset, self.window()) => Some(word(self, offset)),
+            8 if is_double(offset, self.window()) => Some(word(self, offset) | word(self, offset + 4) << 32),
             _ => None,
         }
     }
@@ -148,8 +157,8 @@ impl Smmu {
     /// Writes a register; what [`Smmu::mmio_read`] answers with `None` is ignored here.
     pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64) {
         match size {
-            4 if is_word(offset) => self.write_word(offset, value as u32),
-            8 if is_double(offset) => {
+            4 if is_word(offset, self.window()) => self.write_word(offset, value as u32),
+            8 if is_double(offset, self.window()) => {
                 self.write_word(offset, value as u32);
                 self.write_word(offset + 4, (value >> 32) as u32);
             }
@@ -197,10 +206,10 @@ impl Smmu {
     }
 }
 
-fn is_word(offset: u64) -> bool {
-    offset & 3 == 0 && offset < r::WINDOW
+fn is_word(offset: u64, window: u64) -> bool {
+    offset & 3 == 0 && offset < window
 }
 
-fn is_double(offset: u64) -> bool {
-    offset & 7 == 0 && offset < r::WINDOW
+fn is_double(offset: u64, window: u64) -> bool {
+    offset & 7 == 0 && offset < window
 }

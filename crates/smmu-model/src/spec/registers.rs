@@ -28,6 +28,10 @@ pub const STRTAB_BASE_CFG: u64 = 0x88;
 pub const CMDQ_BASE: u64 = 0x90;
 pub const CMDQ_PROD: u64 = 0x98;
 pub const CMDQ_CONS: u64 = 0x9c;
+pub const IDR6: u64 = 0x190;
+pub const CMDQ_CONTROL_PAGE_BASE0: u64 = 0x4000;
+pub const CMDQ_CONTROL_PAGE_CFG0: u64 = 0x4008;
+pub const CMDQ_CONTROL_PAGE_STATUS0: u64 = 0x400c;
 pub const EVENTQ_BASE: u64 = 0xa0;
 pub const EVENTQ_IRQ_CFG0: u64 = 0xb0;
 pub const EVENTQ_IRQ_CFG1: u64 = 0xb8;
@@ -47,6 +51,10 @@ pub const PRIQ_PROD: u64 = PAGE1 + 0xc8;
 pub const PRIQ_CONS: u64 = PAGE1 + 0xcc;
 /// End of the register map: two pages of 64 KiB.
 pub const WINDOW: u64 = 0x2_0000;
+/// The enhanced command queues' control page, behind it.
+pub const ECMDQ_PAGE: u64 = WINDOW;
+/// End of that.
+pub const ECMDQ_END: u64 = 0x3_0000;
 
 /// CR0 and CR0ACK.
 pub mod cr0 {
@@ -105,6 +113,7 @@ pub mod gerror {
     pub const MSI_PRIQ_ABT_ERR: u32 = 1 << 6;
     pub const MSI_GERROR_ABT_ERR: u32 = 1 << 7;
     pub const SFM_ERR: u32 = 1 << 8;
+    pub const CMDQP_ERR: u32 = 1 << 9;
 }
 
 /// PRIQ_IRQ_CFG2.LO: the PRI queue interrupts for the last request of a group, not when it becomes non-empty.

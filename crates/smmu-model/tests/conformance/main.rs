@@ -5,6 +5,7 @@ mod lab;
 mod ats;
 mod caches;
 mod commands;
+mod ecmdq;
 mod events;
 mod httu;
 mod interrupts;
