@@ -231,7 +231,9 @@ impl Smmu {
             | Opcode::PriResp => command.secure(),
             _ => false,
         };
+        let reserved = c.strict_commands && command.has_reserved(c.ril);
         !secure
+            && !reserved
             && match opcode {
                 Opcode::CfgiCd | Opcode::CfgiCdAll | Opcode::TlbiNhAll | Opcode::TlbiNhAsid => c.s1p,
                 Opcode::TlbiNhVa | Opcode::TlbiNhVaa => c.s1p && self.range_is_legal(command),
@@ -309,7 +311,8 @@ impl Smmu {
             (true, true) => command.vmid(),
         };
         let asid = if c.asid16 { command.asid() } else { command.asid() & 0xff };
-        let el1 = Scope { vmid: Some(vmid), ..Scope::worlds(EL1) };
+        let vmids = |worlds| Scope { vmid: Some(vmid), wild: self.regs.vmw(), ..Scope::worlds(worlds) };
+        let el1 = vmids(EL1);
         let el2 = Scope::worlds(EL2);
         let e2h = self.regs.cr2 & crate::spec::registers::cr2::E2H != 0;
         Some(match opcode {
@@ -326,11 +329,9 @@ impl Smmu {
             }
             Opcode::TlbiEl2Vaa if e2h => self.ranged(Scope::worlds(&[World::El2E2h]), command),
             Opcode::TlbiEl2Va | Opcode::TlbiEl2Vaa => self.ranged(Scope::worlds(&[World::El2]), command),
-            Opcode::TlbiS12Vmall => {
-                Scope { vmid: Some(vmid), ..Scope::worlds(&[World::NsEl1, World::NsEl1Stage2]) }
-            }
+            Opcode::TlbiS12Vmall => vmids(&[World::NsEl1, World::NsEl1Stage2]),
             Opcode::TlbiS2Ipa => {
-                let mut scope = Scope { vmid: Some(vmid), ..Scope::worlds(&[World::NsEl1Stage2]) };
+                let mut scope = vmids(&[World::NsEl1Stage2]);
                 scope = self.ranged(scope, command);
                 Scope { asid: Asid::Only(0), ..scope }
             }

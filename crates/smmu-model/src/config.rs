@@ -63,6 +63,8 @@ pub struct Config {
     pub pri: bool,
     /// IDR3.PPS: the SMMU's own responses to page requests have their PASID, whatever STE.PPAR says.
     pub pps: bool,
+    /// IDR0.VMW: VMID wildcards.
+    pub vmw: bool,
     /// IDR0.SEV: CMD_SYNC can signal an event to the CPUs.
     pub sev: bool,
     /// IDR0.MSI: the SMMU's own interrupts can be MSIs.
@@ -137,6 +139,15 @@ pub struct Config {
     pub pmcg: u8,
     /// Bits of those counters: 32, 36, 40, 44, 48 or 64.
     pub pmcg_bits: u8,
+    /// Event records that say the same, and have not been written yet, are merged where that is allowed (section 7.3.1).
+    pub merge: bool,
+    /// Entries of several sizes for one address give F_TLB_CONFLICT, not the translation of the smallest (section
+    /// 3.21.1).
+    pub tlb_conflict: bool,
+    /// Commands with a reserved field that is not 0 are illegal (section 4.1.5).
+    pub strict_commands: bool,
+    /// The wired interrupt of a source is raised beside its MSI, not only instead of it (section 3.18).
+    pub wires: bool,
     /// Nanoseconds from CMDQ_PROD's write, or from the last command, to a command's effect. The model knows no time: the
     /// latencies are for whoever steps it.
     pub lat_cmd: u32,
@@ -288,9 +299,9 @@ macro_rules! keys {
 }
 
 keys! {
-    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
+    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, vmw, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
-    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, merge, tlb_conflict, strict_commands, wires, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -319,6 +330,7 @@ impl Config {
             cd2l: false,
             httu: 0,
             hyp: false,
+            vmw: false,
             ats: false,
             ats_split: false,
             atsrecerr: false,
@@ -360,6 +372,10 @@ impl Config {
             cache_invalid: false,
             pmcg: 0,
             pmcg_bits: 64,
+            merge: false,
+            tlb_conflict: false,
+            strict_commands: false,
+            wires: true,
             lat_cmd: 100,
             lat_walk: 0,
             lat_event: 100,
@@ -399,6 +415,7 @@ impl Config {
             cd2l: true,
             httu: 2,
             hyp: true,
+            vmw: true,
             ats: true,
             ats_split: true,
             atsrecerr: true,
@@ -514,6 +531,7 @@ impl Config {
             ),
             (self.ecmdq == 0 || self.cohacc && self.msi, "ecmdq needs cohacc and msi"),
             (self.bbml <= 2, "bbml is 0, 1 or 2"),
+            (!self.tlb_conflict || self.bbml < 2, "with bbml=2 there is no TLB conflict"),
             (self.httu <= 2, "httu is 0, 1 or 2"),
             (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),
             (self.gran4k || self.gran16k || self.gran64k, "no granule is on"),
@@ -522,6 +540,7 @@ impl Config {
             (self.s1p || self.ssidsize == 0, "ssidsize needs s1p"),
             (self.ssidsize > 0 || !self.cd2l, "cd2l needs ssidsize"),
             (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
+            (self.s2p || !self.vmw, "vmw needs s2p"),
             (self.s2p || !self.xnx && !self.fwb, "xnx and fwb need s2p"),
             (self.aidr <= 3, "aidr is at most 3"),
             (

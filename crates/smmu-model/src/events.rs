@@ -39,6 +39,15 @@ impl Smmu {
         self.events.push_back(event);
     }
 
+    /// Records an event, unless one of those that wait says the same and merging is allowed.
+    pub(crate) fn record_merging(&mut self, event: Event, mev: bool) {
+        if mev && self.config.merge && self.events.iter().any(|other| other.merges_with(&event)) {
+            self.stats.events_merged += 1;
+        } else {
+            self.record(event);
+        }
+    }
+
     /// An event was lost because there is no room: OVFLG toggles, if software has acknowledged the last time.
     fn overflow(&mut self) {
         self.stats.events_dropped += 1;

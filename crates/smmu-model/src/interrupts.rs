@@ -27,6 +27,7 @@ impl Smmu {
         }
         let IrqConfig { address, data, attrs: a } = irq;
         match source {
+            _ if !self.has_wire(address) => {}
             IrqSource::EventQ => self.wired.eventq = true,
             IrqSource::PriQ => self.wired.priq = true,
             _ => self.wired.gerror = true,
@@ -39,11 +40,16 @@ impl Smmu {
 
     /// CMD_SYNC with CS=SIG_IRQ completes.
     pub(crate) fn signal_sync(&mut self, address: u64, data: u32, memattr: u8, sh: u8) {
-        self.wired.cmdq_sync = true;
+        self.wired.cmdq_sync |= self.has_wire(address);
         if self.config.msi && address != 0 {
             let address = address & self.oas_mask();
             self.msis.push_back(Msi { address, data, attrs: attrs(memattr, sh), source: IrqSource::CmdSync });
         }
+    }
+
+    /// Whether a source with this MSI address raises its wire as well.
+    fn has_wire(&self, address: u64) -> bool {
+        self.config.wires || !self.config.msi || address == 0
     }
 
     /// Addresses of MSIs are truncated to OAS (section 3.4.3).

@@ -56,7 +56,8 @@ const GERROR_FIELDS: u32 = r::gerror::CMDQ_ERR
 /// The fields of CR0.
 fn cr0_fields(config: &Config) -> u32 {
     let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-    cr0::SMMUEN | cr0::EVENTQEN | cr0::CMDQEN | bit(config.ats, cr0::ATSCHK) | bit(config.pri, cr0::PRIQEN)
+    let features = bit(config.ats, cr0::ATSCHK) | bit(config.pri, cr0::PRIQEN) | bit(config.vmw, cr0::VMW);
+    cr0::SMMUEN | cr0::EVENTQEN | cr0::CMDQEN | features
 }
 
 /// Writes the low or high half of a 64-bit register.
@@ -187,6 +188,14 @@ impl Registers {
         }
     }
 
+    /// CR0.VMW: low bits of a VMID that invalidations ignore; reserved values are as 0.
+    pub(crate) fn vmw(&self) -> u8 {
+        match self.cr0 >> 6 & 7 {
+            bits @ 1..=4 => bits as u8,
+            _ => 0,
+        }
+    }
+
     pub(crate) fn smmuen(&self) -> bool {
         self.cr0 & cr0::SMMUEN != 0
     }
@@ -233,6 +242,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.cohacc, 4)
                 | field(c.httu, 6)
                 | bit(c.hyp, 9)
+                | bit(c.vmw && c.s2p, 17)
                 | bit(c.ats, 10)
                 | bit(c.ats && c.s1p && c.s2p && !c.ats_split, 11)
                 | bit(c.asid16, 12)

@@ -72,6 +72,8 @@ pub struct Stats {
     pub command_errors: u64,
     /// Event records written to the queue.
     pub events: BTreeMap<EventCode, u64>,
+    /// Events that were merged with one that had not been written yet.
+    pub events_merged: u64,
     /// Event records lost to a full, disabled or broken queue.
     pub events_dropped: u64,
     /// MSIs handed out.

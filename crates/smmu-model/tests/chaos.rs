@@ -110,8 +110,13 @@ fn offset() -> impl Strategy<Value = u64> {
         r::EVENTQ_CONS,
         r::EVENTQ_IRQ_CFG0,
         r::GERROR_IRQ_CFG0,
+        r::ECMDQ_PAGE,
+        r::ECMDQ_PAGE + 8,
+        r::ECMDQ_PAGE + 0xc,
+        r::ECMDQ_PAGE + 0x8000,
+        r::ECMDQ_PAGE + 0x8008,
     ];
-    prop_oneof![4 => proptest::sample::select(known.to_vec()), 1 => 0..0x2_0010u64, 1 => any::<u64>()]
+    prop_oneof![4 => proptest::sample::select(known.to_vec()), 1 => 0..0x3_0010u64, 1 => any::<u64>()]
 }
 
 fn transaction() -> impl Strategy<Value = Transaction> {
@@ -187,6 +192,14 @@ fn config() -> impl Strategy<Value = Config> {
                 keep_all: msi,
                 combined: !xnx || hyp,
                 cache_invalid: ril,
+                ecmdq: if msi { 2 } else { 0 },
+                vmw: (!s1p || xnx) && sev,
+                pmcg: if hyp { 3 } else { 0 },
+                merge: sev,
+                tlb_conflict: contiguous,
+                bbml: u8::from(split_fetch),
+                strict_commands: asid16 && vmid16,
+                wires: !sev,
                 ste_cache: size * 2,
                 cd_cache: size * 2,
                 event_fifo: 4,

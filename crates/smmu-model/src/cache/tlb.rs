@@ -48,6 +48,8 @@ pub(crate) struct Mapping {
     pub(crate) level: i8,
     /// For every ASID.
     pub(crate) global: bool,
+    /// nT: not to be cached.
+    pub(crate) uncached: bool,
     /// What may be done without another look at the tables.
     pub(crate) permissions: Permissions,
     /// What might be permitted by a walk: stage 1's permissions if stage 2's are combined with them, and what a clean
@@ -167,6 +169,8 @@ pub(crate) struct Scope {
     /// One bit for each [`World`].
     pub(crate) worlds: u8,
     pub(crate) vmid: Option<u16>,
+    /// CR0.VMW: low bits of the VMID that need not agree (section 3.17.6).
+    pub(crate) wild: u8,
     pub(crate) asid: Asid,
     /// First and last byte.
     pub(crate) range: Option<(u64, u64)>,
@@ -180,7 +184,7 @@ impl Scope {
     /// All of these worlds.
     pub(crate) fn worlds(worlds: &[World]) -> Self {
         let worlds = worlds.iter().fold(0, |bits, &world| bits | 1 << world as u8);
-        Scope { worlds, vmid: None, asid: Asid::Any, range: None, granule: None, level: None }
+        Scope { worlds, vmid: None, wild: 0, asid: Asid::Any, range: None, granule: None, level: None }
     }
 
     fn covers(&self, key: &TlbKey, entry: &impl Entry) -> bool {
@@ -188,7 +192,7 @@ impl Scope {
         let first = key.page << key.shift() & !span;
         let last = first | span;
         self.worlds >> (key.world() & 7) & 1 == 1
-            && self.vmid.is_none_or(|vmid| vmid == key.vmid())
+            && self.vmid.is_none_or(|vmid| (vmid ^ key.vmid()) >> (self.wild & 15) == 0)
             && match self.asid {
                 Asid::Any => true,
                 Asid::Only(asid) => !key.global() && key.asid() == asid,
@@ -254,6 +258,23 @@ impl<V: Entry> Tagged<V> {
         Some(self.sets.at(at))
     }
 
+    /// Whether entries that do not agree in `what` answer for `input`: a TLB conflict (section 3.20).
+    pub(crate) fn conflicts<T: PartialEq>(&self, regime: Regime, input: u64, what: impl Fn(&V) -> T) -> bool {
+        let mut first = None;
+        for global in [false, true] {
+            let sizes = self.sizes[usize::from(global)].mask;
+            for shift in (0..64u8).filter(|n| sizes >> n & 1 == 1) {
+                if let Some(entry) = self.sets.peek(&TlbKey::new(regime, global, shift, input)) {
+                    let found = (global, what(entry));
+                    if *first.get_or_insert_with(|| (global, what(entry))) != found {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
     #[inline]
     fn find(&self, regime: Regime, global: bool, input: u64) -> Option<usize> {
         let mut sizes = self.sizes[usize::from(global)].mask;
@@ -307,7 +328,7 @@ impl<V: Entry> Tagged<V> {
             Asid::OrGlobal(asid) | Asid::Only(asid) => asid,
             Asid::Any => return None,
         };
-        if !scope.worlds.is_power_of_two() || self.pieces != 0 {
+        if !scope.worlds.is_power_of_two() || self.pieces != 0 || scope.wild != 0 {
             return None;
         }
         let vmid = scope.vmid?;
@@ -368,6 +389,7 @@ mod tests {
             granule: Granule::G4K,
             level,
             global,
+            uncached: false,
             permissions: Permissions::all(),
             possible: Permissions::all(),
             attrs: MemAttrs::WRITE_BACK,

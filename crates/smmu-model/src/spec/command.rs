@@ -94,6 +94,39 @@ impl Command {
         Opcode::from_byte(self.0[0] as u8)
     }
 
+    /// Whether a field that the operation does not have, or not without `ril`, is not 0 (section 4.1.5).
+    #[must_use]
+    pub fn has_reserved(&self, ril: bool) -> bool {
+        const OP: u64 = 0xff;
+        const SSEC: u64 = 1 << 10;
+        const SUBSTREAM: u64 = 1 << 11 | 0xf_ffff << 12;
+        const SID: u64 = 0xffff_ffff << 32;
+        const VMID: u64 = 0xffff << 32;
+        const ASID: u64 = 0xffff << 48;
+        let (range, hints) = if ril { (0x1f << 12 | 0x1f << 20, 0xf << 8) } else { (0, 0) };
+        let va = !0xfff | hints | 1;
+        let defined = match self.opcode() {
+            Some(Opcode::PrefetchCfg) => [OP | SSEC | SUBSTREAM | SID, 0],
+            Some(Opcode::CfgiSte) => [OP | SSEC | SID, 1],
+            Some(Opcode::CfgiSteRange) => [OP | SSEC | SID, 0x1f],
+            Some(Opcode::CfgiCd) => [OP | SSEC | SUBSTREAM & !(1 << 11) | SID, 1],
+            Some(Opcode::CfgiCdAll | Opcode::StallTerm) => [OP | SSEC | SID, 0],
+            Some(Opcode::TlbiNhAll | Opcode::TlbiS12Vmall) => [OP | VMID, 0],
+            Some(Opcode::TlbiNhAsid) => [OP | VMID | ASID, 0],
+            Some(Opcode::TlbiNhVa) => [OP | VMID | ASID | range, va],
+            Some(Opcode::TlbiNhVaa) => [OP | VMID | range, va],
+            Some(Opcode::TlbiEl2All | Opcode::TlbiNsnhAll) => [OP, 0],
+            Some(Opcode::TlbiEl2Asid) => [OP | ASID, 0],
+            Some(Opcode::TlbiEl2Va) => [OP | ASID | range, va],
+            Some(Opcode::TlbiEl2Vaa) => [OP | range, va],
+            Some(Opcode::TlbiS2Ipa) => [OP | VMID | range, va & (u64::MAX >> 8)],
+            Some(Opcode::Resume) => [OP | SSEC | 3 << 12 | SID, 0xffff],
+            Some(Opcode::Sync) => [OP | 3 << 12 | 3 << 22 | 0xf << 24 | SID, 0x00ff_ffff_ffff_fffc],
+            _ => [u64::MAX; 2],
+        };
+        self.0[0] & !defined[0] != 0 || self.0[1] & !defined[1] != 0
+    }
+
     /// SSec: addresses the Secure state; illegal in a Non-secure queue.
     #[must_use]
     pub fn secure(&self) -> bool {

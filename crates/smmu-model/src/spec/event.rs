@@ -116,6 +116,8 @@ pub enum EventKind {
     AccessFlag(Access, Place),
     /// Not permitted.
     Permission(Access, Place),
+    /// Several TLB entries that do not agree.
+    TlbConflict(Access, Place),
     /// A device will soon use these pages.
     PageHint(PageHint),
 }
@@ -154,7 +156,19 @@ impl Event {
             EventKind::AddressSize(..) => EventCode::FAddrSize,
             EventKind::AccessFlag(..) => EventCode::FAccess,
             EventKind::Permission(..) => EventCode::FPermission,
+            EventKind::TlbConflict(..) => EventCode::FTlbConflict,
         }
+    }
+
+    /// Whether one record may stand for both: neither is of a stall, and they are the same but for the offset of the
+    /// address in its page (section 7.3.1 and those of the events).
+    #[must_use]
+    pub fn merges_with(&self, other: &Event) -> bool {
+        let page = |event: &Event| {
+            let [a, b, address, c] = event.record();
+            [a, b, address & !0xfff, c]
+        };
+        self.stall.is_none() && other.stall.is_none() && page(self) == page(other)
     }
 
     /// The record as it lies in memory.
@@ -212,6 +226,12 @@ impl Event {
             EventKind::Translation(a, p) | EventKind::AddressSize(a, p) | EventKind::AccessFlag(a, p) => {
                 access(&mut r, a);
                 place(&mut r, p);
+            }
+            // No CLASS; Reason is 0.
+            EventKind::TlbConflict(a, p) => {
+                access(&mut r, a);
+                place(&mut r, p);
+                r[1] &= !(3 << 40);
             }
             EventKind::Permission(a, p) => {
                 access(&mut r, a);

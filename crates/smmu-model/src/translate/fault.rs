@@ -18,7 +18,9 @@ impl Smmu {
         // CR2.RECINVSID (section 6.3.12). Translated transactions do not go by it.
         let bad_stream_ids = self.regs.cr2 & cr2::RECINVSID != 0 || txn.origin == Origin::Translated;
         if (bad_stream_ids || kind != EventKind::BadStreamId) && (!ats || self.records_ats()) {
-            self.record(txn.event(kind, None));
+            // Before there is an STE, nothing forbids to merge.
+            let early = matches!(kind, EventKind::BadStreamId | EventKind::SteFetch(_) | EventKind::BadSte);
+            self.record_merging(txn.event(kind, None), early || txn.stream.mev);
         }
         txn.aborted()
     }
@@ -34,7 +36,7 @@ impl Smmu {
             return Outcome::NO_ACCESS;
         }
         let place = Place { class: Class::Input, s2: false, ipa: 0, tt_read: false };
-        self.record(txn.event(EventKind::AddressSize(txn.access(), place), None));
+        self.record_merging(txn.event(EventKind::AddressSize(txn.access(), place), None), txn.stream.mev);
         Outcome::Abort
     }
 
@@ -42,7 +44,18 @@ impl Smmu {
     pub(super) fn walk_abort(&mut self, txn: &Txn, class: Class, s2: bool) -> Outcome {
         let place = Place { class, s2, ipa: txn.ipa, tt_read: true };
         if !txn.is_ats_request() || self.records_ats() {
-            self.record(txn.event(EventKind::WalkExternalAbort(txn.access(), place, txn.at), None));
+            let kind = EventKind::WalkExternalAbort(txn.access(), place, txn.at);
+            self.record_merging(txn.event(kind, None), txn.stream.mev);
+        }
+        txn.aborted()
+    }
+
+    /// Several entries answer, and do not agree: terminated and recorded, whatever the CD or STE says (section 3.12).
+    pub(super) fn tlb_conflict(&mut self, txn: &Txn, s2: bool) -> Outcome {
+        if !txn.is_ats_request() || self.records_ats() {
+            let place = Place { class: Class::Input, s2, ipa: txn.ipa, tt_read: false };
+            let event = txn.event(EventKind::TlbConflict(txn.access(), place), None);
+            self.record_merging(event, txn.stream.mev);
         }
         txn.aborted()
     }
@@ -79,7 +92,7 @@ impl Smmu {
         }
         self.observer.tell(|o| o.faulted(&txn.event(kind, None)));
         if record {
-            self.record(txn.event(kind, None));
+            self.record_merging(txn.event(kind, None), txn.stream.mev);
         }
         if abort { Outcome::Abort } else { Outcome::Discard }
     }

@@ -188,7 +188,7 @@ impl Smmu {
         let t = &stream.overrides.access(t);
         let (world, vmid, nested) = (stream.world, stream.vmid, stream.path == Path::Nested);
         let context = self.contexts.get(&context_key(t.sid, cd))?;
-        if context.bad || nested && !self.config.combined {
+        if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
             return None;
         }
         context.select(t).ok()?;

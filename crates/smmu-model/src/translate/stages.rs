@@ -21,6 +21,9 @@ impl Smmu {
             Err(fault) => return self.stage1_fault(id, txn, fault.kind),
         };
         let input = without_top_byte(txn.t.address);
+        if self.has_conflict(&self.tlb, txn.regime(), input) {
+            return self.tlb_conflict(txn, false);
+        }
         // Combined entries do not have the IPA that a split Translation Request is for.
         if (!txn.split || self.is_by_stage(txn))
             && let Some(&mapping) = self.tlb.get(txn.regime(), input)
@@ -116,6 +119,7 @@ impl Smmu {
             granule: table.granule,
             level: leaf.level,
             global: !leaf.ng() && txn.stream.world != World::El2,
+            uncached: self.is_uncached(leaf),
             permissions: so_far(leaf, possible),
             possible,
             attrs,
@@ -155,10 +159,26 @@ impl Smmu {
     /// Whether a translation may be cached: not if an invalidation that came after the transaction began would have
     /// removed it, for the walk may have used what is no more.
     fn may_fill(&self, txn: &Txn, regime: Regime, input: u64, mapping: &Mapping) -> bool {
-        self.recent.spares(txn.epoch, |i| match i {
-            Invalidation::Tlb { scope, .. } => Tlb::is_covered(scope, regime, input, mapping),
-            _ => false,
-        })
+        !mapping.uncached
+            && self.recent.spares(txn.epoch, |i| match i {
+                Invalidation::Tlb { scope, .. } => Tlb::is_covered(scope, regime, input, mapping),
+                _ => false,
+            })
+    }
+
+    /// A block with nT set: with BBML 1 it is translated by, and not cached (section 3.21.1.2).
+    fn is_uncached(&self, leaf: &Leaf) -> bool {
+        self.config.bbml == 1 && leaf.level < 3 && leaf.descriptor >> 16 & 1 == 1
+    }
+
+    /// Whether entries of a cache do not agree about an address. With BBML 1, a change of the Contiguous bit is no
+    /// conflict (section 3.21.1.2).
+    fn has_conflict(&self, tlb: &Tlb, regime: Regime, input: u64) -> bool {
+        self.config.tlb_conflict
+            && match self.config.bbml {
+                0 => tlb.conflicts(regime, input, |entry| entry.span),
+                _ => tlb.conflicts(regime, input, |entry| entry.level),
+            }
     }
 
     /// The same for a table.
@@ -178,6 +198,9 @@ impl Smmu {
     /// Translates `ipa` by stage 2.
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
+        if self.has_conflict(&self.ipas, txn.stage2_regime(), ipa) {
+            return self.tlb_conflict(txn, true);
+        }
         // If not decided, the page is still clean.
         if let Some(&mapping) = self.ipas.get(txn.stage2_regime(), ipa)
             && purpose.decided(txn, &mapping)
@@ -257,6 +280,7 @@ impl Smmu {
             granule: txn.stream.stage2.tables.granule,
             level: leaf.level,
             global: false,
+            uncached: self.is_uncached(&leaf),
             permissions: so_far(&leaf, possible),
             possible,
             attrs: MemAttrs::stage2(&leaf, txn.stream.stage2.fwb),
@@ -300,6 +324,7 @@ impl Smmu {
                 let combined = Mapping {
                     output: output.pa >> shift << shift,
                     shift,
+                    uncached: first.uncached || mapping.uncached,
                     permissions: first.permissions & mapping.permissions,
                     attrs: mapping.over(first.attrs),
                     ..first

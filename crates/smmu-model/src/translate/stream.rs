@@ -93,6 +93,8 @@ pub(crate) struct Stream {
     pub(crate) dss: u8,
     pub(crate) vmid: u16,
     pub(crate) stall_disabled: bool,
+    /// MEV: events may be merged.
+    pub(crate) mev: bool,
     pub(crate) stage2: Stage2Config,
     pub(crate) overrides: Overrides,
     pub(crate) eats: Eats,
@@ -127,6 +129,7 @@ impl Stream {
                 memattr: ste.mtcfg().then(|| ste.memattr() as u8),
             },
             stall_disabled: ste.s1stalld(),
+            mev: ste.mev(),
             ppar: config.pri && ste.ppar(),
             ..Stream::default()
         };

@@ -4,6 +4,7 @@ mod lab;
 
 mod ats;
 mod caches;
+mod choices;
 mod commands;
 mod ecmdq;
 mod events;

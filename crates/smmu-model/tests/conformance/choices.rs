@@ -1,0 +1,190 @@
+//! Where the architecture leaves an implementation a choice, each way of it; and VMID wildcards.
+
+use pgtable::{Builder, descriptor as d};
+use smmu_model::spec::registers::{self as r, gerror};
+use smmu_model::{AccessKind, Config, Transaction};
+
+use crate::lab::*;
+
+/// MEV in word 1 of an STE.
+const MEV: u64 = 1 << 19;
+/// nT in a block.
+const NT: u64 = 1 << 16;
+
+/// 7.3.1: events that differ in the offset within the page alone are merged, with STE.MEV, and while the first waits.
+#[test]
+fn merging() {
+    for (merge, mev, records) in [(true, MEV, 2), (true, 0, 4), (false, MEV, 4)] {
+        let (mut lab, _) = Lab::stage1(Config { merge, ..linux() });
+        let mut ste = ste_stage1(CDS);
+        ste[1] |= mev;
+        lab.ste(SID, ste);
+        for address in [0x1000, 0x1008, 0x2000, 0x1ff8] {
+            assert_eq!(lab.read(address), End::Abort);
+        }
+        assert_eq!(lab.events().len(), records, "merge {merge}, MEV {mev:#x}");
+        lab.read(0x1010);
+        assert_eq!(lab.events().len(), 1, "what is written is not merged with");
+    }
+}
+
+/// 7.3.1: reads and writes are different events; of events before the STE is known, MEV is not asked.
+#[test]
+fn merging_is_exact() {
+    let (mut lab, _) = Lab::stage1(Config { merge: true, ..linux() });
+    let mut ste = ste_stage1(CDS);
+    ste[1] |= MEV;
+    lab.ste(SID, ste);
+    lab.read(0x1000);
+    lab.write(0x1000);
+    assert_eq!(lab.events().len(), 2);
+    lab.ste(SID + 1, [0; 4]);
+    for _ in 0..3 {
+        lab.dma(Transaction::new(SID + 1, 0x1000, AccessKind::Read));
+    }
+    assert_eq!(code(lab.event()), 0x04);
+    assert_eq!(lab.smmu.stats().events_merged, 2);
+}
+
+/// A page of a 2 MiB range is cached; then the range becomes a block, with `hint` set, and another page of it is used.
+fn resized(config: Config, hint: u64) -> (Lab, Builder) {
+    let (mut lab, mut tables) = Lab::stage1(config);
+    lab.map(&mut tables, 0x20_0000, 0x8020_0000, 0x2000, RW);
+    assert_eq!(lab.read(0x20_0000), End::To(0x8020_0000));
+    let at = tables.entry(&mut Words(&lab.ram), 2, 0x20_0000).unwrap();
+    lab.ram.set(at, 0x8020_0000 | RW | hint | d::VALID);
+    assert_eq!(lab.read(0x20_1000), End::To(0x8020_1000));
+    (lab, tables)
+}
+
+/// 3.21.1: without break-before-make the entries of both sizes may conflict; by default the smaller one counts.
+#[test]
+fn tlb_conflicts() {
+    for bbml in [0, 1] {
+        let (mut lab, _) = resized(Config { tlb_conflict: true, bbml, ..linux() }, 0);
+        assert_eq!(lab.read(0x20_0008), End::Abort, "BBML {bbml}");
+        let event = lab.event();
+        assert_eq!((event[0], event[2]), (0x20 | u64::from(SID) << 32, 0x20_0008));
+        assert_eq!(event[1], 1 << 35, "a read, at stage 1, no stall");
+        assert_eq!(lab.read(0x20_1000), End::To(0x8020_1000), "only one entry for this page");
+        lab.command(tlbi_va(1, 0x20_0000));
+        assert_eq!(lab.read(0x20_0008), End::To(0x8020_0008), "both are gone");
+    }
+    for bbml in [0, 2] {
+        let (mut lab, _) = resized(Config { bbml, ..linux() }, 0);
+        assert_eq!(lab.read(0x20_0008), End::To(0x8020_0008));
+    }
+    assert!(Config { tlb_conflict: true, bbml: 2, ..linux() }.validate().is_err());
+}
+
+/// 3.21.1.2: with BBML 1 a block with nT is translated by and does not conflict; with others nT means nothing.
+#[test]
+fn not_cached() {
+    let (mut lab, _) = resized(Config { tlb_conflict: true, bbml: 1, ..linux() }, NT);
+    assert_eq!(lab.read(0x20_0008), End::To(0x8020_0008));
+    assert_ne!(lab.fetches(|lab| lab.read(0x20_1000)).0, 0);
+    let (mut lab, _) = resized(Config { bbml: 2, ..linux() }, NT);
+    assert_eq!(lab.fetches(|lab| lab.read(0x20_1000)).0, 0);
+}
+
+/// 3.21.1.2: with BBML 1 a change of the Contiguous bit does not conflict; without, it may.
+#[test]
+fn contiguous_changes() {
+    for (bbml, end) in [(1, End::To(0x8000_0008)), (0, End::Abort)] {
+        let (mut lab, mut tables) = Lab::stage1(Config { tlb_conflict: true, bbml, ..linux() });
+        lab.map(&mut tables, 0, 0x8000_0000, 0x1_0000, RW);
+        lab.read(0);
+        for n in 0..16 {
+            let at = tables.entry(&mut Words(&lab.ram), 3, n << 12).unwrap();
+            let page = lab.ram.word(at);
+            lab.ram.set(at, page | d::CONTIGUOUS);
+        }
+        lab.read(0x1000);
+        assert_eq!(lab.read(8), end, "BBML {bbml}");
+    }
+}
+
+/// 4.1.5: reserved fields are ignored, or make the command illegal.
+#[test]
+fn reserved_fields() {
+    let commands: [[u64; 2]; 7] = [
+        [0x10 | 1 << 8, 0],
+        [0x11 | 1 << 12, 0],
+        [0x12, 1 << 1],
+        [0x03 | 1 << 12, 1],
+        [0x04, 1 << 5],
+        [0x30, 1],
+        [0x46 | 1 << 30, 0],
+    ];
+    for command in commands {
+        for strict_commands in [false, true] {
+            let mut lab = Lab::new(Config { strict_commands, ..linux() });
+            lab.push(command);
+            lab.run_commands();
+            let error = if strict_commands { gerror::CMDQ_ERR } else { 0 };
+            assert_eq!(lab.r32(r::GERROR), error, "{command:x?}");
+        }
+    }
+    // None of these has one.
+    let mut lab = Lab::new(Config { strict_commands: true, hyp: true, ..linux() });
+    for command in [
+        cfgi_ste(SID),
+        CFGI_ALL,
+        cfgi_cd(SID, 3),
+        tlbi_va(1, 0xffff_ffff_ffff_f000),
+        [0x13 | 7 << 32 | 31 << 12 | 31 << 20, 0xf00],
+        [0x22 | 1 << 48, 0x1001],
+        [0x2a | 7 << 32, 0x000f_ffff_ffff_f001],
+        NSNH_ALL,
+        [0x46 | 1 << 12 | 3 << 22 | 0xf << 24 | 9 << 32, 0x1000_0040],
+    ] {
+        lab.push(command);
+        lab.run_commands();
+        assert_eq!(lab.r32(r::GERROR), 0, "{command:x?}");
+        lab.msis();
+    }
+}
+
+/// 3.18: a source with an MSI raises its wire, too, or does not.
+#[test]
+fn wires() {
+    for (wires, address, raised) in [(true, 0x1000, true), (false, 0x1000, false), (false, 0, true)] {
+        let mut lab = Lab::new(Config { wires, ..linux() });
+        lab.push([0x46 | 1 << 12, address]);
+        lab.run_commands();
+        assert_eq!(lab.smmu.take_wired().cmdq_sync, raised);
+        assert_eq!(lab.msis().len(), usize::from(address != 0));
+    }
+}
+
+/// 3.17.6: CR0.VMW makes invalidations of one VMID ones of its group; look-ups stay exact.
+#[test]
+fn vmid_wildcards() {
+    for (vmw, of, gone) in [
+        (0, 5, false),
+        (1, 5, true),
+        (1, 6, false),
+        (2, 6, true),
+        (2, 8, false),
+        (4, 15, true),
+        (7, 5, false),
+    ] {
+        let (mut lab, mut tables) = Lab::stage1(Config { vmw: true, ..linux() });
+        assert_eq!(lab.r32(r::IDR0) >> 17 & 1, 1);
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        let mut ste = ste_stage1(CDS);
+        ste[2] = 4;
+        lab.ste(SID, ste);
+        let cr0 = lab.r32(r::CR0);
+        lab.w32(r::CR0, cr0 | vmw << 6);
+        assert_eq!(lab.r32(r::CR0ACK), cr0 | vmw << 6);
+        lab.read(0x1000);
+        lab.unmap(&mut tables, 3, 0x1000);
+        lab.command([0x12 | of << 32 | 1 << 48, 0x1001]);
+        assert_eq!(lab.read(0x1000) == End::Abort, gone, "VMW {vmw}, VMID {of}");
+    }
+    let mut lab = Lab::new(linux());
+    let cr0 = lab.r32(r::CR0);
+    lab.w32(r::CR0, cr0 | 1 << 6);
+    assert_eq!(lab.r32(r::CR0), cr0, "RES0 without the feature");
+}
