@@ -28,7 +28,7 @@ impl DmaPort {
         if !self.ats_on() {
             // It was switched off meanwhile: begin anew without.
             self.cancel(transfer);
-            return Ok(Poll::Walking);
+            return Ok(Poll::Walking(0));
         }
         let request = self.ats_request(transfer.iova, transfer.write, transfer.attributes);
         match transfer.stage {
@@ -40,7 +40,7 @@ impl DmaPort {
                 _ => {
                     count(&self.0.counters.transactions, 1);
                     let generation = self.count_request();
-                    let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking) };
+                    let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking(0)) };
                     let progress = smmu.ats_request(&request);
                     drop(smmu);
                     self.requested(transfer, &request, progress, generation)
@@ -48,7 +48,7 @@ impl DmaPort {
             },
             Stage::Requesting { id, generation } => {
                 count(&self.0.counters.fetches, 1);
-                let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking) };
+                let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking(0)) };
                 let progress = smmu.ats_step(id, &PhysMem::new(&self.0.fabric.ram));
                 drop(smmu);
                 self.requested(transfer, &request, progress, generation)
@@ -62,7 +62,7 @@ impl DmaPort {
                 }
                 Some(Paged::Retry) | None => {
                     transfer.stage = Stage::Idle;
-                    Ok(Poll::Walking)
+                    Ok(Poll::Walking(0))
                 }
             },
             _ => Ok(Poll::Ready),
@@ -80,7 +80,7 @@ impl DmaPort {
         let answer = match progress {
             AtsProgress::Walking(id) => {
                 transfer.stage = Stage::Requesting { id, generation };
-                return Ok(Poll::Walking);
+                return Ok(Poll::Walking(self.fetch_time()));
             }
             AtsProgress::Answered(answer) => answer,
         };
@@ -92,18 +92,18 @@ impl DmaPort {
                     (ats.generation() == generation).then(|| ats.answered(request, &translation))
                 });
                 match found.flatten() {
-                    None => Ok(Poll::Walking),
+                    None => Ok(Poll::Walking(0)),
                     Some(Found::At { address, bytes, user }) => {
                         transfer.holding = Some(user);
                         transfer.stage = Stage::Translated { address, bytes };
-                        Ok(Poll::Walking)
+                        Ok(Poll::Walking(0))
                     }
                     Some(Found::Denied) => self.denied(transfer, request),
                 }
             }
             AtsAnswer::UnsupportedRequest => {
                 transfer.way = Way::Fallback;
-                Ok(Poll::Walking)
+                Ok(Poll::Walking(0))
             }
             AtsAnswer::CompleterAbort => Err(self.refused(DmaError::Aborted)),
         }
@@ -126,7 +126,7 @@ impl DmaPort {
             }
             Some((None, Denied::Untranslated)) => {
                 transfer.way = Way::Fallback;
-                Ok(Poll::Walking)
+                Ok(Poll::Walking(0))
             }
             _ => Err(self.refused(DmaError::Aborted)),
         }
@@ -156,7 +156,7 @@ impl DmaPort {
         // The access ends where the translation of the cache does.
         transfer.bound = bytes;
         let t = self.transaction(address, transfer.write, transfer.attributes);
-        let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking) };
+        let Some(mut smmu) = self.lock_smmu() else { return Ok(Poll::Walking(0)) };
         let progress = smmu.begin_translated(&t);
         drop(smmu);
         self.progressed(transfer, progress)

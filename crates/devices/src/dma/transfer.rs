@@ -161,12 +161,11 @@ impl DmaPort {
             return self.poll_ats(transfer);
         }
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
-        let fetch = smmu.config().lat_walk.into();
         let progress = match transfer.stage {
             Stage::Latched { .. } | Stage::Discarded => return Ok(Poll::Ready),
             // Of ATS; that has been done.
             Stage::Requesting { .. } | Stage::Translated { .. } | Stage::Paging(_) => {
-                return Ok(Poll::Walking);
+                return Ok(Poll::Walking(0));
             }
             Stage::Idle => {
                 count(&counters.transactions, 1);
@@ -181,12 +180,17 @@ impl DmaPort {
         self.progressed(transfer, progress)
     }
 
+    /// How long a fetch of the SMMU takes, on top of the device's own step.
+    pub(super) fn fetch_time(&self) -> Time {
+        self.smmu().map_or(0, |smmu| smmu.lock().unwrap_or_else(|e| e.into_inner()).config().lat_walk.into())
+    }
+
     /// Puts a transfer where its transaction is.
     pub(super) fn progressed(&self, transfer: &mut Transfer, progress: Progress) -> Result<Poll, DmaError> {
         match progress {
             Progress::Walking(id) => {
                 transfer.stage = Stage::Walking(id);
-                Ok(Poll::Walking(fetch))
+                Ok(Poll::Walking(self.fetch_time()))
             }
             Progress::Stalled(id) => {
                 transfer.stage = Stage::Stalled(id);
