@@ -7,9 +7,11 @@ use pgtable::{Builder, Stage1, Stage2, descriptor as d};
 use smmu_model::checker::{Checker, Kind, Pages, Patience, Report, Site};
 use smmu_model::spec::registers as r;
 use smmu_model::{Abort, AccessKind, Config, Memory, Progress, Smmu, StallModel, Transaction, TxnId};
+use smmu_model::{AtsAnswer, AtsProgress, AtsRequest};
 
 pub(crate) const CMDQ: u64 = 0x1000_0000;
 pub(crate) const EVENTQ: u64 = 0x1010_0000;
+pub(crate) const PRIQ: u64 = 0x1018_0000;
 pub(crate) const STRTAB: u64 = 0x1020_0000;
 pub(crate) const CDS: u64 = 0x1030_0000;
 pub(crate) const TABLES: u64 = 0x1100_0000;
@@ -334,4 +336,57 @@ pub(crate) fn planted_in(new: impl Fn() -> Guest, kind: Kind, run: impl Fn(&mut 
     let mut said = wrong.reports();
     assert_eq!(said.iter().map(|r| r.kind).collect::<Vec<_>>(), [kind], "{said:#x?}");
     said.remove(0)
+}
+
+impl Guest {
+    /// Stream `SID` in stage 1 with ATS, and a PRI queue.
+    pub(crate) fn with_ats() -> Self {
+        let mut guest = Guest::new();
+        let mut ste = ste_stage1(CDS);
+        ste[1] |= 1 << 28;
+        guest.store(STRTAB + u64::from(SID) * 64 + 8, ste[1]);
+        guest.commands(&[cfgi_ste()]);
+        guest.w64(r::PRIQ_BASE, PRIQ | 4);
+        let enables = r::cr0::SMMUEN | r::cr0::CMDQEN | r::cr0::EVENTQEN | r::cr0::PRIQEN | r::cr0::ATSCHK;
+        guest.w32(r::CR0, enables);
+        guest
+    }
+
+    /// A Translation Request of the device.
+    pub(crate) fn ats(&mut self, address: u64) -> AtsAnswer {
+        self.pass(10);
+        let request =
+            AtsRequest { sid: SID, ssid: None, address, no_write: false, execute: false, privileged: false };
+        let mut progress = self.smmu.ats_request(&request);
+        loop {
+            match progress {
+                AtsProgress::Walking(id) => progress = self.smmu.ats_step(id, &self.ram),
+                AtsProgress::Answered(answer) => return answer,
+            }
+        }
+    }
+
+    /// A Translated transaction of the device.
+    pub(crate) fn translated(&mut self, pa: u64) {
+        self.pass(10);
+        let mut progress = self.smmu.begin_translated(&Transaction::new(SID, pa, AccessKind::Read));
+        loop {
+            match progress {
+                Progress::Walking(id) => progress = self.smmu.step(id, &self.ram),
+                Progress::Latched(id, _) => return self.smmu.complete(id),
+                _ => panic!("refused"),
+            }
+        }
+    }
+
+    /// ATC_INV and CMD_SYNC, which the device confirms.
+    pub(crate) fn atc_inv(&mut self, address: u64) {
+        self.push([0x40 | u64::from(SID) << 32, address]);
+        self.push([0x46, 0]);
+        self.consume();
+        while let Some(invalidation) = self.smmu.take_atc_invalidation() {
+            self.smmu.atc_invalidation_done(invalidation.id);
+        }
+        self.consume();
+    }
 }

@@ -6,7 +6,7 @@ mod guest;
 use guest::*;
 use smmu_model::checker::{Kind, Role};
 use smmu_model::spec::registers as r;
-use smmu_model::{AccessKind, Transaction, World};
+use smmu_model::{AccessKind, AtsAnswer, PageRequest, Transaction, World};
 
 /// The code address of a role's site.
 fn code(report: &smmu_model::checker::Report, role: Role) -> u64 {
@@ -523,6 +523,92 @@ fn an_overflow_is_never_acknowledged() {
         }
         g.pass(3_000_000_000);
     });
+}
+
+/// Maps a page, gives it to the device's ATC, unmaps it with a TLBI, and what `unmap` does besides.
+fn cached_by_the_device(g: &mut Guest, unmap: impl Fn(&mut Guest)) {
+    g.at(0xa000).map(IOVA, PAGE, 0x1000, RW);
+    assert!(matches!(g.ats(IOVA), AtsAnswer::Success(t) if t.address == PAGE && t.grants()));
+    g.translated(PAGE);
+    g.at(0xb000).clear(IOVA);
+    g.at(0xc000);
+    unmap(g);
+}
+
+#[test]
+fn an_atc_is_not_told() {
+    let report = planted_in(Guest::with_ats, Kind::AtcMissing, |g, wrong| {
+        cached_by_the_device(g, |g| {
+            g.commands(&[tlbi_va(1, IOVA, 1)]);
+            if !wrong {
+                g.atc_inv(IOVA);
+            }
+        });
+        g.at(0xd000).map(IOVA, PAGE + 0x4000, 0x1000, RW);
+        g.ats(IOVA);
+    });
+    assert_eq!((report.sid, report.iova, code(&report, Role::Unmap)), (Some(SID), Some(IOVA), 0xb000));
+    assert_eq!(missing(&report), "CMD_ATC_INV(StreamID=0x18, Address=0x12345000, Size=0) and CMD_SYNC");
+}
+
+#[test]
+fn an_atc_that_was_not_told_goes_on() {
+    planted_in(Guest::with_ats, Kind::AtcMissing, |g, wrong| {
+        cached_by_the_device(g, |g| {
+            g.commands(&[tlbi_va(1, IOVA, 1)]);
+            if !wrong {
+                g.atc_inv(IOVA);
+            }
+        });
+        g.pass(200_000_000);
+        if wrong {
+            g.translated(PAGE + 8);
+        }
+    });
+}
+
+#[test]
+fn an_atc_is_told_before_the_tlbi_is_complete() {
+    let report = planted_in(Guest::with_ats, Kind::AtcEarly, |g, wrong| {
+        cached_by_the_device(g, |g| {
+            if wrong {
+                g.atc_inv(IOVA);
+            }
+            g.commands(&[tlbi_va(1, IOVA, 1)]);
+            if !wrong {
+                g.atc_inv(IOVA);
+            }
+        });
+        g.at(0xd000).map(IOVA, PAGE + 0x4000, 0x1000, RW);
+        g.ats(IOVA);
+    });
+    assert_eq!(code(&report, Role::Invalidation), 0xc000);
+}
+
+#[test]
+fn a_page_request_is_never_answered() {
+    let report = planted_in(Guest::with_ats, Kind::PageRequestUnanswered, |g, wrong| {
+        g.smmu.page_request(&PageRequest {
+            sid: SID,
+            ssid: None,
+            address: IOVA,
+            prg_index: 5,
+            last: true,
+            read: true,
+            write: false,
+            execute: false,
+            privileged: false,
+        });
+        while g.smmu.pri_pending() {
+            g.smmu.step_pri(&g.ram);
+        }
+        g.pass(1_000_000);
+        if !wrong {
+            g.commands(&[[0x41 | u64::from(SID) << 32, 5 | 2 << 12]]);
+        }
+        g.pass(3_000_000_000);
+    });
+    assert_eq!(missing(&report), "CMD_PRI_RESP(StreamID=0x18, PRGIndex=5)");
 }
 
 #[test]
