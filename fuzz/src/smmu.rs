@@ -96,6 +96,7 @@ impl Shape {
             vmw: (!bit(0) || !s1p) && self.2 & 1 == 0,
             pmcg: if self.1 & 64 == 0 { 4 } else { 0 },
             merge: self.2 & 64 != 0,
+            prefetch: self.2 & 128 != 0,
             tlb_conflict: self.2 & 2 != 0,
             bbml: u8::from(self.2 & 4 != 0),
             strict_commands: self.2 & 8 != 0,

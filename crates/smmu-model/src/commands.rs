@@ -11,6 +11,7 @@ use crate::queue::{Geometry, Queue};
 use crate::smmu::Smmu;
 use crate::spec::command::{COMMAND_SHIFT, Cerror, Command, Opcode, Signal};
 use crate::spec::registers::{cr0, gerror};
+use crate::transaction::{AccessKind, Progress, Transaction, TxnId};
 use crate::translate::{State, context_key, l1std_range, leads_to};
 
 const EL1: &[World] = &[World::NsEl1];
@@ -32,6 +33,18 @@ fn level(command: &Command) -> Option<i8> {
         (level, _) => Some(level as i8),
     }
 }
+
+/// A prefetch under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prefetch {
+    queue: u32,
+    id: TxnId,
+    /// Addresses that have been done.
+    done: u32,
+}
+
+/// Addresses that one CMD_PREFETCH_ADDR does at most.
+const PREFETCHES: u32 = 64;
 
 /// Whether a TLBI names a VMID or ASID that is wider than those implemented.
 fn has_unknown_id(config: &Config, opcode: Opcode, command: &Command) -> bool {
@@ -118,9 +131,12 @@ impl Smmu {
                 let word = |n: usize| u64::from_le_bytes(bytes[n..n + 8].try_into().unwrap_or_default());
                 let command = Command([word(0), word(8)]);
                 self.observer.tell(|o| o.fetched(at));
-                self.execute(queue, &command)
+                self.execute(queue, &command, mem)
             }
-            Err(_) => Done::Error(Cerror::Abt),
+            Err(_) => {
+                self.drop_prefetch(queue);
+                Done::Error(Cerror::Abt)
+            }
         };
         match done {
             Done::Consumed => {
@@ -146,6 +162,75 @@ impl Smmu {
         }
     }
 
+    /// Goes on with a prefetch, one fetch a step. Says whether it is still under way (section 4.2).
+    fn prefetch(&mut self, queue: usize, command: &Command, mem: &dyn Memory) -> bool {
+        let progress = match self.prefetch {
+            None if !self.config.prefetch || !self.regs.smmuen() => return false,
+            None => self.prefetch_begin(command, 0),
+            // One at a time; another queue's is left out.
+            Some(prefetch) if prefetch.queue as usize != queue => return false,
+            Some(prefetch) => self.step(prefetch.id, mem),
+        };
+        let done = self.prefetch.take().map_or(0, |prefetch| prefetch.done);
+        let address = command.opcode() == Some(Opcode::PrefetchAddr);
+        let progress = match progress {
+            Progress::Latched(id, _) | Progress::Stalled(id) => {
+                self.complete(id);
+                let all = 1u32.checked_shl(command.0[1] as u32 & 0x1f).unwrap_or(PREFETCHES).min(PREFETCHES);
+                if !address || done + 1 >= all {
+                    return false;
+                }
+                return self.prefetch_next(queue, command, done + 1);
+            }
+            other => other,
+        };
+        if let Progress::Walking(id) = progress {
+            self.prefetch = Some(Prefetch { queue: queue as u32, id, done });
+        }
+        self.prefetch.is_some()
+    }
+
+    /// The queue whose prefetch is under way.
+    pub(crate) fn prefetching(&self) -> Option<usize> {
+        self.prefetch.map(|prefetch| prefetch.queue as usize)
+    }
+
+    /// Gives up a queue's prefetch.
+    pub(crate) fn drop_prefetch(&mut self, queue: usize) {
+        if let Some(prefetch) = self.prefetch
+            && prefetch.queue as usize == queue
+        {
+            self.prefetch = None;
+            self.complete(prefetch.id);
+        }
+    }
+
+    /// The next address of a prefetch.
+    fn prefetch_next(&mut self, queue: usize, command: &Command, done: u32) -> bool {
+        match self.prefetch_begin(command, done) {
+            Progress::Walking(id) => {
+                self.prefetch = Some(Prefetch { queue: queue as u32, id, done });
+                true
+            }
+            Progress::Latched(id, _) | Progress::Stalled(id) => {
+                // It is cached; so the rest is left out, too.
+                self.complete(id);
+                false
+            }
+            Progress::Aborted | Progress::Discarded => false,
+        }
+    }
+
+    /// As if a read came from the command's stream.
+    fn prefetch_begin(&mut self, command: &Command, n: u32) -> Progress {
+        let address = command.opcode() == Some(Opcode::PrefetchAddr);
+        let stride = 12 + (command.0[1] >> 5 & 0x1f) as u32;
+        let at = command.address().wrapping_add(u64::from(n) << stride);
+        let ssid = (command.ssv() && self.config.ssidsize != 0).then_some(command.ssid());
+        let t = Transaction { ssid, ..Transaction::new(command.sid(), at, AccessKind::Read) };
+        self.begin_prefetch(&t, address)
+    }
+
     fn queue(&self, queue: usize) -> &Queue {
         let ecmdq = queue.checked_sub(1).and_then(|n| self.regs.ecmdqs.get(n));
         ecmdq.map_or(&self.regs.cmdq, |ecmdq| &ecmdq.queue)
@@ -166,8 +251,9 @@ impl Smmu {
         }
     }
 
-    fn execute(&mut self, queue: usize, command: &Command) -> Done {
+    fn execute(&mut self, queue: usize, command: &Command, mem: &dyn Memory) -> Done {
         let Some(opcode) = command.opcode().filter(|&op| self.is_legal(op, command)) else {
+            self.drop_prefetch(queue);
             self.observer.tell(|o| o.command_error(command, Cerror::Ill));
             return Done::Error(Cerror::Ill);
         };
@@ -180,10 +266,16 @@ impl Smmu {
             self.observer.tell(|o| o.command_error(command, Cerror::AtcInvSync));
             return Done::Error(Cerror::AtcInvSync);
         }
+        if !matches!(opcode, Opcode::PrefetchCfg | Opcode::PrefetchAddr) {
+            // Software has replaced the command meanwhile.
+            self.drop_prefetch(queue);
+        } else if self.prefetch(queue, command, mem) {
+            return Done::Wait;
+        }
         *self.stats.commands.entry(opcode).or_default() += 1;
         self.observer.command(command);
         match opcode {
-            // Hints: nothing is prefetched.
+            // Done, or not done: hints.
             Opcode::PrefetchCfg | Opcode::PrefetchAddr => {}
             Opcode::CfgiSte => self.forget_streams(command.sid(), command.sid(), !command.leaf()),
             Opcode::CfgiSteRange => {

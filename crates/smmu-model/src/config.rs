@@ -144,6 +144,8 @@ pub struct Config {
     /// Entries of several sizes for one address give F_TLB_CONFLICT, not the translation of the smallest (section
     /// 3.21.1).
     pub tlb_conflict: bool,
+    /// Prefetch commands fill the caches, one fetch a step; else they do nothing (section 4.2).
+    pub prefetch: bool,
     /// Commands with a reserved field that is not 0 are illegal (section 4.1.5).
     pub strict_commands: bool,
     /// The wired interrupt of a source is raised beside its MSI, not only instead of it (section 3.18).
@@ -301,7 +303,7 @@ macro_rules! keys {
 keys! {
     ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, vmw, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
     had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
-    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, merge, tlb_conflict, strict_commands, wires, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, merge, tlb_conflict, prefetch, strict_commands, wires, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -374,6 +376,7 @@ impl Config {
             pmcg_bits: 64,
             merge: false,
             tlb_conflict: false,
+            prefetch: false,
             strict_commands: false,
             wires: true,
             lat_cmd: 100,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ats::Invalidations;
 use crate::cache::{Recent, Sets, Shape, Tlb, Walks};
-use crate::commands::Sync;
+use crate::commands::{Prefetch, Sync};
 use crate::config::Config;
 use crate::events::Fifo;
 use crate::irq::{Msi, Wired};
@@ -42,6 +42,8 @@ pub struct Smmu {
     pub(crate) recent: Recent,
     /// What the CMD_SYNC at the head of the queue waits for.
     pub(crate) sync: Option<Sync>,
+    /// The walk of a prefetch command, and the queue that it is of.
+    pub(crate) prefetch: Option<Prefetch>,
     /// The command queue that the last command was consumed of.
     pub(crate) turn: u32,
     pub(crate) events: Fifo,
@@ -81,6 +83,7 @@ impl Smmu {
             txns: Txns::default(),
             recent: Recent::default(),
             sync: None,
+            prefetch: None,
             turn: 0,
             events: Fifo::new(),
             events_recorded: 0,
@@ -172,6 +175,11 @@ impl Smmu {
         if offset == r::CR0 {
             self.acknowledge();
         }
+        if let Some(queue) = self.prefetching()
+            && !self.regs.ecmdqs.get(queue.wrapping_sub(1)).is_none_or(|ecmdq| ecmdq.is_enabled())
+        {
+            self.drop_prefetch(queue);
+        }
         let now = self.regs.read(&self.config, offset, ack);
         self.observer.tell(|o| o.register(offset, now));
     }
@@ -186,6 +194,7 @@ impl Smmu {
         if ack & !cr0 & cr0::CMDQEN != 0 {
             // A CMD_SYNC that waits has not been consumed: it begins again when the queue is enabled.
             self.sync = None;
+            self.drop_prefetch(0);
         }
         if ack & !cr0 & cr0::SMMUEN != 0 {
             // Stalled transactions are terminated (section 3.12.2).

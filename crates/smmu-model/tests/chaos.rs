@@ -196,6 +196,7 @@ fn config() -> impl Strategy<Value = Config> {
                 vmw: (!s1p || xnx) && sev,
                 pmcg: if hyp { 3 } else { 0 },
                 merge: sev,
+                prefetch: ril,
                 tlb_conflict: contiguous,
                 bbml: u8::from(split_fetch),
                 strict_commands: asid16 && vmid16,

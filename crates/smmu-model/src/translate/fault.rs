@@ -13,6 +13,9 @@ use crate::transaction::TxnId;
 impl Smmu {
     /// A fault of the configuration: always terminated with an abort, and recorded.
     pub(super) fn config_fault(&mut self, txn: &Txn, kind: EventKind) -> Outcome {
+        if txn.is_prefetch() {
+            return Outcome::Abort;
+        }
         // What ATS and PRI run into is recorded only with CR2.REC_CFG_ATS (sections 3.9.1.2, 3.9.1.3 and 8.1).
         let ats = txn.origin != Origin::Untranslated;
         // CR2.RECINVSID (section 6.3.12). Translated transactions do not go by it.
@@ -32,6 +35,9 @@ impl Smmu {
 
     /// An input address that no stage translates and that is wider than OAS (section 3.4).
     pub(super) fn input_size_fault(&mut self, txn: &Txn) -> Outcome {
+        if txn.is_prefetch() {
+            return Outcome::Abort;
+        }
         if txn.is_ats_request() {
             return Outcome::NO_ACCESS;
         }
@@ -42,6 +48,9 @@ impl Smmu {
 
     /// A descriptor could not be fetched: terminated and recorded, whatever the CD or STE says.
     pub(super) fn walk_abort(&mut self, txn: &Txn, class: Class, s2: bool) -> Outcome {
+        if txn.is_prefetch() {
+            return Outcome::Abort;
+        }
         let place = Place { class, s2, ipa: txn.ipa, tt_read: true };
         if !txn.is_ats_request() || self.records_ats() {
             let kind = EventKind::WalkExternalAbort(txn.access(), place, txn.at);
@@ -52,6 +61,9 @@ impl Smmu {
 
     /// Several entries answer, and do not agree: terminated and recorded, whatever the CD or STE says (section 3.12).
     pub(super) fn tlb_conflict(&mut self, txn: &Txn, s2: bool) -> Outcome {
+        if txn.is_prefetch() {
+            return Outcome::Abort;
+        }
         if !txn.is_ats_request() || self.records_ats() {
             let place = Place { class: Class::Input, s2, ipa: txn.ipa, tt_read: false };
             let event = txn.event(EventKind::TlbConflict(txn.access(), place), None);
@@ -68,6 +80,9 @@ impl Smmu {
         kind: FaultKind,
         place: Place,
     ) -> Outcome {
+        if txn.is_prefetch() {
+            return Outcome::Abort;
+        }
         if txn.is_ats_request() {
             return Outcome::NO_ACCESS;
         }
@@ -99,6 +114,10 @@ impl Smmu {
 }
 
 impl Txn {
+    fn is_prefetch(&self) -> bool {
+        matches!(self.origin, Origin::Prefetch { .. })
+    }
+
     /// How it ends when it cannot go on.
     fn aborted(&self) -> Outcome {
         if self.is_ats_request() { Outcome::Answer(AtsAnswer::CompleterAbort) } else { Outcome::Abort }

@@ -115,6 +115,7 @@ impl Smmu {
             Outcome::Latch(translation) => {
                 self.observer.tell(|o| match txn.origin {
                     Origin::Translated => o.latched_translated(id, &txn.incoming, &translation),
+                    Origin::Prefetch { .. } => {}
                     _ => o.latched(id, &txn.incoming, &translation),
                 });
                 (State::Latched(translation), Progress::Latched(id, translation))
@@ -124,7 +125,7 @@ impl Smmu {
                 (State::Stalled(txn), Progress::Stalled(id))
             }
             Outcome::Abort | Outcome::Discard | Outcome::Answer(_) | Outcome::Respond { .. } => {
-                self.stats.terminated += 1;
+                self.stats.terminated += u64::from(!matches!(txn.origin, Origin::Prefetch { .. }));
                 self.complete(id);
                 return if matches!(outcome, Outcome::Discard) {
                     Progress::Discarded
@@ -137,6 +138,14 @@ impl Smmu {
             *slot = state;
         }
         progress
+    }
+
+    /// A prefetch begins (section 4.2). It is stepped and ended as a transaction is.
+    pub(crate) fn begin_prefetch(&mut self, t: &Transaction, address: bool) -> Progress {
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
+        let mut txn = Box::new(Txn::new(t, Origin::Prefetch { address }, self.recent.epoch()));
+        let outcome = self.start(id, &mut txn);
+        self.settle(id, txn, outcome)
     }
 
     /// SMMUEN is 0: GBPA decides (section 3.11).
@@ -216,8 +225,8 @@ impl Smmu {
             return self.config_fault(txn, EventKind::BadSte);
         }
         match txn.origin {
-            Origin::Untranslated if stream.aborts() => return Outcome::Abort,
-            Origin::Untranslated => {}
+            Origin::Untranslated | Origin::Prefetch { .. } if stream.aborts() => return Outcome::Abort,
+            Origin::Untranslated | Origin::Prefetch { .. } => {}
             Origin::AtsRequest { .. } => {
                 if let Some(outcome) = self.check_ats_request(txn) {
                     return outcome;
@@ -237,6 +246,7 @@ impl Smmu {
                 txn.cd = cd;
                 self.find_context(id, txn)
             }
+            Ok((_, false)) if txn.origin == Origin::Prefetch { address: false } => Outcome::Abort,
             Ok((_, false)) => self.without_stage1(id, txn),
             Err(SubstreamFault::Bad) => self.config_fault(txn, EventKind::BadSubstreamId),
             Err(SubstreamFault::Disabled) => self.config_fault(txn, EventKind::StreamDisabled),

@@ -4,7 +4,7 @@ use pgtable::Leaf;
 
 use super::context::Context;
 use super::stream::{Path, Stream};
-use super::txn::{Fetch, Purpose, Txn};
+use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, context_key};
 use crate::cache::Invalidation;
 use crate::memory::{Abort, Memory};
@@ -124,7 +124,12 @@ impl Smmu {
     /// The context is known.
     fn with_context(&mut self, id: TxnId, txn: &mut Txn, context: Context) -> Outcome {
         txn.context = context;
-        if context.bad { self.config_fault(txn, EventKind::BadCd) } else { self.stage1(id, txn) }
+        match txn.origin {
+            _ if context.bad => self.config_fault(txn, EventKind::BadCd),
+            // CMD_PREFETCH_CONFIG has what it wanted.
+            Origin::Prefetch { address: false } => Outcome::Abort,
+            _ => self.stage1(id, txn),
+        }
     }
 
     /// CDs and their tables are in IPA space if there is a stage 2.

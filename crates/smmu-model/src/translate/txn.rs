@@ -23,6 +23,11 @@ pub(crate) enum Origin {
     },
     /// A transaction with an address that ATS gave.
     Translated,
+    /// CMD_PREFETCH_CONFIG, or with `address` CMD_PREFETCH_ADDR: fills caches, and fails silently.
+    Prefetch {
+        /// Translations, too.
+        address: bool,
+    },
     /// A page request whose STE says how it is responded to.
     PageRequest(PageRequest),
 }

@@ -145,6 +145,42 @@ fn reserved_fields() {
     }
 }
 
+/// 4.2: prefetches fill the caches, or do nothing; what they run into is not recorded.
+#[test]
+fn prefetches() {
+    for prefetch in [true, false] {
+        let (mut lab, mut tables) = Lab::stage1(Config { prefetch, ..linux() });
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x4000, RW);
+        lab.command([0x01 | u64::from(SID) << 32, 0]);
+        let fetches = if prefetch { 4 } else { 6 };
+        assert_eq!(lab.fetches(|lab| lab.read(0x1000)), (fetches, End::To(0x8000_1000)), "{prefetch}");
+        lab.command([0x02 | u64::from(SID) << 32, 0x2000 | 1]);
+        for address in [0x2000, 0x3000] {
+            let fetches = if prefetch { 0 } else { 4 };
+            assert_eq!(lab.fetches(|lab| lab.read(address)).0, fetches, "{prefetch}");
+        }
+        assert_eq!(lab.fetches(|lab| lab.read(0x4000)).0, 4, "beyond");
+        lab.command([0x02 | u64::from(SID) << 32, 0x9000]);
+        lab.command([0x02 | u64::from(SID + 1) << 32, 0x1000]);
+        lab.command([0x01 | 0xffff << 32, 0]);
+        assert_eq!(lab.events(), [[0; 4]; 0]);
+    }
+}
+
+/// A queue that is disabled in the middle of a prefetch leaves nothing behind that SMMUEN or a CMD_SYNC would wait for.
+#[test]
+fn disabling_a_prefetching_queue() {
+    let (mut lab, _) = Lab::stage1(Config { prefetch: true, ..linux() });
+    lab.push([0x01 | u64::from(SID) << 32, 0]);
+    lab.smmu.step_command(&lab.ram);
+    assert!(!lab.idle(), "one fetch a step");
+    lab.w32(r::CR0, 0);
+    assert_eq!(lab.r32(r::CR0ACK), 0);
+    lab.w32(r::CR0, r::cr0::SMMUEN | r::cr0::CMDQEN);
+    lab.run_commands();
+    lab.command(CFGI_ALL);
+}
+
 /// 3.18: a source with an MSI raises its wire, too, or does not.
 #[test]
 fn wires() {
