@@ -58,9 +58,10 @@ static int must_fault(struct lab_file *file, struct lab_job job)
 
 /*
  * Memory of 2 MiB, mapped twice: as a block, and one page further as pages. The engine copies from the first half of
- * the one to the second half of the other.
+ * the one to the second half of the other. Then, unless all is to be correct, DMA goes to what was unmapped.
  */
-static int domain_round(struct lab_file *file, struct iommu_domain *domain, u32 substream, void *memory, u64 seed)
+static int domain_round(struct lab_file *file, const struct lab_args *args, struct iommu_domain *domain, u32 substream,
+			void *memory, u64 seed)
 {
 	const unsigned long block = BASE, pages = BASE + SZ_4M + PAGE_SIZE;
 	struct lab_job job = lab_job(ENGINE_MEMCPY, block, SZ_1M, pages + SZ_1M);
@@ -83,7 +84,8 @@ static int domain_round(struct lab_file *file, struct iommu_domain *domain, u32 
 no_pages:
 	again = lab_unmap(domain, block, SZ_2M);
 	job.begin = pages;
-	return ret ?: again ?: must_fault(file, job);
+	ret = ret ?: again;
+	return ret || args->correct ? ret : must_fault(file, job);
 }
 
 static int domain_rounds(struct lab_file *file, const struct lab_args *args, struct iommu_domain *domain,
@@ -96,7 +98,7 @@ static int domain_rounds(struct lab_file *file, const struct lab_args *args, str
 	if (!memory)
 		return -ENOMEM;
 	for (i = 0; i < args->loops && !ret; i++)
-		ret = domain_round(file, domain, substream, memory, i);
+		ret = domain_round(file, args, domain, substream, memory, i);
 	lab_free(memory, SZ_2M);
 	return ret;
 }
@@ -139,7 +141,8 @@ int lab_pasid(struct lab_file *file, const struct lab_args *args)
 		iommu_detach_device_pasid(domain, dev, OUR_PASID);
 		job = lab_job(ENGINE_MEMCPY, BASE, PAGE_SIZE, BASE);
 		job.substream = OUR_PASID;
-		ret = ret ?: must_fault(file, job);
+		if (!ret && !args->correct)
+			ret = must_fault(file, job);
 	}
 	iommu_domain_free(domain);
 	return ret;

@@ -45,7 +45,7 @@ struct lab {
 struct lab_args {
 	char name[24];
 	unsigned long size, loops, frames, threads, rate;
-	/* Whether a mistake is made as a correct driver would do it. */
+	/* Whether everything is done as a correct driver would do it. */
 	bool correct;
 };
 

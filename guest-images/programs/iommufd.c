@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/ioctl.h>
 
 #include <linux/iommufd.h>
@@ -97,6 +96,6 @@ int iommufd_main(int argc, char **argv)
 	demand(argc > 1, "which device?");
 	iommufd_open(&bound, argv[1]);
 	iommufd_attach(&bound, bound.ioas);
-	map_under_dma(&bound.engine, &mapper, argc > 2 ? atoi(argv[2]) : 20);
+	map_under_dma(&bound.engine, &mapper, argc, argv);
 	return 0;
 }

@@ -48,8 +48,14 @@ struct mapper {
 	void *self;
 };
 
-/* Maps, copies, unmaps, again and again, while another frame does DMA all the time; at the end unmaps under nobody. */
-void map_under_dma(struct engine *engine, const struct mapper *mapper, int rounds);
+/* Whether the last argument is "correct": then there is no DMA to what is not mapped. */
+int correct(int argc, char **argv);
+
+/*
+ * Maps, copies, unmaps, again and again, while another frame does DMA all the time. The arguments are the device, the
+ * number of rounds, and whether all is to be correct; otherwise at last DMA goes to what was unmapped.
+ */
+void map_under_dma(struct engine *engine, const struct mapper *mapper, int argc, char **argv);
 
 /* An iommufd and a device bound to it. */
 struct bound {

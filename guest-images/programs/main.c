@@ -14,9 +14,9 @@ static const struct {
 	const char *what;
 } tests[] = {
 	{ "sva", sva_main, "/dev/smmulabN: a process shares its address space with the engine" },
-	{ "vfio", vfio_main, "PCI-ADDRESS [ROUNDS]: VFIO type 1, maps and unmaps while DMA runs" },
-	{ "iommufd", iommufd_main, "PCI-ADDRESS [ROUNDS]: the same by iommufd" },
-	{ "nested", nested_main, "PCI-ADDRESS: stage 1 from this program, stage 2 from iommufd" },
+	{ "vfio", vfio_main, "PCI-ADDRESS [ROUNDS] [correct]: VFIO type 1, maps and unmaps while DMA runs" },
+	{ "iommufd", iommufd_main, "PCI-ADDRESS [ROUNDS] [correct]: the same by iommufd" },
+	{ "nested", nested_main, "PCI-ADDRESS [correct]: stage 1 from this program, stage 2 from iommufd" },
 	{ "map-benchmark", map_benchmark_main, "THREADS SECONDS [PAGES]: the kernel's dma_map_benchmark" },
 };
 
@@ -64,6 +64,11 @@ void check(const void *memory, size_t size, uint64_t seed, const char *what)
 		demand(got == word(seed, i), "%s: byte %zu is %llx, not %llx", what, i * 8, (unsigned long long)got,
 		       (unsigned long long)word(seed, i));
 	}
+}
+
+int correct(int argc, char **argv)
+{
+	return argc > 1 && !strcmp(argv[argc - 1], "correct");
 }
 
 int main(int argc, char **argv)

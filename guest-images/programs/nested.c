@@ -183,6 +183,10 @@ int nested_main(int argc, char **argv)
 	check(page(memory, TO), SIZE - PAGE, 2, "what was not moved");
 	demand(page(memory, OTHER)[0] == page(memory, FROM + SIZE / PAGE - 1)[0], "the page that was moved");
 
+	if (correct(argc, argv)) {
+		printf("nested: done\n");
+		return 0;
+	}
 	/* It goes: a fault of stage 1, which is the virtual machine's business. */
 	*(volatile uint64_t *)entry = 0;
 	invalidate(&bound, viommu, VA + 2 * SIZE - PAGE);

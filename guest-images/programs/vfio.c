@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -68,6 +67,6 @@ int vfio_main(int argc, char **argv)
 	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, argv[1]);
 	demand(device >= 0, "VFIO_GROUP_GET_DEVICE_FD");
 	engine_open(&engine, device);
-	map_under_dma(&engine, &mapper, argc > 2 ? atoi(argv[2]) : 20);
+	map_under_dma(&engine, &mapper, argc, argv);
 	return 0;
 }

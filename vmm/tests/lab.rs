@@ -11,6 +11,17 @@ use serde_json::Value;
 /// The SMMU with everything, and caches that never drop what they need not.
 const ALL: &str = "preset=full,keep-all=on";
 
+/// The checker, which ends a run at the first mistake.
+const CHECKED: [&str; 2] = ["--check", "abort"];
+
+/// ATS in devices, with translations that stay until they are invalidated.
+const ATS: [&str; 2] = ["--ats", "entries=unlimited,retention=keep-all"];
+
+/// The guest module's tests without those that want a fault.
+const CORRECT: &str = "TESTS='copy size=65536 frames=4\ncopy size=4096 loops=20\ncoherent size=8192\n\
+     sync size=8192 loops=5\nsg size=65536 frames=2\nmsi loops=10\nstress threads=3 loops=5 size=16384\n\
+     domain loops=2 correct\ndomain-race threads=4 loops=20\npasid loops=2 correct'";
+
 fn skipped() -> bool {
     if !long() || cfg!(debug_assertions) {
         println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
@@ -89,6 +100,34 @@ fn dma_domains_pasids_and_interrupts_on_both_kinds_of_engine() {
 }
 
 #[test]
+fn the_checker_has_nothing_to_say_of_dma_domains_pasids_and_interrupts() {
+    if skipped() {
+        return;
+    }
+    for ats in [&[][..], &ATS] {
+        let machine = ["--cpus", "2", "--device", "engine", "--device", "platform-engine"];
+        let run = run(&["engine"], CORRECT, &[&machine[..], &CHECKED, ats].concat());
+        assert_eq!(run.events(), BTreeMap::new());
+        assert_eq!(run.count("commands/ATC_INV") > 0, !ats.is_empty(), "{:?}", run.smmu);
+    }
+}
+
+#[test]
+fn the_checker_has_nothing_to_say_of_vfio_iommufd_and_nesting() {
+    if skipped() {
+        return;
+    }
+    for ats in [&[][..], &ATS] {
+        let run =
+            run(&["passthrough"], "HOW=correct", &[&["--device", "engine"][..], &CHECKED, ats].concat());
+        assert_eq!(run.output.matches("20 rounds").count(), 2, "{}", run.output);
+        assert!(run.output.contains("nested: done"), "{}", run.output);
+        assert_eq!(run.events(), BTreeMap::new());
+        assert_eq!(run.count("commands/ATC_INV") > 0, !ats.is_empty(), "{:?}", run.smmu);
+    }
+}
+
+#[test]
 fn processes_share_their_memory_with_an_engine_that_stalls() {
     if skipped() {
         return;
@@ -138,7 +177,7 @@ fn the_map_benchmark_runs_with_one_two_and_four_threads() {
         let run = run(
             &["map-benchmark"],
             &settings,
-            &["--device", "engine", "--cpus", threads, "--append", "dma_debug=off"],
+            &[&["--device", "engine", "--cpus", threads, "--append", "dma_debug=off"][..], &CHECKED].concat(),
         );
         assert!(run.output.contains(&format!("{threads} threads, 1 pages: map ")), "{}", run.output);
         let invalidations = run.count("commands/TLBI_NH_VA");
