@@ -303,6 +303,15 @@ mod tests {
     }
 
     #[test]
+    fn the_root_complex_says_whether_it_does_ats() {
+        let says = |smmu, ats| {
+            let tree = Tree { cpus: 1, ram: 1 << 30, smmu, ats, ..Tree::default() };
+            tree.write().unwrap().windows(13).any(|w| w == b"ats-supported")
+        };
+        assert!(says(true, true) && !says(true, false) && !says(false, true));
+    }
+
+    #[test]
     fn a_nul_in_the_command_line_is_an_error() {
         let tree = Tree { cpus: 1, ram: 1 << 30, bootargs: "a\0b", ..Tree::default() };
         assert!(tree.write().is_err());

@@ -276,3 +276,44 @@ fn untouched_ram_costs_nothing() {
     // The guest itself touches its memory map (1.6 % of RAM: 64 bytes a 4 KiB page) and a little more.
     assert!(large < small + 250 * 1024, "{small} KiB with 1 GiB, {large} KiB with 8 GiB");
 }
+
+/// A disk behind ATS, with every feature of the SMMU: Linux enables ATS, the translation caches are used and invalidated,
+/// and what is read is what the host has. A device that confirms no invalidation is reported by the SMMU.
+#[test]
+fn a_disk_behind_ats() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, stats) = (dir.path().join("disk"), dir.path().join("stats"));
+    random_file(&disk, 16 << 20, 5).unwrap();
+    let run = |image: &str, ats: &str, mode: &str, script: &str| {
+        smmulab()
+            .args(["run", "--image", image, "--smmu", "preset=full", "--ats", ats, "--append", mode])
+            .args(["--exec", script, "--time-limit", "120s", "--stats"])
+            .arg(&stats)
+            .arg("--disk")
+            .arg(&disk)
+            .output()
+            .unwrap()
+    };
+    let smmu = || {
+        let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+        ["ats_requests", "ats_translated", "atc_invalidations", "atc_timeouts"]
+            .map(|key| stats["smmu"][key].as_u64().unwrap())
+    };
+    for image in ["debian-6.12", "debian-newest"] {
+        for (ats, mode) in
+            [("on", "iommu.strict=1"), ("on", "iommu.strict=0"), ("entries=0", "iommu.strict=1")]
+        {
+            let text = ok(&run(image, ats, mode, "sha256sum /dev/vda"));
+            assert!(text.contains(&sha256(&disk)), "{image} {ats} {mode}: {text}");
+            let [requests, translated, invalidations, timeouts] = smmu();
+            assert!(requests > 0 && translated >= requests / 2, "{image} {ats} {mode}: {:?}", smmu());
+            assert!(invalidations > 0 && timeouts == 0, "{image} {ats} {mode}: {:?}", smmu());
+        }
+    }
+    let late =
+        run("debian-newest", "confirm=never,timeout=10ms", "quiet", "dd if=/dev/vda of=/dev/null count=1");
+    assert!(stderr(&late).contains("ATC invalidate timeout") || smmu()[3] > 0, "{}", stderr(&late));
+}

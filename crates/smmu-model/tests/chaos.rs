@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use smmu_model::spec::registers as r;
 use smmu_model::{
-    Abort, AccessKind, Config, MemAttrs, Memory, Progress, Replace, Shareability, Smmu, StallModel,
-    Transaction, Translation, TxnId,
+    Abort, AccessKind, AtsAnswer, AtsProgress, AtsRequest, Config, MemAttrs, Memory, PageRequest, Progress,
+    Replace, Shareability, Smmu, StallModel, Transaction, Translation, TxnId,
 };
 
 /// 64 KiB of guest memory from 0, of which queues, tables and structures are all made; more than that aborts.
@@ -72,6 +72,15 @@ enum Act {
     Record,
     Interrupt,
     Snapshot,
+    /// A Translation Request with NW; one fetch of one.
+    Ask(Transaction, bool),
+    AskStep(usize),
+    Translated(Transaction),
+    /// A page request with PRGIndex and flags.
+    Page(Transaction, u16, u8),
+    Pri,
+    /// An invalidation and a response go out, and the device confirms or does not.
+    Messages(bool),
 }
 
 /// A word as a guest writes it: small, one of structures' usual bits, or anything.
@@ -115,6 +124,10 @@ fn offset() -> impl Strategy<Value = u64> {
         r::ECMDQ_PAGE + 0xc,
         r::ECMDQ_PAGE + 0x8000,
         r::ECMDQ_PAGE + 0x8008,
+        r::PRIQ_BASE,
+        r::PRIQ_PROD,
+        r::PRIQ_CONS,
+        r::PRIQ_IRQ_CFG0,
     ];
     prop_oneof![4 => proptest::sample::select(known.to_vec()), 1 => 0..0x3_0010u64, 1 => any::<u64>()]
 }
@@ -154,6 +167,12 @@ fn act() -> impl Strategy<Value = Act> {
         4 => Just(Act::Record),
         2 => Just(Act::Interrupt),
         1 => Just(Act::Snapshot),
+        3 => (transaction(), any::<bool>()).prop_map(|(t, no_write)| Act::Ask(t, no_write)),
+        6 => any::<usize>().prop_map(Act::AskStep),
+        2 => transaction().prop_map(Act::Translated),
+        2 => (transaction(), any::<u16>(), any::<u8>()).prop_map(|(t, group, flags)| Act::Page(t, group, flags)),
+        3 => Just(Act::Pri),
+        2 => any::<bool>().prop_map(Act::Messages),
     ]
 }
 
@@ -204,6 +223,11 @@ fn config() -> impl Strategy<Value = Config> {
                 ste_cache: size * 2,
                 cd_cache: size * 2,
                 event_fifo: 4,
+                ats: sev,
+                ats_split: sev && s1p && xnx,
+                atsrecerr: sev && hyp,
+                pri: sev,
+                pps: sev && razwi,
                 ..Config::linux()
             }
         },
@@ -218,14 +242,15 @@ fn machine(config: Config) -> (Smmu, Ram) {
     smmu.mmio_write(r::STRTAB_BASE, 8, 0x6000);
     smmu.mmio_write(r::STRTAB_BASE_CFG, 4, 3);
     smmu.mmio_write(r::CR2, 4, 2);
-    smmu.mmio_write(r::IRQ_CTRL, 4, 5);
-    smmu.mmio_write(r::CR0, 4, 0xd);
+    smmu.mmio_write(r::PRIQ_BASE, 8, 0x5800 | 2);
+    smmu.mmio_write(r::IRQ_CTRL, 4, 7);
+    smmu.mmio_write(r::CR0, 4, 0x1f);
     let ram = Ram::default();
     for sid in 0..8u64 {
         let at = 0x6000 + sid * 64;
         let words = [
             1 | (4 + (sid & 3)) << 1 | 0x7000 | (sid & 4) << 57,
-            2 | 1 << 44,
+            2 | 1 << 44 | (1 + (sid & 3) / 3) << 28,
             24 << 32 | 1 << 38 | 0xc << 48,
             0x8000,
         ];
@@ -259,6 +284,7 @@ proptest! {
     fn anything_goes(config in config(), acts in proptest::collection::vec(act(), 1..300)) {
         let (mut smmu, ram) = machine(config.clone());
         let mut txns: Vec<(TxnId, Transaction)> = Vec::new();
+        let mut requests: Vec<TxnId> = Vec::new();
         let put = |txns: &mut Vec<(TxnId, Transaction)>, at: Option<usize>, t: Transaction, progress| {
             let id = match progress {
                 Progress::Latched(id, translation) => {
@@ -317,11 +343,68 @@ proptest! {
                         smmu.msi_aborted(&msi);
                     }
                 }
+                Act::Ask(t, no_write) if requests.len() < 8 => {
+                    let Transaction { sid, ssid, address, privileged, instruction: execute, .. } = t;
+                    let request = AtsRequest { sid, ssid, address, no_write, execute, privileged };
+                    if let AtsProgress::Walking(id) = smmu.ats_request(&request) {
+                        requests.push(id);
+                    }
+                }
+                Act::AskStep(n) if !requests.is_empty() => {
+                    let n = n % requests.len();
+                    if let AtsProgress::Answered(answer) = smmu.ats_step(requests[n], &ram) {
+                        requests.swap_remove(n);
+                        if let AtsAnswer::Success(t) = answer {
+                            let bytes = 1u64 << t.size;
+                            prop_assert!(t.address % bytes == 0 && t.address + bytes <= 1 << config.oas, "{t:?}");
+                        }
+                    }
+                }
+                Act::Translated(t) if txns.len() < 16 => {
+                    let progress = smmu.begin_translated(&t);
+                    put(&mut txns, None, t, progress);
+                }
+                Act::Ask(..) | Act::AskStep(_) | Act::Translated(_) => {}
+                Act::Page(t, prg_index, flags) => smmu.page_request(&PageRequest {
+                    sid: t.sid,
+                    ssid: t.ssid,
+                    address: t.address,
+                    prg_index,
+                    last: flags & 1 != 0,
+                    read: flags & 2 != 0,
+                    write: flags & 4 != 0,
+                    execute: t.instruction,
+                    privileged: t.privileged,
+                }),
+                Act::Pri => smmu.step_pri(&ram),
+                Act::Messages(confirmed) => {
+                    smmu.take_page_response();
+                    match smmu.take_atc_invalidation() {
+                        Some(taken) if confirmed => smmu.atc_invalidation_done(taken.id),
+                        Some(taken) => smmu.atc_invalidation_timed_out(taken.id),
+                        None => {}
+                    }
+                }
                 Act::Snapshot => {
                     let text = serde_json::to_string(&smmu).unwrap();
                     smmu = serde_json::from_str(&text).unwrap();
                 }
             }
+        }
+        for id in requests {
+            let mut steps = 0;
+            while let AtsProgress::Walking(_) = smmu.ats_step(id, &ram) {
+                steps += 1;
+                prop_assert!(steps < 200, "a walk without end: {id:?}");
+            }
+        }
+        for steps in 0.. {
+            smmu.take_page_response();
+            if !smmu.pri_pending() {
+                break;
+            }
+            smmu.step_pri(&ram);
+            prop_assert!(steps < 20_000, "page requests without end");
         }
         // Every walk ends, whatever the tables say.
         for (id, _) in txns {

@@ -1,6 +1,7 @@
 //! The test devices as bare-metal software sees them: configuration space, BARs, and an SMMU that the test sets up in
 //! memory and registers.
 
+mod ats;
 mod engine;
 mod engine_faults;
 mod hostile;
