@@ -305,7 +305,8 @@ mod tests {
     #[test]
     fn the_root_complex_says_whether_it_does_ats() {
         let says = |smmu, ats| {
-            let tree = Tree { cpus: 1, ram: 1 << 30, smmu, ats, ..Tree::default() };
+            let smmus = usize::from(smmu);
+            let tree = Tree { cpus: 1, ram: 1 << 30, smmus, ats, ..Tree::default() };
             tree.write().unwrap().windows(13).any(|w| w == b"ats-supported")
         };
         assert!(says(true, true) && !says(true, false) && !says(false, true));

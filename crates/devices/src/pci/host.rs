@@ -131,6 +131,8 @@ impl PciHost {
         if let Some(port) = old.port() {
             port.set_enabled(false);
             port.set_forwarded(false);
+            // Invalidations that it has not confirmed are answered with UR by whatever is above it.
+            port.reset_ats();
         }
     }
 
