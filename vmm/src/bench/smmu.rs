@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use pgtable::{Builder, Stage1, Stage2, descriptor as d};
 use smmu_model::spec::registers as r;
 use smmu_model::{Abort, AccessKind, Config, Memory, Progress, Smmu, Transaction};

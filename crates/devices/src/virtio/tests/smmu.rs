@@ -215,7 +215,7 @@ pub(super) fn no_transaction_outlives_a_reset_or_the_loss_of_bus_mastering() {
 fn each_fetch_takes_as_long_as_the_smmu_says() {
     let config = Config { lat_walk: 7, ..Config::linux() };
     let t = Translated::behind(Rng::new(5), false, config);
-    let port = t.bench.host.fabric().port(SLOT.requester_id());
+    let port = t.bench.host.fabric().port(SLOT.requester_id(0));
     port.set_enabled(true);
     let mut scatter = Scatter::default();
     scatter.push(Segment { iova: IOVA + 0x10_0000, len: 8 });
