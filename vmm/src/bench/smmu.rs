@@ -288,7 +288,7 @@ mod tests {
             |path| Rig::new(Case { path, streams: 4, entries: 64 })?.measure(200).map(|f| f.fetches);
         let all: Result<Vec<f64>> = [Path::Hit, Path::Walk, Path::Nested].into_iter().map(fetches).collect();
         // Each of four stage 1 descriptors, and the output, through four of stage 2.
-        assert_eq!(all.map_err(|e| anyhow!("{e}")).ok(), Some(vec![0.0, 4.0, 24.0]));
+        assert_eq!(all.map_err(|e| anyhow::anyhow!("{e}")).ok(), Some(vec![0.0, 4.0, 24.0]));
     }
 
     #[test]
