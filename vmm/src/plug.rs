@@ -1,6 +1,5 @@
 //! Hot plug as the command line scripts it: what comes into which root port's slot, or leaves it, and when.
 
-use std::collections::VecDeque;
 use std::str::FromStr;
 
 use devices::Time;
@@ -121,20 +120,29 @@ pub enum What {
 /// The script of a run, as an agent: its events are steps at their times.
 #[derive(Default)]
 pub struct Script {
-    done: VecDeque<Event>,
-    coming: VecDeque<Event>,
+    events: Vec<Event>,
+    progress: Progress,
+}
+
+/// How far a script is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Events that are done.
+    done: usize,
+    /// Those of them that brought somebody.
+    placed: Vec<usize>,
 }
 
 impl Script {
     /// A script of these events, which need not be in order; of two at one time the first given is first.
     pub fn new(mut events: Vec<Event>) -> Self {
         events.sort_by_key(|event| event.at);
-        Self { done: VecDeque::new(), coming: events.into() }
+        Self { events, progress: Progress::default() }
     }
 
     /// When the next event is.
     pub fn next_step(&self) -> Option<Time> {
-        self.coming.front().map(|event| event.at)
+        self.events.get(self.progress.done).map(|event| event.at)
     }
 
     /// Does what is to be done before power-on.
@@ -146,49 +154,65 @@ impl Script {
 
     /// Does the next event. One that is not possible (somebody is in the slot already, or nobody) is left out.
     pub fn step(&mut self, pci: &mut PciHost, now: Time) {
-        let Some(mut event) = self.coming.pop_front() else { return };
+        let Some(event) = self.events.get_mut(self.progress.done) else { return };
         let possible = match &mut event.what {
             What::Unplug { surprise } => pci.unplug(now, event.port, *surprise),
             What::Plug(_) if pci.occupied(event.port) => false,
-            What::Plug(make) => make.take().is_some_and(|make| {
-                if now == 0 { pci.plug_cold(event.port, make) } else { pci.plug(now, event.port, make) }
-            }),
+            What::Plug(make) => match make.take() {
+                None => false,
+                Some(make) => {
+                    self.progress.placed.push(self.progress.done);
+                    match now {
+                        0 => pci.plug_cold(event.port, make),
+                        _ => pci.plug(now, event.port, make),
+                    }
+                }
+            },
         };
         if !possible {
-            log::warn!(
-                "nothing to plug or unplug at {} ns in slot {:02x}",
-                event.at,
-                event.port.device_number()
-            );
+            let slot = event.port.device_number();
+            log::warn!("nothing to plug or unplug at {} ns at the port in slot {slot:02x}", event.at);
         }
-        self.done.push_back(event);
+        self.progress.done += 1;
     }
 
     /// How much of it is done, for a snapshot.
-    pub fn progress(&self) -> usize {
-        self.done.len()
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
-    /// Takes a new machine to where `done` events have happened and the root ports are as in `state`: the functions that
-    /// are in their slots then are put there, without their state. `false` if there is no such place in the script.
-    pub fn resume(&mut self, done: usize, pci: &mut PciHost, state: &PciHostState) -> bool {
-        if done < self.done.len() || done > self.done.len() + self.coming.len() {
+    /// The last of `placed` that is for a port.
+    fn occupant(&self, placed: &[usize], port: Slot) -> Option<usize> {
+        let of_port = |&&index: &&usize| self.events.get(index).is_some_and(|event| event.port == port);
+        placed.iter().rev().find(of_port).copied()
+    }
+
+    /// Takes a machine that has not run yet to where the script is at `progress` and the root ports are as in `state`:
+    /// the functions that are in their slots then are put there, without their state. `false` if there is no such place.
+    pub fn resume(&mut self, progress: Progress, pci: &mut PciHost, state: &PciHostState) -> bool {
+        if progress.done > self.events.len() {
             return false;
         }
-        while self.done.len() < done {
-            let Some(event) = self.coming.pop_front() else { return false };
-            self.done.push_back(event);
-        }
-        // Who came last is who is there, if anybody is.
-        for event in self.done.iter_mut().rev() {
-            if let What::Plug(make) = &mut event.what
-                && state.occupied(Slot::behind(event.port))
-                && !pci.occupied(event.port)
-                && let Some(make) = make.take()
-            {
-                pci.plug_cold(event.port, make);
+        let mut ports: Vec<Slot> = self.events.iter().map(|event| event.port).collect();
+        ports.sort();
+        ports.dedup();
+        for port in ports {
+            let then = self.occupant(&progress.placed, port).filter(|_| state.occupied(Slot::behind(port)));
+            let now = self.occupant(&self.progress.placed, port);
+            if then == now {
+                continue;
             }
+            pci.empty_cold(port);
+            let Some(then) = then else { continue };
+            match self.events.get_mut(then).map(|event| &mut event.what) {
+                Some(What::Plug(make)) => match make.take() {
+                    Some(make) => pci.plug_cold(port, make),
+                    None => return false,
+                },
+                _ => return false,
+            };
         }
+        self.progress = progress;
         true
     }
 }

@@ -13,6 +13,7 @@ use smmu_model::Smmu;
 
 use crate::its_agent::ItsAgent;
 use crate::machine::{Machine, Turns};
+use crate::plug::Progress;
 use crate::smmu_agents::{Due, SmmuAgents};
 
 /// The state of vCPUs, scheduler and devices.
@@ -29,8 +30,8 @@ pub struct MachineState {
     platform: Vec<PlatformEngineState>,
     smmus: Vec<(Smmu, Due)>,
     its: ItsAgent,
-    /// Events of the plug script that are done.
-    plugged: usize,
+    /// How far the plug script is.
+    plugged: Progress,
     event: bool,
     lab: Option<Lab>,
 }

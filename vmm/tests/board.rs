@@ -6,6 +6,8 @@ use vmm::assemble::build;
 use vmm::layout as at;
 use vmm::machine::Machine;
 use vmm::options::{MachineOptions, PlacedSmmu};
+use vmm::plug::RootPortKind;
+use vmm::state::MachineState;
 
 const RAM: u64 = 0x4000_0000;
 
@@ -155,4 +157,37 @@ fn an_smmus_message_waits_for_an_its_that_is_full() {
         |inbox: &ItsInbox| inbox.save().contains(&Message { device_id: at::SMMU_DEVICE_ID, event_id: 0x55 });
     assert!(ours(&inbox), "sent when there was room");
     assert_eq!(b.read(base + 0x60) & 1 << 4, 0, "and not lost");
+}
+
+#[test]
+fn a_snapshot_knows_who_is_plugged_in() {
+    let options = MachineOptions {
+        ram: 64 << 20,
+        root_ports: vec![RootPortKind::Internal; 2],
+        plugs: ["0:1:engine", "2000ns:1:rng", "1000ns:2:testdev"].map(|text| text.parse().unwrap()).to_vec(),
+        unplugs: vec!["1000ns:1:surprise".parse().unwrap()],
+        ..MachineOptions::default()
+    };
+    let occupants = |machine: &Machine| {
+        let behind = machine.board.pci.functions().filter(|(slot, _)| slot.root_port().is_some());
+        behind.map(|(slot, _)| slot.root_port().unwrap().device_number()).collect::<Vec<_>>()
+    };
+    let mut seen = Vec::new();
+    for end in [0, 999, 1000, 2000, 5_000_000] {
+        let mut b = Bench { machine: build(&options).unwrap(), now: 0 };
+        b.run(end);
+        let state = serde_json::to_vec(&MachineState::save(&b.machine)).unwrap();
+        let mut other = Bench { machine: build(&options).unwrap(), now: b.now };
+        let restored: MachineState = serde_json::from_slice(&state).unwrap();
+        restored.restore(&mut other.machine).unwrap();
+        assert_eq!(occupants(&other.machine), occupants(&b.machine));
+        seen.push(occupants(&b.machine));
+        assert!(serde_json::to_vec(&MachineState::save(&other.machine)).unwrap() == state, "at {end}");
+        let futures = [&mut b, &mut other].map(|b| {
+            b.run(9_000_000);
+            serde_json::to_vec(&MachineState::save(&b.machine)).unwrap()
+        });
+        assert!(futures[0] == futures[1], "from {end} on");
+    }
+    assert_eq!(seen, [vec![4], vec![4], vec![5], vec![4, 5], vec![4, 5]]);
 }

@@ -57,7 +57,7 @@ fn requester_ids_are_split_between_two_smmus() {
         let script =
             "for s in /sys/class/iommu/*; do echo $(basename $s): $(ls $s/devices); done; sha256sum /dev/vda";
         let text = run(image, &args, script);
-        assert!(text.contains("smmu3.0x0000000009050000: 0000:00:01.0 0000:00:02.0\n"), "{image}: {text}");
+        assert!(text.contains("0000:00:01.0 0000:00:02.0\nsmmu3.0x000000000c100000"), "{image}: {text}");
         assert!(text.contains("smmu3.0x000000000c100000: 0000:00:04.0\n"), "{image}: {text}");
         let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
         let translated = |smmu: &serde_json::Value| smmu["translated"].as_u64().unwrap();
@@ -65,7 +65,7 @@ fn requester_ids_are_split_between_two_smmus() {
     }
 }
 
-/// Waits for a PCI device to come or go.
+/// Waits until something is so.
 const WAIT: &str =
     "wait() { n=0; until eval \"$1\"; do sleep 0.2; n=$((n+1)); [ $n -lt 200 ] || return 1; done; }";
 
@@ -77,47 +77,50 @@ fn a_disk_comes_and_leaves_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     random_file(&disk, 1 << 20, 12).unwrap();
-    let (plug, file) = (format!("3s:1:disk={},ro", disk.display()), std::fs::read(&disk).unwrap());
+    let plug = format!("3s:1:disk={},ro", disk.display());
+    let sum = sha256(&std::fs::read(&disk).unwrap());
     for image in KERNELS {
         let args =
             ["--root-port", "internal", "--root-port", "internal", "--plug", &plug, "--unplug", "12s:1"];
         let script = format!(
-            "{WAIT}; wait '[ -e /dev/vda ]' || exit 1; sha256sum /dev/vda; \
-             d=$(readlink -f /sys/block/vda/device/../..); d=$(basename $d); echo device $d; \
+            "modprobe virtio_blk; {WAIT}; wait '[ -e /dev/vda ]' || exit 1; sha256sum /dev/vda; \
+             d=$(basename $(readlink -f /sys/block/vda/device/..)); echo device $d; \
              ls /sys/bus/pci/devices/$d/iommu_group/devices; \
              wait '[ ! -e /dev/vda ]' || exit 2; wait \"[ ! -e /sys/bus/pci/devices/$d ]\" || exit 3; \
-             cat /sys/bus/pci/slots/1/power; echo end"
+             wait '[ $(cat /sys/bus/pci/slots/1/adapter) = 0 ]' || exit 4; cat /sys/bus/pci/slots/1/power"
         );
         let text = run(image, &args, &script);
-        let sum = sha256(&file);
-        assert!(text.starts_with(&sum), "{image}: {text}");
-        let device = text.lines().find_map(|l| l.strip_prefix("device ")).unwrap().to_string();
-        assert!(!device.starts_with("0000:00:"), "{image}: {text}");
-        let group: Vec<&str> = text.lines().filter(|l| *l == device).collect();
-        assert_eq!(group.len(), 1, "{image}, the group is the device's alone: {text}");
-        assert!(text.ends_with("0\nend\n"), "{image}: {text}");
+        // The first port's bus, a group of its own, and a slot without power at the end.
+        let expected = format!("{sum}  /dev/vda\ndevice 0000:01:00.0\n0000:01:00.0\n0\n");
+        assert_eq!(text, expected, "{image}");
     }
 }
 
 #[test]
-fn a_surprise_removal_with_dma_running_leaves_the_guest_alive() {
+fn a_slot_is_used_again_after_a_surprise() {
     if skipped(&KERNELS) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let disk = dir.path().join("disk");
-    random_file(&disk, 64 << 20, 13).unwrap();
-    let disk = format!("0:1:disk={},ro", disk.display());
+    // Not a virtio device: their drivers in Linux wait for ever for a reset of one that is gone.
+    let args = ["--root-port", "internal", "--plug", "0:1:engine", "--unplug", "4s:1:surprise"];
+    let args = [&args[..], &["--plug", "10s:1:rng"]].concat();
+    let script = format!(
+        "{WAIT}; d=/sys/bus/pci/devices/0000:01:00.0; cat $d/device; wait '[ ! -e $d ]' || exit 1; echo gone; \
+         wait '[ -e $d ]' || exit 2; cat $d/device; wait '[ $(ls /sys/bus/virtio/devices | wc -l) = 3 ]' || exit 3"
+    );
     for image in KERNELS {
-        let args =
-            ["--root-port", "internal", "--plug", &disk, "--unplug", "4s:1:surprise", "--plug", "20s:1:rng"];
-        let script = format!(
-            "{WAIT}; (while dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done) & \
-             wait '[ ! -e /dev/vda ]' || exit 1; wait '[ $(ls /sys/bus/virtio/devices | wc -l) = 2 ]' || exit 2; \
-             echo gone; wait '[ $(ls /sys/bus/virtio/devices | wc -l) = 3 ]' || exit 3; echo back"
-        );
-        assert_eq!(run(image, &args, &script), "gone\nback\n", "{image}");
+        assert_eq!(run(image, &args, &script), "0xff80\ngone\n0x1044\n", "{image}");
     }
+}
+
+#[test]
+fn the_lab_kernel_finds_the_performance_monitors() {
+    if skipped(&["lab"]) {
+        return;
+    }
+    let script = "cat /sys/bus/event_source/devices/smmuv3_pmcg_d800/events/transaction; grep smmuv3-pmu /proc/interrupts";
+    let text = run("lab", &["--smmu", "preset=full"], script);
+    assert!(text.starts_with("event=0x01\n") && text.contains("d800000.pmu"), "{text}");
 }
 
 #[test]
@@ -131,14 +134,14 @@ fn a_run_with_plugging_is_the_same_twice() {
         let args =
             ["--root-port", "internal", "--plug", "2s:1:engine", "--unplug", "6s:1:surprise", "--stats"];
         let args = [&args[..], &[stats.to_str().unwrap()]].concat();
-        let text = run("debian-6.12", &args, "sleep 9; dmesg");
+        let text = run("debian-6.12", &args, "sleep 9; dmesg | grep pciehp");
         let mut stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
         stats.as_object_mut().unwrap().remove("host");
         (text, stats)
     };
     let (first, again) = (figures("first"), figures("again"));
     assert_eq!(first, again);
-    assert!(first.0.contains("Slot(1): Card present") || first.0.contains("pciehp"), "{}", first.0);
+    assert!(first.0.contains("Slot(1): Card present"), "{}", first.0);
 }
 
 fn sha256(bytes: &[u8]) -> String {

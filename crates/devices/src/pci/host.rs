@@ -170,6 +170,15 @@ impl PciHost {
         true
     }
 
+    /// Takes back what [`PciHost::plug_cold`] did, before the machine is switched on.
+    pub fn empty_cold(&mut self, port: Slot) {
+        if let Some(root_port) = self.root_port(port) {
+            root_port.empty_cold();
+            self.remove(Slot::behind(port));
+            self.refresh();
+        }
+    }
+
     /// Puts a function into the hot-plug slot of a root port. Answers whether that was possible: the port is there, and
     /// nobody in its slot.
     pub fn plug(

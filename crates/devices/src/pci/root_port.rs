@@ -86,6 +86,12 @@ impl RootPort {
         self.power_on();
     }
 
+    /// Nobody is in the slot at power-on.
+    pub(super) fn empty_cold(&mut self) {
+        self.slot = HotPlugSlot::default();
+        self.power_on();
+    }
+
     /// Somebody comes into the slot.
     pub(super) fn plug(&mut self, now: Time) {
         self.slot.plug();
