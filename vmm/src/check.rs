@@ -138,10 +138,11 @@ impl Teller {
             return Ok(0);
         }
         self.symbols.locate(machine.cluster.core(0).sys.vbar[1]);
-        let mut count = 0;
+        let (mut count, several) = (0, self.checkers.len() > 1);
         for (n, checker) in self.checkers.iter().enumerate() {
             for report in checker.take_reports() {
-                let _ = std::io::stderr().write_all(self.text(n, &report).as_bytes());
+                let _ = std::io::stderr()
+                    .write_all(text(several.then_some(n), &report, &self.symbols).as_bytes());
                 if let Some(mut file) = self.json.as_ref() {
                     let line = object(n, &report, &self.symbols).to_string() + "\n";
                     file.write_all(line.as_bytes()).context("cannot write the reports")?;
@@ -169,32 +170,31 @@ impl Teller {
         }
         Ok(())
     }
+}
 
-    /// A report for people.
-    fn text(&self, smmu: usize, r: &Report) -> String {
-        let mut text = format!("smmulab: check: {}: {}\n", r.kind.name(), r.what);
-        let mut about = vec![format!("at {}", seconds(r.time))];
-        about.extend((self.checkers.len() > 1).then(|| format!("SMMU {smmu}")));
-        about.extend(r.sid.map(|sid| format!("StreamID {sid:#x}")));
-        about.extend(r.ssid.map(|ssid| format!("SubstreamID {ssid}")));
-        about.extend(r.world.map(|world| format!("{world:?}")));
-        about.extend(r.asid.map(|asid| format!("ASID {asid}")));
-        about.extend(r.vmid.map(|vmid| format!("VMID {vmid}")));
-        about.extend(r.iova.map(|iova| format!("address {iova:#x}")));
-        about.extend(r.level.map(|level| format!("level {level}")));
-        text += &format!("    {}\n", about.join(", "));
-        if let Some(missing) = &r.missing {
-            text += &format!("    missing: {missing}\n");
-        }
-        for (role, site) in &r.sites {
-            let who = site.cpu.map_or("a device".to_string(), |cpu| format!("CPU {cpu}"));
-            let code = code(site, &self.symbols);
-            let code = if code.is_empty() { String::new() } else { format!(": {}", code.join(" < ")) };
-            text +=
-                &format!("    {:<13} {who} at {}{code}\n", format!("{}:", name(*role)), seconds(site.time));
-        }
-        text
+/// A report for people, of one of several SMMUs if `smmu` is given.
+pub fn text(smmu: Option<usize>, r: &Report, symbols: &Symbols) -> String {
+    let mut text = format!("smmulab: check: {}: {}\n", r.kind.name(), r.what);
+    let mut about = vec![format!("at {}", seconds(r.time))];
+    about.extend(smmu.map(|smmu| format!("SMMU {smmu}")));
+    about.extend(r.sid.map(|sid| format!("StreamID {sid:#x}")));
+    about.extend(r.ssid.map(|ssid| format!("SubstreamID {ssid}")));
+    about.extend(r.world.map(|world| format!("{world:?}")));
+    about.extend(r.asid.map(|asid| format!("ASID {asid}")));
+    about.extend(r.vmid.map(|vmid| format!("VMID {vmid}")));
+    about.extend(r.iova.map(|iova| format!("address {iova:#x}")));
+    about.extend(r.level.map(|level| format!("level {level}")));
+    text += &format!("    {}\n", about.join(", "));
+    if let Some(missing) = &r.missing {
+        text += &format!("    missing: {missing}\n");
     }
+    for (role, site) in &r.sites {
+        let who = site.cpu.map_or("a device".to_string(), |cpu| format!("CPU {cpu}"));
+        let code = code(site, symbols);
+        let code = if code.is_empty() { String::new() } else { format!(": {}", code.join(" < ")) };
+        text += &format!("    {:<13} {who} at {}{code}\n", format!("{}:", name(*role)), seconds(site.time));
+    }
+    text
 }
 
 fn seconds(time: u64) -> String {

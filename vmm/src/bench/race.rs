@@ -12,6 +12,7 @@ use crate::race::scenario::{Prepared, Scenario};
 use crate::race::search::{Explorer, Limits, search};
 use crate::race::trial::Judge;
 use crate::snapshot;
+use crate::symbols::Symbols;
 
 /// A guest of no operating system: its first vCPU marks the beginning and starts the second; both add to a counter in RAM, 200
 /// times each; then the first marks that all is well.
@@ -123,7 +124,7 @@ fn measure(
     dir: &Path,
 ) -> Result<Figures> {
     let mut prepared = scenario.prepare(|_| {})?;
-    let judge = Judge::new(scenario, prepared.exec)?;
+    let judge = Judge::new(scenario, prepared.exec, Symbols::default())?;
     let following = cost_of_following(&mut prepared, &judge, args.rounds)?;
     let file = dir.join("snapshot");
     let options = scenario.options()?;

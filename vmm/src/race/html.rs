@@ -32,6 +32,9 @@ pub fn page(record: &Record, line: &Timeline) -> String {
         title = escape(&title(record)),
         failure = escape(failure),
     );
+    if let Some(failure) = record.verdict.failure.as_ref().filter(|failure| !failure.detail.is_empty()) {
+        let _ = writeln!(out, "<pre>{}</pre>", escape(&failure.detail));
+    }
     match record.story.is_empty() {
         true => out.push_str("<p>It fails in the default order: nobody has to be slower than usual.</p>\n"),
         false => {

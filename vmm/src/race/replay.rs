@@ -61,11 +61,13 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         args.file.display()
     );
     if let Some(address) = &args.gdb {
+        // A checker looks forwards only.
+        machine.board.checkers.clear();
         machine.follow(&record.holds);
         gdb::serve(address, Timeless::new(machine))?;
         return Ok(0);
     }
-    let judge = Judge::new(&record.scenario, exec)?;
+    let judge = Judge::new(&record.scenario, exec, symbols.clone())?;
     for time in 1..=args.times {
         let again: Replayed = Child::start(|| carefully(&mut machine, &judge, &record.holds).ok())?
             .join::<Option<Replayed>>()?

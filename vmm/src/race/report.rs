@@ -17,6 +17,7 @@ pub fn text(record: &Record) -> String {
         record.verdict.instructions,
         record.end
     );
+    out.push_str(failure.map_or("", |failure| failure.detail.as_str()));
     if record.begun.is_empty() {
         out.push_str("It fails in the default order: nobody has to be slower than usual.\n");
     } else {
@@ -45,6 +46,9 @@ pub fn markdown(record: &Record, file: &str) -> String {
         time(record.verdict.ns),
         record.verdict.instructions
     );
+    if let Some(failure) = failure.filter(|failure| !failure.detail.is_empty()) {
+        let _ = writeln!(out, "```\n{}```\n", failure.detail);
+    }
     if record.story.is_empty() {
         out.push_str("It fails in the default order.\n");
     }

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use devices::lab::Mark;
 use serde::{Deserialize, Serialize};
+use smmu_model::checker::Patience;
 
 use super::steps::Line;
 use crate::cli::{Cli, Command, RunArgs};
 use crate::machine::{Machine, Stop};
 use crate::options::{MachineOptions, Span};
-use crate::run;
 use crate::symbols::Symbols;
+use crate::{check, run};
 
 /// How much virtual time a guest has to get to where its scenario begins.
 const BOOT_LIMIT: u64 = 600_000_000_000;
@@ -121,6 +122,12 @@ impl Scenario {
         let args = self.run_args()?;
         let (options, boot) = run::plan(&args)?;
         let mut machine = crate::assemble::assemble(&options, &boot)?;
+        if args.check != check::Mode::Off {
+            ensure!(
+                !check::attach(&mut machine, Patience::default()).is_empty(),
+                "run: --check needs an SMMU"
+            );
+        }
         let (mut text, mut job) = (Vec::new(), Vec::new());
         let why = loop {
             let stop = machine.run((machine.now() + 2_000_000).min(BOOT_LIMIT));
@@ -130,6 +137,8 @@ impl Scenario {
             job.extend(run::take_virtio_console(&mut machine));
             match stop {
                 Stop::Marked(Mark::Begin, _) => {
+                    // What was wrong before is not the scenario's.
+                    machine.board.checkers.iter().for_each(|checker| drop(checker.take_reports()));
                     let said = String::from_utf8_lossy(&job).into_owned();
                     return Ok(Prepared { machine, exec: args.exec.is_some(), said });
                 }

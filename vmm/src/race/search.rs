@@ -57,7 +57,7 @@ impl Found {
         self.instructions += verdict.instructions;
         self.orders.insert(verdict.order);
         if let Some(failure) = verdict.failure
-            && !self.failures.iter().any(|(_, known)| *known == failure)
+            && !self.failures.iter().any(|(_, known)| known.same(&failure))
         {
             self.failures.push((number, failure));
         }
@@ -83,7 +83,7 @@ impl Explorer {
     pub fn new(scenario: &Scenario, prepared: Prepared) -> Result<Self> {
         let symbols = prepared.symbols(scenario)?;
         let Prepared { mut machine, exec, .. } = prepared;
-        let judge = Judge::new(scenario, exec)?;
+        let judge = Judge::new(scenario, exec, symbols.clone())?;
         let survey = Child::start(|| {
             machine.survey();
             let verdict = judge.run(&mut machine);
@@ -114,7 +114,7 @@ impl Explorer {
 
     fn fails_with(&mut self, holds: &[Hold], failure: &Failure) -> bool {
         let verdict = self.start(holds).and_then(Child::join::<Verdict>);
-        verdict.is_ok_and(|verdict| verdict.failure.as_ref() == Some(failure))
+        verdict.is_ok_and(|verdict| verdict.failure.is_some_and(|own| own.same(failure)))
     }
 
     fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<(Record, Timeline)> {

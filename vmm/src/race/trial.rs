@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::scenario::Scenario;
 use crate::machine::{Machine, Stop};
-use crate::run;
+use crate::symbols::Symbols;
+use crate::{check, run};
 
 /// What a Linux kernel prints when something is wrong with it.
 const COMPLAINTS: [&str; 14] = [
@@ -44,6 +45,8 @@ pub enum Kind {
     Hang,
     /// The limit of virtual time passed: a hang, or a livelock.
     Limit,
+    /// The checker says that the guest used its SMMU wrongly.
+    Checker,
 }
 
 /// A failure.
@@ -53,6 +56,20 @@ pub struct Failure {
     pub kind: Kind,
     /// One line for people. Failures of one kind with the same line are the same failure.
     pub text: String,
+    /// More about it, in lines.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+impl Failure {
+    fn new(kind: Kind, text: &str) -> Self {
+        Self { kind, text: text.into(), detail: String::new() }
+    }
+
+    /// Whether it is another case of a failure.
+    pub fn same(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.text == other.text
+    }
 }
 
 /// How a schedule went.
@@ -74,6 +91,7 @@ pub struct Judge {
     limit: u64,
     fail_on: Vec<String>,
     exec: bool,
+    symbols: Symbols,
 }
 
 impl Judge {
@@ -81,9 +99,14 @@ impl Judge {
     ///
     /// # Errors
     /// When its limit is no time.
-    pub fn new(scenario: &Scenario, exec: bool) -> anyhow::Result<Self> {
+    pub fn new(scenario: &Scenario, exec: bool, symbols: Symbols) -> anyhow::Result<Self> {
         let own = COMPLAINTS.iter().map(ToString::to_string);
-        Ok(Self { limit: scenario.limit()?, fail_on: own.chain(scenario.fail_on.clone()).collect(), exec })
+        Ok(Self {
+            limit: scenario.limit()?,
+            fail_on: own.chain(scenario.fail_on.clone()).collect(),
+            exec,
+            symbols,
+        })
     }
 
     /// Runs a machine that follows a schedule from its beginning to its end.
@@ -99,7 +122,7 @@ impl Judge {
     }
 
     fn drive(&self, machine: &mut Machine, end: u64) -> Option<Failure> {
-        let fail = |kind, text: &str| Some(Failure { kind, text: text.into() });
+        let fail = |kind, text: &str| Some(Failure::new(kind, text));
         let mut console = Vec::new();
         let mut trailer = ExitTrailer::new();
         loop {
@@ -108,7 +131,7 @@ impl Judge {
             let stop = machine.run(until);
             console.extend(run::take_console(machine));
             trailer.feed(&run::take_virtio_console(machine));
-            if let Some(failure) = self.complaint(&mut console) {
+            if let Some(failure) = self.complaint(&mut console).or_else(|| self.report(machine)) {
                 return Some(failure);
             }
             return match stop {
@@ -133,6 +156,17 @@ impl Judge {
         }
     }
 
+    /// The first thing that a checker has to say.
+    fn report(&self, machine: &Machine) -> Option<Failure> {
+        let checkers = &machine.board.checkers;
+        let (n, report) =
+            checkers.iter().enumerate().find_map(|(n, c)| Some((n, c.take_reports().into_iter().next()?)))?;
+        let of = report.sid.map_or_else(String::new, |sid| format!(", StreamID {sid:#x}"));
+        let detail = check::text((checkers.len() > 1).then_some(n), &report, &self.symbols);
+        let text = format!("checker: {}{of}", report.kind.name());
+        Some(Failure { detail, ..Failure::new(Kind::Checker, &text) })
+    }
+
     /// Looks through the whole lines of the console, and leaves what is not a line yet.
     fn complaint(&self, console: &mut Vec<u8>) -> Option<Failure> {
         let end = console.iter().rposition(|&b| b == b'\n')? + 1;
@@ -143,6 +177,6 @@ impl Judge {
         let line = bad.trim();
         let line =
             line.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map_or(line, |(_, rest)| rest);
-        Some(Failure { kind: Kind::Console, text: line.into() })
+        Some(Failure::new(Kind::Console, line))
     }
 }
