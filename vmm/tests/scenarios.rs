@@ -67,6 +67,7 @@ fn invalidations_that_are_missing_or_too_narrow() {
     if ready() {
         found_and_twin_silent("unmap-without-sync", "fixed", 1);
         found_and_twin_silent("narrow-flush", "fixed", 1);
+        found_and_twin_silent("unmap-in-flight", "fixed", 1);
     }
 }
 
