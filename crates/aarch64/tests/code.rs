@@ -48,6 +48,42 @@ fn the_next_instruction_of_the_same_page() {
     });
 }
 
+/// So often that the native engine runs out of space for code, more than once.
+#[test]
+fn an_instruction_that_never_stays() {
+    on_both(1, Features::default(), |m| {
+        m.code(CODE, |ops| {
+            dynasm!(ops; .arch aarch64
+                ; mov x3, 0
+                ; adr x9, ->patch
+                ; ->again:
+                ; str w2, [x9]
+            );
+            sync(ops);
+            dynasm!(ops; .arch aarch64
+                ; bl ->function
+                ; add w2, w2, 0x20
+                ; sub x1, x1, 1
+                ; cbnz x1, ->again
+                ; hvc 1
+                ; ->function:
+                ; ->patch:
+                ; movz x0, 1
+            );
+            // Made with it, and dropped with it.
+            for _ in 0..300 {
+                dynasm!(ops; .arch aarch64; ldr x4, [sp, 8]; madd x5, x4, x4, x5);
+            }
+            dynasm!(ops; .arch aarch64; add x3, x3, x0; ret);
+        });
+        m.cluster.core_mut(0).r[33] = DATA;
+        m.set_x(0, 1, 900);
+        m.set_x(0, 2, movz(1));
+        m.expect_hvc(0, 1);
+        assert_eq!(m.x(0, 3), (1..=900).sum::<u64>());
+    });
+}
+
 #[test]
 fn a_routine_in_another_page() {
     on_both(1, Features::default(), |m| {

@@ -266,8 +266,13 @@ pub fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Result<u64, Fault> {
 /// The physical address of the instruction at `pc`, when nothing can be wrong with it.
 #[inline(always)]
 pub(crate) fn fetch_fast(core: &Core, pc: u64) -> Option<u64> {
-    let plain = !core.pstate.il && core.sys.mdscr_el1 & (debug::SS | debug::MDE) == 0;
-    core.mmu.fast.fetch(pc).filter(|_| plain)
+    core.mmu.fast.fetch(pc).filter(|_| plain_fetches(core))
+}
+
+/// Whether translation is all that can be wrong with a fetch.
+#[inline(always)]
+pub(crate) fn plain_fetches(core: &Core) -> bool {
+    !core.pstate.il && core.sys.mdscr_el1 & (debug::SS | debug::MDE) == 0
 }
 
 #[cold]

@@ -117,7 +117,9 @@ fn find(core: &Core, ctx: &mut Ctx<'_>, index: usize, after: u32) -> Option<usiz
     let at = (core.pc >> 2) as usize % WORDS;
     ctx.shared.code.free_tables();
     // Not where each fetch is looked at.
-    mmu::fetch_fast(core, core.pc)?;
+    if !mmu::plain_fetches(core) {
+        return None;
+    }
     let (slot, page, native) = ctx.shared.code.warm(index, after)?;
     if let Some(entry) = page.native.as_deref().and_then(|page| native.entry(page, at)) {
         return Some(entry);
@@ -141,7 +143,9 @@ fn run_native(core: &mut Core, ctx: &mut Ctx<'_>, left: &mut u64, (index, entry)
     let tables = code.tables_freed();
     let Some(page) = code.execute(index) else { return false };
     let code_entries = core.mmu.code_entries(tables);
-    core.mmu.set_table(core.pc, page as *const NativePage as usize);
+    if mmu::fetch_fast(core, core.pc).is_some() {
+        core.mmu.set_table(core.pc, page as *const NativePage as usize);
+    }
     let budget = (*left).min(1 << 32) as i64;
     let mut run = Run {
         core: from_mut(core),
