@@ -280,6 +280,8 @@ pub fn run(args: &SmmuBenchArgs) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
     use super::*;
 
     #[test]
