@@ -15,11 +15,11 @@ use guest_ram::GuestRam;
 
 use crate::ats::Ats;
 use crate::board::Board;
-use crate::fdt::Tree;
+use crate::fdt::{Pool, Tree};
 use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
-use crate::options::{Disk, Engine, MachineOptions, Rings, TestDevice};
+use crate::options::{Disk, Engine, Function, MachineOptions, Restricted, Rings, TestDevice};
 use crate::plug::{Event, Make, Pluggable, RootPortKind, Script, What};
 use crate::pools::Pools;
 use crate::smmu_agents::{Latency, SmmuAgents};
@@ -99,6 +99,35 @@ fn add(pci: &mut PciHost, slot: Option<Slot>, make: impl FnOnce(DmaPort) -> Box<
     }
 }
 
+/// The pools of confined functions: at the end of what RAM there is below 4 GiB, where 32 address bits reach.
+fn pools(options: &MachineOptions) -> Vec<Pool> {
+    let mut end = (at::RAM_BASE + options.ram).min(1 << 32);
+    let place = |restricted: &Restricted| {
+        end -= restricted.size;
+        let device = match restricted.device {
+            Function::Console => CONSOLE,
+            Function::Rng => RNG,
+            Function::Net => NET,
+            Function::Disk(n) => FIRST_DISK + n,
+        };
+        Pool { device, place: at::Window { base: end, size: restricted.size } }
+    };
+    options.restricted.iter().map(place).collect()
+}
+
+/// Confines functions to the addresses that they reach: hardware that the guest's bounce pools are for.
+fn confine(options: &MachineOptions, pci: &PciHost) {
+    let pools = pools(options);
+    for (slot, function) in pci.functions() {
+        let Some(port) = function.port() else { continue };
+        if let Some(pool) = pools.iter().find(|pool| Slot::device(pool.device) == slot) {
+            port.confine(pool.place.base..=pool.place.base + pool.place.size - 1);
+        } else if let Some(bits) = options.dma_bits {
+            port.confine(0..=(1 << bits.min(63)) - 1);
+        }
+    }
+}
+
 /// Makes the machine and loads what it boots.
 ///
 /// # Errors
@@ -121,6 +150,8 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         ats: options.ats.is_some(),
         lab: options.lab.is_some(),
         engines: options.platform_engines(),
+        dma_bits: options.dma_bits,
+        pools: &pools(options),
         seeds: std::array::from_fn(|i| derive(options.seed, i as u64)),
     };
     let entry = load(&machine.board.ram, boot, tree)?;
@@ -251,6 +282,7 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     }
     let script = script(options, &root_ports, &fabric)?;
 
+    confine(options, &pci);
     let gic = Gic::new(
         gic::Config { cpus: options.cpus as u32, spis: at::SPIS, its: true },
         ram.clone(),

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::ats::Ats;
 use crate::check::Mode;
-use crate::options::{Disk, Engine, PlacedSmmu, Rings, Size, Span, TestDevice};
+use crate::options::{Disk, Engine, PlacedSmmu, Restricted, Rings, Size, Span, TestDevice};
 use crate::plug::{Plug, RootPortKind, Unplug};
 use crate::pools::BounceOption;
 use crate::race::policy::Policy;
@@ -25,6 +25,8 @@ pub mod status {
     pub const TIME_LIMIT: u8 = 124;
     /// The guest stopped in a way that --exec did not expect: it powered off, reset or hung before CMD ended.
     pub const GUEST_DIED: u8 = 125;
+    /// And the number of the signal that ended an interactive run.
+    pub const SIGNAL: u8 = 128;
 }
 
 const ABOUT: &str = "An arm64 machine whose DMA devices sit behind an SMMUv3, repeatable to the bit";
@@ -44,6 +46,7 @@ Exit status:
   124  the --time-limit passed
   125  the guest asked for a reset (reboot, or a panic) or hung; with --exec also: it powered off before
        CMD had ended
+  128+N  signal N (HUP, INT, TERM) ended an interactive run; the terminal is as it was
 
 On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
 With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
@@ -155,6 +158,14 @@ pub struct MachineArgs {
     /// Take out what is in PORT's slot: press its button, so that the guest lets go of it first, or `:surprise`
     #[arg(long, value_name = "TIME:PORT[:surprise]")]
     pub unplug: Vec<Unplug>,
+    /// Address bits that PCI functions have (dma-ranges); with 32 and RAM above 4 GiB (--mem 4G and more), Linux
+    /// bounces without an SMMU, and takes low IOVAs with one
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(32..=63))]
+    pub dma_bits: Option<u8>,
+    /// Confine a device (console, rng, net, disk0 …) to a restricted-dma-pool of SIZE (16M); repeatable. Needs
+    /// --smmu off and a kernel with CONFIG_DMA_RESTRICTED_POOL (`--image lab`)
+    #[arg(long, value_name = "DEVICE[,SIZE]")]
+    pub restricted_dma: Vec<Restricted>,
     /// Seeds everything random in the machine: a run is a function of its options, images and seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -16,11 +16,22 @@ const PHANDLE_MORE_SMMUS: u32 = 16;
 fn phandle_smmu(index: usize) -> u32 {
     if index == 0 { PHANDLE_SMMU } else { PHANDLE_MORE_SMMUS + index as u32 }
 }
+/// The first restricted pool; the others follow.
+const PHANDLE_POOL: u32 = 0x100;
 
 const SPI: u32 = 0;
 const PPI: u32 = 1;
 const EDGE: u32 = 1;
 const LEVEL: u32 = 4;
+
+/// Memory that one PCI function's DMA is confined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Device number of the function, on bus 0.
+    pub device: u8,
+    /// Where the pool is.
+    pub place: at::Window,
+}
 
 /// What the tree depends on.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +58,10 @@ pub struct Tree<'a> {
     pub engines: usize,
     /// Root ports that lead out of the machine: a kernel does not trust what is behind them.
     pub external_ports: Vec<Slot>,
+    /// How many address bits PCI functions have, if not all.
+    pub dma_bits: Option<u8>,
+    /// Pools that functions are confined to.
+    pub pools: &'a [Pool],
     /// Seeds for the guest's address-space layout and random pool; a function of the run's seed.
     pub seeds: [u64; 4],
 }
@@ -73,6 +88,7 @@ impl Tree<'_> {
         fdt.property_string("device_type", "memory")?;
         fdt.property_array_u64("reg", &[at::RAM_BASE, self.ram])?;
         fdt.end_node(memory)?;
+        self.reserved_memory(&mut fdt)?;
         self.cpus(&mut fdt)?;
         gic(&mut fdt)?;
         peripherals(&mut fdt)?;
@@ -109,6 +125,25 @@ impl Tree<'_> {
         if let Some((start, end)) = self.initrd {
             fdt.property_u64("linux,initrd-start", start)?;
             fdt.property_u64("linux,initrd-end", end)?;
+        }
+        fdt.end_node(node)
+    }
+
+    /// The pools (Documentation/devicetree/bindings/reserved-memory/shared-dma-pool.yaml).
+    fn reserved_memory(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        if self.pools.is_empty() {
+            return Ok(());
+        }
+        let node = fdt.begin_node("reserved-memory")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_null("ranges")?;
+        for (pool, phandle) in self.pools.iter().zip(PHANDLE_POOL..) {
+            let child = fdt.begin_node(&format!("restricted-dma-pool@{:x}", pool.place.base))?;
+            fdt.property_string("compatible", "restricted-dma-pool")?;
+            fdt.property_array_u64("reg", &window(pool.place))?;
+            fdt.property_phandle(phandle)?;
+            fdt.end_node(child)?;
         }
         fdt.end_node(node)
     }
@@ -208,6 +243,16 @@ impl Tree<'_> {
             fdt.property_null("ranges")?;
             fdt.property_null("external-facing")?;
             fdt.end_node(child)?;
+        }
+        if let Some(bits) = self.dma_bits {
+            let size = cells(1 << bits.min(63));
+            fdt.property_array_u32("dma-ranges", &[MEM64, 0, 0, 0, 0, size[0], size[1]])?;
+        }
+        for (pool, phandle) in self.pools.iter().zip(PHANDLE_POOL..) {
+            let function = fdt.begin_node(&format!("pci@{:x},0", pool.device))?;
+            fdt.property_array_u32("reg", &[u32::from(pool.device) << 11, 0, 0, 0, 0])?;
+            fdt.property_u32("memory-region", phandle)?;
+            fdt.end_node(function)?;
         }
         fdt.end_node(node)
     }

@@ -141,6 +141,10 @@ pub fn load(ram: &GuestRam, boot: &Boot, tree: Tree<'_>) -> Result<Entry, LoadEr
         // The kernel skips zero padding between archives, which have to start on a multiple of four.
         initrd_end = (initrd_end + piece.len() as u64).next_multiple_of(4);
     }
+    let low = tree.pools.iter().map(|pool| pool.place.base).min().unwrap_or(u64::MAX);
+    if initrd_end > low {
+        return Err(too_small("what is to boot, below the restricted pools", initrd_end - ram.base()));
+    }
     let initrd = (!boot.initrd.is_empty()).then_some((initrd_at, initrd_end));
     let blob =
         Tree { initrd, bootargs: &boot.append, ..tree }.write().map_err(|e| LoadError::Fdt(e.to_string()))?;

@@ -32,6 +32,55 @@ pub enum Rings {
     Packed,
 }
 
+/// A virtio device of the machine: `console`, `rng`, `net`, `disk0`, `disk1` …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Function {
+    /// The virtio console.
+    Console,
+    /// The entropy device.
+    Rng,
+    /// The network device.
+    Net,
+    /// A disk, counted from 0 in the order of `--disk`.
+    Disk(u8),
+}
+
+impl FromStr for Function {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let disk = || text.strip_prefix("disk")?.parse().ok().map(Self::Disk);
+        match text {
+            "console" => Ok(Self::Console),
+            "rng" => Ok(Self::Rng),
+            "net" => Ok(Self::Net),
+            _ => disk().ok_or_else(|| "a device is console, rng, net, disk0, disk1 …".into()),
+        }
+    }
+}
+
+/// A device that reaches nothing but a pool of memory, given with `--restricted-dma DEVICE[,SIZE]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restricted {
+    /// The device.
+    pub device: Function,
+    /// Bytes of its pool.
+    pub size: u64,
+}
+
+impl FromStr for Restricted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (device, size) = text.split_once(',').unwrap_or((text, "16M"));
+        let Size(size) = size.parse()?;
+        if size == 0 || !size.is_multiple_of(1 << 20) || size > 1 << 30 {
+            return Err("a pool has 1M to 1G in steps of 1M".into());
+        }
+        Ok(Self { device: device.parse()?, size })
+    }
+}
+
 /// A raw disk image given with `--disk FILE[,ro]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -209,6 +258,10 @@ pub struct MachineOptions {
     pub bounce: Vec<BounceOption>,
     /// PCIe ATS of the virtio functions and the test engines, if they have it.
     pub ats: Option<Ats>,
+    /// How many address bits the PCI functions have.
+    pub dma_bits: Option<u8>,
+    /// Devices that reach nothing but a pool of their own.
+    pub restricted: Vec<Restricted>,
     /// Seeds everything that is random in the machine.
     pub seed: u64,
     /// The CPU engine.
@@ -239,6 +292,8 @@ impl Default for MachineOptions {
             virtio: Rings::default(),
             bounce: Vec::new(),
             ats: None,
+            dma_bits: None,
+            restricted: Vec::new(),
             seed: 0,
             engine: Engine::default(),
             quantum: 20_000,
@@ -310,6 +365,31 @@ impl MachineOptions {
         Ok(())
     }
 
+    fn check_restricted(&self) -> Result<(), String> {
+        if !self.restricted.is_empty() && matches!(self.smmu, Smmu::On(_)) {
+            return Err(
+                "--restricted-dma is for machines without an SMMU: Linux uses such pools there only (--smmu off)"
+                    .into(),
+            );
+        }
+        for (i, Restricted { device, .. }) in self.restricted.iter().enumerate() {
+            let there = match device {
+                Function::Console | Function::Rng => true,
+                Function::Net => self.net,
+                Function::Disk(n) => usize::from(*n) < self.disks.len(),
+            };
+            if !there || self.restricted[..i].iter().any(|other| other.device == *device) {
+                return Err(format!(
+                    "--restricted-dma {device:?}: there is no such device, or it has a pool already"
+                ));
+            }
+        }
+        if self.restricted.iter().map(|r| r.size).sum::<u64>() > self.ram.min(3 << 30) / 4 {
+            return Err("--restricted-dma: the pools take more than a quarter of the RAM below 4 GiB".into());
+        }
+        Ok(())
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors
@@ -325,6 +405,7 @@ impl MachineOptions {
                 self.ram
             ));
         }
+        self.check_restricted()?;
         if self.quantum == 0 {
             return Err("--quantum takes at least 1 instruction".into());
         }
@@ -365,6 +446,24 @@ mod tests {
         assert_eq!("5ms".parse(), Ok(Span(5_000_000)));
         assert!("5 parsecs".parse::<Span>().is_err());
         assert!("9999999999h".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn restricted_devices_parse_and_are_checked() {
+        assert_eq!("disk3,2M".parse(), Ok(Restricted { device: Function::Disk(3), size: 2 << 20 }));
+        assert_eq!("net".parse(), Ok(Restricted { device: Function::Net, size: 16 << 20 }));
+        for bad in ["", "disk", "disk0,", "rng,3K", "rng,0", "gpu", "rng,2G"] {
+            assert!(bad.parse::<Restricted>().is_err(), "{bad}");
+        }
+        let check = |smmu, devices: &[&str]| {
+            let restricted = devices.iter().map(|d| d.parse().unwrap()).collect();
+            MachineOptions { smmu, restricted, ..MachineOptions::default() }.check()
+        };
+        assert_eq!(check(Smmu::Off, &["rng", "console,8M"]), Ok(()));
+        assert!(check(Smmu::On(Box::default()), &["rng"]).unwrap_err().contains("--smmu off"));
+        for bad in [["rng", "rng"], ["rng", "net"], ["rng", "disk0"], ["rng", "console,256M"]] {
+            assert!(check(Smmu::Off, &bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ use smmu_model::checker::Patience;
 /// What every guest's command line begins with. The kernel's tests of its own cryptography are half of a Debian
 /// kernel's boot and say nothing of an IOMMU; `--append cryptomgr.notests=0` brings them back.
 pub const BASE_APPEND: &str = "console=ttyAMA0 panic=-1 cryptomgr.notests=1";
+/// The most bytes of it: COMMAND_LINE_SIZE of arm64 is 2048 with the NUL, and Linux cuts off the rest.
+const MAX_APPEND: usize = 2047;
 /// How much virtual time passes between two looks at the host, in nanoseconds.
 const SLICE: u64 = 2_000_000;
 
@@ -89,7 +91,12 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     }
     let raw = if !exec && live {
         session.edge.watch_stdin();
-        Some(RawMode::enter())
+        let raw = RawMode::enter();
+        if raw.entered() {
+            // Whatever ends the run, the terminal is to be as it was.
+            session.edge.watch_signals();
+        }
+        Some(raw)
     } else {
         None
     };
@@ -176,6 +183,8 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         virtio: machine.virtio,
         bounce: machine.bounce.clone(),
         ats: machine.ats,
+        dma_bits: machine.dma_bits,
+        restricted: machine.restricted_dma.clone(),
         seed: machine.seed,
         engine: machine.engine,
         quantum: machine.quantum,
@@ -194,6 +203,16 @@ fn boot(guest: &GuestArgs, exec: Option<&str>) -> Result<Boot> {
         append.push_str(words);
     }
     let mut tools = None;
+    anyhow::ensure!(
+        append.len() <= MAX_APPEND,
+        "the kernel's command line has {} bytes with --append, and Linux takes {MAX_APPEND}",
+        append.len()
+    );
+    anyhow::ensure!(
+        exec.is_none() || guest.kernel.is_none() || guest.initrd.is_some(),
+        "--exec needs the initramfs of an image, whose init runs CMD: give --initrd with --kernel (an empty file if the \
+         kernel has one built in)"
+    );
     let (kernel, initrd) = match (&guest.kernel, &guest.initrd) {
         (Some(_), _) if guest.tools => anyhow::bail!("--tools are built for an --image, not for a --kernel"),
         (Some(kernel), initrd) => (kernel.clone(), initrd.clone()),
@@ -255,6 +274,8 @@ enum Outcome {
     TimeLimit,
     Hung,
     Quit,
+    /// This program was sent a signal of this number.
+    Signal(u8),
     OutputGone(std::io::Error),
     Failed(anyhow::Error),
 }
@@ -321,6 +342,9 @@ impl Session {
                 Ok(_) if self.abort => return Outcome::Quit,
                 Ok(_) => {}
                 Err(e) => return Outcome::Failed(e),
+            }
+            if let Some(number) = self.edge.signal() {
+                return Outcome::Signal(number);
             }
             match stop {
                 Stop::Marked(mark, code) => log::info!("the guest marks {mark:?}, code {code}"),
@@ -483,6 +507,7 @@ impl Session {
             (Outcome::OutputGone(error), _) => Err(error).context("cannot write the guest's output"),
             (Outcome::Failed(error), _) => Err(error),
             (Outcome::Quit, _) => Ok(0),
+            (Outcome::Signal(number), _) => Ok(status::SIGNAL + number),
         }
     }
 
@@ -503,7 +528,8 @@ impl Session {
             smmu: smmus.next(),
             more_smmus: smmus.collect(),
             bounce: machine.board.pools.report(&machine.board.pci),
-            host: Host::measure(elapsed, instructions),
+            dma: stats::dma(machine),
+            host: Host::measure(elapsed, instructions, machine.board.ram.touched()),
         };
         serde_json::to_writer_pretty(&mut file, &stats)?;
         writeln!(file)?;

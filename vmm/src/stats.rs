@@ -1,5 +1,6 @@
 //! `--stats`: counters and hashes of a run as one JSON object.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -33,6 +34,8 @@ pub struct Stats {
     pub more_smmus: Vec<smmu_model::Stats>,
     /// The bounce pools' counters.
     pub bounce: Vec<PoolReport>,
+    /// The DMA of each PCI function, by bus, device and function.
+    pub dma: BTreeMap<String, devices::dma::Stats>,
     /// What depends on the host.
     pub host: Host,
 }
@@ -46,15 +49,24 @@ pub struct Host {
     pub mips: f64,
     /// Peak resident memory of this process in KiB.
     pub peak_rss_kib: u64,
+    /// How much of that is RAM that the guest, or its loader, touched.
+    pub guest_ram_kib: u64,
 }
 
 impl Host {
     /// Figures for a run that took `elapsed`.
-    pub fn measure(elapsed: std::time::Duration, instructions: u64) -> Self {
+    pub fn measure(elapsed: std::time::Duration, instructions: u64, guest_ram: u64) -> Self {
         let seconds = elapsed.as_secs_f64();
         let mips = if seconds > 0.0 { instructions as f64 / seconds / 1e6 } else { 0.0 };
-        Self { seconds, mips, peak_rss_kib: peak_rss_kib() }
+        Self { seconds, mips, peak_rss_kib: peak_rss_kib(), guest_ram_kib: guest_ram >> 10 }
     }
+}
+
+/// The counters of every PCI function that makes DMA.
+pub fn dma(machine: &Machine) -> BTreeMap<String, devices::dma::Stats> {
+    let ports = machine.board.pci.functions().filter_map(|(_, function)| function.port());
+    let name = |sid: u32| format!("{:02x}:{:02x}.{}", sid >> 8, sid >> 3 & 31, sid & 7);
+    ports.map(|port| (name(port.requester().sid), port.stats())).collect()
 }
 
 fn peak_rss_kib() -> u64 {

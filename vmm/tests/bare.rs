@@ -5,9 +5,13 @@ mod common;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use common::a64::{NE, Program, XZR};
 use common::{UART, smmulab, stderr, stdout};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{Termios, tcgetattr};
+use nix::unistd::{Pid, write};
 use serde_json::Value;
 use tempfile::TempDir;
 use vmm::assemble::assemble;
@@ -129,7 +133,7 @@ fn every_end_has_its_status() {
 
     let mut p = Program::new();
     p.power_off();
-    let (code, said, _) = status(p, &["--exec", "true"]);
+    let (code, said, _) = status(p, &["--exec", "true", "--initrd", "/dev/null"]);
     assert_eq!((code, said.lines().count()), (125, 1), "{said}");
     assert!(said.contains("before CMD had ended"), "{said}");
 }
@@ -408,6 +412,69 @@ fn input_from_a_file_wakes_a_guest_that_waits_for_it() {
     std::fs::write(bench.path("typed"), b"!").unwrap();
     let (out, _) = bench.repeatable(&[], || File::open(bench.path("typed")).unwrap().into());
     assert_eq!(text(&out), "!");
+}
+
+/// A guest that never looks at its UART, on a terminal.
+struct OnTerminal {
+    _bench: Bench,
+    terminal: nix::pty::OpenptyResult,
+    before: Termios,
+    child: std::process::Child,
+}
+
+impl OnTerminal {
+    fn new() -> Self {
+        let mut p = Program::new();
+        p.label("for ever").b("for ever");
+        let bench = Bench::new(p);
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let before = tcgetattr(&terminal.slave).unwrap();
+        let child = smmulab()
+            .args(["run", "--mem", "64M", "--kernel", &bench.path("Image")])
+            .stdin(Stdio::from(terminal.slave.try_clone().unwrap()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let this = Self { _bench: bench, terminal, before, child };
+        // Watching for signals begins right after raw mode does.
+        while this.attributes().local_flags == this.before.local_flags {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        this
+    }
+
+    fn attributes(&self) -> Termios {
+        tcgetattr(&self.terminal.slave).unwrap()
+    }
+
+    /// Waits for the end; the terminal has to be as it was.
+    fn ended(mut self) -> std::process::ExitStatus {
+        let status = self.child.wait().unwrap();
+        assert_eq!(self.attributes(), self.before, "{status}");
+        status
+    }
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        let run = OnTerminal::new();
+        kill(Pid::from_raw(run.child.id() as i32), signal).unwrap();
+        assert_eq!(run.ended().code(), Some(128 + signal as i32));
+    }
+}
+
+#[test]
+fn ctrl_a_x_leaves_a_guest_that_takes_no_input() {
+    let run = OnTerminal::new();
+    // More than the UART's queue and all on the way to it hold.
+    for _ in 0..200 {
+        assert_eq!(write(&run.terminal.master, &[b'k'; 1000]), Ok(1000));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(write(&run.terminal.master, b"\x01x"), Ok(2));
+    assert_eq!(run.ended().code(), Some(0));
 }
 
 #[test]

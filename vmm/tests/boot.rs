@@ -256,6 +256,116 @@ fn the_status_of_the_command_is_ours() {
     assert_eq!(output.status.code(), Some(125));
 }
 
+/// Reads a disk, writes it, and says how the guest's bounce pools fared: `before` with the slots in use at first, then
+/// each file of debugfs with what it says.
+const BOUNCED: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; cd /sys/kernel/debug && \
+     echo before $(cat swiotlb/io_tlb_used) && sha256sum /dev/vda && \
+     dd if=/dev/vda of=/tmp/head bs=1M count=4 2>/dev/null && \
+     dd if=/tmp/head of=/dev/vda bs=1M seek=10 conv=notrunc 2>/dev/null && sync && \
+     echo 3 > /proc/sys/vm/drop_caches && sha256sum /dev/vda && \
+     find . -maxdepth 2 -name 'io_tlb_*' | while read f; do echo $f $(cat $f); done";
+
+/// Runs [`BOUNCED`]; the guest's counters, and the emulator's for the disk.
+fn bounced(options: &[&str]) -> (std::collections::BTreeMap<String, u64>, serde_json::Value) {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, stats) = (dir.path().join("disk"), dir.path().join("stats"));
+    random_file(&disk, 24 << 20, 11).unwrap();
+    let before = sha256(&disk);
+    let output = smmulab()
+        .args(["run", "--exec", BOUNCED, "--stats", stats.to_str().unwrap()])
+        .args(options)
+        .arg("--disk")
+        .arg(&disk)
+        .output()
+        .unwrap();
+    let text = ok(&output);
+    let (hashes, counters): (Vec<&str>, Vec<&str>) = text.lines().partition(|l| l.ends_with("/dev/vda"));
+    let hashes: Vec<&str> = hashes.iter().filter_map(|l| l.split_whitespace().next()).collect();
+    assert_eq!(hashes, [before, sha256(&disk)], "{options:?}: before and after the write");
+    let counter = |line: &&str| {
+        let (name, value) = line.trim_start_matches("./").split_once(' ')?;
+        Some((name.to_string(), value.parse().ok()?))
+    };
+    let counters = counters.iter().filter_map(counter).collect();
+    let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+    let dma = stats["dma"]["00:04.0"].clone();
+    assert!(dma["bytes_written"].as_u64() >= Some(48 << 20), "{dma}");
+    assert_eq!(dma["aborts"], 0, "{options:?}: the device reaches all that it is told to");
+    (counters, dma)
+}
+
+#[test]
+fn linux_bounces_what_32_address_bits_do_not_reach() {
+    if skipped() {
+        return;
+    }
+    for image in KERNELS {
+        let options = ["--image", image, "--mem", "6G", "--dma-bits", "32"];
+        let (counters, _) = bounced(&[&options[..], &["--smmu", "off"]].concat());
+        // The console's buffers for input stay mapped.
+        assert_eq!(counters["swiotlb/io_tlb_used"], counters["before"], "{image}: {counters:?}");
+        assert!(counters["swiotlb/io_tlb_nslabs"] > 0, "{image}: {counters:?}");
+        // Since 6.4 the kernel says how many slots it had in use.
+        if image != "debian-6.1" {
+            assert!(counters["swiotlb/io_tlb_used_hiwater"] > counters["before"], "{image}: {counters:?}");
+        }
+        // With an SMMU nothing needs bouncing: IOVAs are low.
+        let (counters, _) = bounced(&options);
+        let most = counters.get("swiotlb/io_tlb_used_hiwater").copied();
+        assert_eq!((counters["before"], most.unwrap_or(0)), (0, 0), "{image}: {counters:?}");
+    }
+}
+
+#[test]
+fn a_restricted_device_stays_in_its_pool() {
+    if skipped() {
+        return;
+    }
+    if !smmulab().args(["image", "fetch", "lab"]).output().unwrap().status.success() {
+        return skip("no lab kernel (smmulab image build lab)");
+    }
+    let options = ["--image", "lab", "--smmu", "off", "--restricted-dma", "disk0,8M"];
+    let (counters, _) = bounced(&options);
+    let pool: Vec<_> = counters.iter().filter(|(name, _)| name.starts_with("restricted-dma-pool@")).collect();
+    let counter = |what: &str| pool.iter().find(|(name, _)| name.ends_with(what)).map(|(_, value)| **value);
+    assert_eq!(counter("io_tlb_nslabs"), Some(4096), "{counters:?}");
+    // The rings stay in the pool; all that was mapped for data is given back. The machine aborts what the device does
+    // outside of it, and aborted nothing: all its bytes went through slots of this pool, and none of the other's.
+    assert!((1..64).contains(&counter("/io_tlb_used").unwrap()), "{counters:?}");
+    assert!((64..=4096).contains(&counter("/io_tlb_used_hiwater").unwrap()), "{counters:?}");
+    assert_eq!((counters["before"], counters["swiotlb/io_tlb_used_hiwater"]), (0, 0), "{counters:?}");
+}
+
+#[test]
+fn besides_guest_ram_a_run_takes_less_than_100_mb() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, path) = (dir.path().join("disk"), dir.path().join("stats"));
+    random_file(&disk, 64 << 20, 5).unwrap();
+    let output = smmulab()
+        .args([
+            "run",
+            "--cpus",
+            "4",
+            "--exec",
+            "sha256sum /dev/vda",
+            "--stats",
+            path.to_str().unwrap(),
+            "--disk",
+        ])
+        .arg(&disk)
+        .output()
+        .unwrap();
+    ok(&output);
+    let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let kib = |name: &str| stats["host"][name].as_u64().unwrap();
+    assert!(kib("guest_ram_kib") < 1 << 20, "the host tells which pages were touched");
+    let besides = kib("peak_rss_kib") - kib("guest_ram_kib");
+    assert!(besides < 100_000_000 / 1024, "{besides} KiB besides {} KiB of guest RAM", kib("guest_ram_kib"));
+}
+
 #[test]
 fn untouched_ram_costs_nothing() {
     if skipped() {

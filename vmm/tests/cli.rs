@@ -55,6 +55,12 @@ fn bad_options_are_explained() {
     assert!(one_line(&["run", "--mem", "1M"]).contains("64M"));
     assert!(refused(&["run", "--smmu", "oas=eleventy"]).contains("oas"));
     assert!(refused(&["run", "--frobnicate"]).contains("--frobnicate"));
+    let words = "x".repeat(2048);
+    assert!(one_line(&["run", "--kernel", "/nonexistent", "--append", &words]).contains("2047"));
+    assert!(one_line(&["run", "--kernel", "/nonexistent", "--exec", "true"]).contains("--initrd"));
+    assert!(refused(&["run", "--dma-bits", "31"]).contains("--dma-bits"));
+    assert!(refused(&["run", "--restricted-dma", "gpu"]).contains("disk0"));
+    assert!(one_line(&["run", "--restricted-dma", "rng"]).contains("--smmu off"));
     assert!(one_line(&["run", "--image", "debian-2.2"]).contains("debian-2.2"));
 }
 

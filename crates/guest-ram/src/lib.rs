@@ -111,6 +111,14 @@ impl GuestRam {
         self.offset(pa, data.len() as u64).is_some() && self.mem.write_slice(data, GuestAddress(pa)).is_ok()
     }
 
+    /// Bytes of pages that were ever touched, as far as the host tells; otherwise all.
+    pub fn touched(&self) -> u64 {
+        let mut touched = Touched::new();
+        let first = self.host as usize / PAGE_SIZE;
+        let pages = (0..self.size as usize / PAGE_SIZE).filter(|page| touched.page(first + page));
+        (pages.count() * PAGE_SIZE) as u64
+    }
+
     /// Calls `f` with the page offset and content of every page that is not all zeroes, in ascending order. A page
     /// the guest never touched and one it filled with zeroes are the same to `f`, so a hash over these is a
     /// function of the content alone.

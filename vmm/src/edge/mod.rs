@@ -4,6 +4,7 @@
 //! handed in at a point of virtual time that the run loop chooses.
 
 mod passt;
+mod signals;
 mod stdin;
 mod terminal;
 
@@ -11,6 +12,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+
+use signals::Signals;
 
 pub use passt::Passt;
 pub use stdin::Keyboard;
@@ -35,6 +38,7 @@ impl MutEventSubscriber for Readiness {
 pub struct Edge {
     manager: EventManager<Subscriber>,
     keyboard: Option<Arc<Mutex<Keyboard>>>,
+    signals: Option<Arc<Mutex<Signals>>>,
     sources: usize,
 }
 
@@ -44,7 +48,7 @@ impl Edge {
     /// # Errors
     /// When the host has no more descriptors.
     pub fn new() -> Result<Self, event_manager::Error> {
-        Ok(Self { manager: EventManager::new()?, keyboard: None, sources: 0 })
+        Ok(Self { manager: EventManager::new()?, keyboard: None, signals: None, sources: 0 })
     }
 
     /// Takes console input from the program's standard input.
@@ -60,6 +64,23 @@ impl Edge {
         self.sources += 1;
     }
 
+    /// Takes signals that ask the program to end as input.
+    pub fn watch_signals(&mut self) {
+        match Signals::watch() {
+            Ok(signals) => {
+                let signals = Arc::new(Mutex::new(signals));
+                self.manager.add_subscriber(signals.clone());
+                self.signals = Some(signals);
+            }
+            Err(e) => log::warn!("cannot watch for signals: {e}"),
+        }
+    }
+
+    /// The number of such a signal, if one came.
+    pub fn signal(&self) -> Option<u8> {
+        self.signals.as_ref().and_then(|s| stdin::locked(s).received())
+    }
+
     /// Whether input may come at a time of its own. If not, the run is a function of its options and files alone.
     pub fn has_sources(&self) -> bool {
         self.sources > 0 || self.keyboard.as_ref().is_some_and(|k| stdin::locked(k).live())
@@ -67,7 +88,7 @@ impl Edge {
 
     /// Handles what the host has for us, waiting up to `milliseconds` for it.
     pub fn wait(&mut self, milliseconds: i32) {
-        if !self.has_sources() {
+        if !self.has_sources() && self.signals.is_none() {
             return;
         }
         if let Err(e) = self.manager.run_with_timeout(milliseconds) {

@@ -1,6 +1,6 @@
 //! Console input from standard input, be it a terminal, a pipe or a file.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard};
 
@@ -15,6 +15,9 @@ pub(super) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The most that is taken from the host before the guest has taken it from here.
 const BUFFER: usize = 4096;
+/// What a terminal's user may have typed ahead of the guest; more is dropped, as a terminal drops it. It is read all
+/// the same, for the escape that leaves.
+const TYPED_AHEAD: usize = 1 << 16;
 /// What is taken from a file at once.
 const FROM_FILE: usize = 1 << 16;
 
@@ -24,6 +27,7 @@ pub struct Keyboard {
     pending: Vec<u8>,
     escape: Escape,
     quit: bool,
+    terminal: bool,
     source: Source,
 }
 
@@ -68,6 +72,9 @@ impl Keyboard {
 
     fn feed(&mut self, bytes: &[u8]) {
         self.quit |= self.escape.filter(bytes, &mut self.pending);
+        if self.terminal {
+            self.pending.truncate(TYPED_AHEAD);
+        }
     }
 
     /// Reads once; `false` at the end of input.
@@ -86,7 +93,7 @@ impl Keyboard {
 
 impl MutEventSubscriber for Keyboard {
     fn process(&mut self, _: Events, ops: &mut EventOps<'_>) {
-        if self.pending.len() < BUFFER && !self.read() {
+        if (self.terminal || self.pending.len() < BUFFER) && !self.read() {
             // End of input: stop watching, or the loop would spin.
             let _ = ops.remove(Events::new(&std::io::stdin(), EventSet::IN));
             self.source = Source::Ended;
@@ -94,9 +101,28 @@ impl MutEventSubscriber for Keyboard {
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.terminal = std::io::stdin().is_terminal();
         // A regular file or /dev/null cannot be polled (EPERM).
         if ops.add(Events::new_raw(std::io::stdin().as_raw_fd(), EventSet::IN)).is_err() {
             self.source = Source::File;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_escape_is_found_behind_any_number_of_keys() {
+        let mut keyboard = Keyboard { terminal: true, ..Keyboard::new() };
+        for _ in 0..100 {
+            keyboard.feed(&[b'k'; BUFFER]);
+        }
+        assert!(!keyboard.quit());
+        assert_eq!(keyboard.pending.len(), TYPED_AHEAD);
+        keyboard.feed(b"\x01x");
+        assert!(keyboard.quit());
+        assert_eq!(keyboard.take(), [b'k'; TYPED_AHEAD]);
     }
 }

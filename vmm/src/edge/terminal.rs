@@ -24,6 +24,11 @@ impl RawMode {
             Err(_) => Self(None),
         }
     }
+
+    /// Whether there is a terminal, and it is in raw mode.
+    pub fn entered(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 impl Drop for RawMode {

@@ -140,4 +140,30 @@ mod tests {
         assert!(port.check_range(GuestAddress(0x4000_0000), 0x10000, Permissions::Write));
         assert_eq!(port.stats().aborts, 4);
     }
+
+    #[test]
+    fn a_confined_port_reaches_its_range_and_the_doorbell() {
+        let ram = GuestRam::new(0x4000_0000, 0x10000).unwrap();
+        let fabric = Fabric::new(ram.clone(), None, ItsInbox::default());
+        let port = fabric.port(8);
+        port.set_enabled(true);
+        port.confine(0x4000_2000..=0x4000_3fff);
+        port.confine(0..=u64::MAX);
+        port.write_obj(7u32, GuestAddress(0x4000_2000)).unwrap();
+        for outside in [0x4000_1ffe, 0x4000_3ffe, 0x4000_4000, 0x1_4000_2000] {
+            assert!(port.write_obj(9u32, GuestAddress(outside)).is_err(), "{outside:#x}");
+        }
+        let mut before = [1; 4];
+        assert!(ram.read(0x4000_1ffc, &mut before) && ram.read(0x4000_4000, &mut before));
+        assert_eq!(before, [0; 4]);
+        let mut transfer = port.begin(0x4000_3000, 0x2000, true).unwrap();
+        let data = [5; 0x2000];
+        assert_eq!(port.poll(&mut transfer), Ok(crate::dma::Poll::Ready));
+        assert_eq!(port.beat_write(&mut transfer, &data), Ok(0x1000));
+        assert_eq!(port.poll(&mut transfer), Err(DmaError::OutOfReach));
+        let mut message = port.begin(fabric.doorbell, 4, true).unwrap();
+        port.poll(&mut message).unwrap();
+        assert_eq!(port.beat_write(&mut message, &[1, 0, 0, 0]), Ok(4));
+        assert_eq!((port.stats().msis, port.stats().aborts), (1, 5));
+    }
 }

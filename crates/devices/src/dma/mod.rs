@@ -37,6 +37,9 @@ pub enum DmaError {
     /// The physical address is not memory.
     #[error("no memory at the physical address")]
     External,
+    /// The device cannot put this address on the bus.
+    #[error("an address out of the device's reach")]
+    OutOfReach,
     /// The range runs over the end of the address space.
     #[error("address range wraps")]
     Wraps,

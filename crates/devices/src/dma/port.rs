@@ -75,6 +75,7 @@ impl Fabric {
             device_id: AtomicU32::new(requester.device_id),
             fabric: self.clone(),
             bounce: OnceLock::new(),
+            reach: OnceLock::new(),
             enabled: AtomicBool::new(false),
             forwarded: AtomicBool::new(true),
             counters: Counters::default(),
@@ -168,6 +169,7 @@ pub(super) struct Shared {
     device_id: AtomicU32,
     pub(super) fabric: Fabric,
     bounce: OnceLock<Bounce>,
+    reach: OnceLock<RangeInclusive<u64>>,
     enabled: AtomicBool,
     forwarded: AtomicBool,
     pub(super) counters: Counters,
@@ -207,6 +209,23 @@ impl DmaPort {
     /// The SMMU in front of the port, if there is one.
     pub(super) fn smmu(&self) -> Option<&Arc<Mutex<Smmu>>> {
         self.0.fabric.smmu(self.0.sid.load(Relaxed))
+    }
+
+    /// Confines the port to these device addresses, for good: a device with fewer address lines, or one that the
+    /// machine lets at a part of memory only. Whole pages, and the first call counts; interrupt messages go through
+    /// all the same.
+    pub fn confine(&self, reach: RangeInclusive<u64>) {
+        let _ = self.0.reach.set(reach);
+    }
+
+    /// How many bytes from `iova` on the device can address.
+    pub(super) fn reachable(&self, iova: u64) -> Result<u64, DmaError> {
+        match self.0.reach.get() {
+            None => Ok(u64::MAX),
+            Some(reach) if reach.contains(&iova) => Ok((reach.end() - iova).saturating_add(1)),
+            Some(_) if iova == self.0.fabric.doorbell => Ok(4),
+            Some(_) => Err(self.refused(DmaError::OutOfReach)),
+        }
     }
 
     /// Whether requests may be made. A new port is revoked until bus mastering is enabled.

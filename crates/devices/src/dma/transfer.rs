@@ -149,12 +149,20 @@ impl DmaPort {
             self.cancel(transfer);
             return Err(self.refused(DmaError::Revoked));
         }
+        // Once for a burst, which lies within a page as what is reachable does.
+        let reach = match self.reachable(transfer.iova) {
+            Ok(reach) => reach,
+            Err(e) => {
+                self.cancel(transfer);
+                return Err(e);
+            }
+        };
         let counters = &self.0.counters;
         let Some(smmu) = self.smmu() else {
             if transfer.stage == Stage::Idle {
                 count(&counters.transactions, 1);
             }
-            transfer.stage = Stage::Latched { id: None, pa: transfer.iova, bytes: u64::MAX };
+            transfer.stage = Stage::Latched { id: None, pa: transfer.iova, bytes: reach };
             return Ok(Poll::Ready);
         };
         if self.ats_goes_on(transfer) {
@@ -301,9 +309,10 @@ impl DmaPort {
         if !self.enabled() {
             return Err(self.refused(DmaError::Revoked));
         }
+        let reach = self.reachable(iova)?;
         let counters = &self.0.counters;
         count(&counters.transactions, 1);
-        let Some(smmu) = self.smmu() else { return Ok(Place::Memory { pa: iova, bytes: u64::MAX }) };
+        let Some(smmu) = self.smmu() else { return Ok(Place::Memory { pa: iova, bytes: reach }) };
         let translated = if self.ats_on() { self.ats_now(iova, write)? } else { None };
         let mut smmu = smmu.lock().unwrap_or_else(|e| e.into_inner());
         let (mut progress, bound) = match translated {
@@ -316,7 +325,7 @@ impl DmaPort {
             match progress {
                 Progress::Latched(id, t) => {
                     smmu.complete(id);
-                    return Ok(Place::Memory { pa: t.pa, bytes: t.bytes.min(bound).max(1) });
+                    return Ok(Place::Memory { pa: t.pa, bytes: t.bytes.min(bound).max(1).min(reach) });
                 }
                 Progress::Discarded => return Ok(Place::Nowhere),
                 Progress::Aborted => return Err(self.refused(DmaError::Aborted)),
