@@ -10,7 +10,9 @@ use devices::lab::Lab;
 use devices::pci::{PciFunction, PciHost, Slot};
 use devices::pl031::Pl031;
 use devices::testdev::{self, IommuTestdev, PlatformEngine};
-use devices::virtio::{Blk, Console, FileBackend, Net, Rng, Timing, VirtioDevice, VirtioPci, feature};
+use devices::virtio::{
+    Blk, Console, FileBackend, Net, RemoteBackend, Rng, Timing, VirtioDevice, VirtioPci, feature,
+};
 use guest_ram::GuestRam;
 
 use crate::ats::Ats;
@@ -46,6 +48,11 @@ fn derive(seed: u64, stream: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Where the disk is that comes after so many others.
+pub fn disk_slot(number: usize) -> Slot {
+    Slot::device(FIRST_DISK.saturating_add(u8::try_from(number).unwrap_or(u8::MAX)).min(LAST_SLOT))
+}
+
 fn open(disk: &Disk) -> Result<FileBackend> {
     FileBackend::open(&disk.path, disk.read_only)
         .with_context(|| format!("cannot use the disk {}", disk.path.display()))
@@ -54,7 +61,7 @@ fn open(disk: &Disk) -> Result<FileBackend> {
 /// Names of the virtio devices, as `--bounce` has them.
 fn names(options: &MachineOptions) -> Vec<String> {
     let net = options.net.then(|| "net".to_owned());
-    let disks = (0..options.disks.len()).map(|n| format!("disk{n}"));
+    let disks = (0..options.disks.len() + options.remote.len()).map(|n| format!("disk{n}"));
     ["console".to_owned(), "rng".to_owned()].into_iter().chain(net).chain(disks).collect()
 }
 
@@ -209,7 +216,7 @@ fn script(options: &MachineOptions, ports: &[Slot], fabric: &Fabric) -> Result<S
 /// Devices on the root bus that are root ports.
 fn root_ports(options: &MachineOptions) -> impl Iterator<Item = (Slot, RootPortKind)> {
     let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine).count();
-    let first = (options.disks.len() + functions).min(usize::from(LAST_SLOT)) as u8 + FIRST_DISK;
+    let first = (options.disks.len() + options.remote.len() + functions).min(usize::from(LAST_SLOT)) as u8 + FIRST_DISK;
     (first..=LAST_SLOT).map(Slot::device).zip(options.root_ports.iter().copied())
 }
 
@@ -225,7 +232,7 @@ fn external_ports(options: &MachineOptions) -> impl Iterator<Item = Slot> {
 pub fn build(options: &MachineOptions) -> Result<Machine> {
     let disks = options.disks.iter().map(open).collect::<Result<Vec<_>>>()?;
     let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine);
-    let slots = disks.len() + functions.count() + options.root_ports.len();
+    let slots = disks.len() + options.remote.len() + functions.count() + options.root_ports.len();
     anyhow::ensure!(
         slots <= usize::from(LAST_SLOT - FIRST_DISK) + 1,
         "at most 28 disks, test devices and root ports"
@@ -255,6 +262,10 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let mut slots = (FIRST_DISK..=LAST_SLOT).map(Slot::device);
     for (n, (disk, slot)) in disks.into_iter().zip(&mut slots).enumerate() {
         virtio.add(&format!("disk{n}"), slot, Blk::new(Box::new(disk)));
+    }
+    for (n, (disk, slot)) in options.remote.iter().zip(&mut slots).enumerate() {
+        let backend = RemoteBackend::new(disk.sectors, disk.read_only);
+        virtio.add(&format!("disk{}", options.disks.len() + n), slot, Blk::new(Box::new(backend)));
     }
     let mut platform = Vec::new();
     for device in &options.devices {

@@ -116,6 +116,9 @@ pub struct GuestArgs {
     /// Put the guest module and test programs into the guest; built on first use (docs/guest-images.md)
     #[arg(long)]
     pub tools: bool,
+    /// A disk that another process serves, by vhost-user, attached as virtio-blk behind the other disks; repeatable
+    #[arg(long, value_name = "SOCKET")]
+    pub vhost_user_blk: Vec<PathBuf>,
     /// A virtio-net device on the host's network, by passt
     #[arg(long)]
     pub net: bool,
@@ -238,7 +241,7 @@ pub struct RunArgs {
     /// Where the kernel log (the UART) goes, instead of stderr with --exec and stdout without
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub kernel_log: Option<PathBuf>,
-    /// Record what the keyboard and --net bring, with the virtual time at which the machine was given it
+    /// Record what the keyboard, --net and --vhost-user-blk bring, with the virtual time at which the machine was given it
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub record: Option<PathBuf>,
     /// Give the machine a recording instead of live input: the same run again, to the bit

@@ -1,7 +1,8 @@
 //! Input from outside the machine, stamped with the virtual time at which it was given, recorded and given again.
 //!
-//! A recording is text: one JSON object a line, `{"at":NANOSECONDS,"keys":"HEX"}`, `{"at":NANOSECONDS,"frame":"HEX"}` or
-//! `{"at":NANOSECONDS,"quit":true}`, in the order of time. With the same images, options and seed it gives the same run to the bit.
+//! A recording is text: one JSON object a line, `{"at":NANOSECONDS,"keys":"HEX"}`, `{"at":NANOSECONDS,"frame":"HEX"}`,
+//! `{"at":NANOSECONDS,"quit":true}`, and for disks that another process serves `{"at":0,"disk":{…}}` and
+//! `{"at":NANOSECONDS,"served":{…}}`, in the order of time. With the same images, options and seed it gives the same run to the bit.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,7 +10,10 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use devices::pci::Slot;
 use serde::{Deserialize, Serialize};
+
+use crate::options::RemoteDisk;
 
 /// What came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +24,38 @@ pub enum Input {
     Frame(Vec<u8>),
     /// The user left, and the run ended.
     Quit,
+    /// There is a disk that another process serves. Comes before all else.
+    Disk(RemoteDisk),
+    /// A process has done what a disk asked for.
+    Served(Served),
+}
+
+/// An operation of a disk that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Served {
+    /// The disk's PCI slot.
+    pub slot: Slot,
+    /// Names the operation.
+    pub token: u64,
+    /// What was read, in hexadecimal; nothing if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hex")]
+    pub data: Option<Vec<u8>>,
+}
+
+mod hex {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(data: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+        data.as_deref().map(super::to_hex).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let bytes =
+            |text: String| super::from_hex(&text).ok_or_else(|| serde::de::Error::custom("not hexadecimal"));
+        text.map(bytes).transpose()
+    }
 }
 
 /// A line of a recording.
@@ -33,6 +69,10 @@ struct Line {
     frame: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     quit: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk: Option<RemoteDisk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<Served>,
 }
 
 fn to_hex(bytes: &[u8]) -> String {
@@ -76,6 +116,8 @@ impl Recorder {
             Input::Keys(bytes) => Line { at, keys: Some(to_hex(bytes)), ..Line::default() },
             Input::Frame(bytes) => Line { at, frame: Some(to_hex(bytes)), ..Line::default() },
             Input::Quit => Line { at, quit: true, ..Line::default() },
+            Input::Disk(disk) => Line { at, disk: Some(*disk), ..Line::default() },
+            Input::Served(served) => Line { at, served: Some(served.clone()), ..Line::default() },
         };
         serde_json::to_writer(&mut self.0, &line).context("cannot write the recording")?;
         writeln!(self.0).context("cannot write the recording")
@@ -107,11 +149,14 @@ impl Player {
             let place = || Place { path: path.into(), line: number + 1 }.to_string();
             let line = line.with_context(place)?;
             let line: Line = serde_json::from_str(&line).with_context(place)?;
-            let input = match (&line.keys, &line.frame, line.quit) {
-                (Some(keys), None, false) => from_hex(keys).map(Input::Keys),
-                (None, Some(frame), false) => from_hex(frame).map(Input::Frame),
-                (None, None, true) => Some(Input::Quit),
-                _ => bail!("{}: not one of keys, a frame and quit", place()),
+            let Line { at: _, keys, frame, quit, disk, served } = &line;
+            let input = match (keys, frame, quit, disk, served) {
+                (Some(keys), None, false, None, None) => from_hex(keys).map(Input::Keys),
+                (None, Some(frame), false, None, None) => from_hex(frame).map(Input::Frame),
+                (None, None, true, None, None) => Some(Input::Quit),
+                (None, None, false, Some(disk), None) => Some(Input::Disk(*disk)),
+                (None, None, false, None, Some(served)) => Some(Input::Served(served.clone())),
+                _ => bail!("{}: not one of keys, frame, quit, disk and served", place()),
             };
             let input = input.with_context(|| format!("{}: not hexadecimal", place()))?;
             if line.at < last {
@@ -121,6 +166,12 @@ impl Player {
             inputs.push_back((line.at, input));
         }
         Ok(Self(inputs))
+    }
+
+    /// The disks that other processes served.
+    pub fn disks(&self) -> Vec<RemoteDisk> {
+        let disk = |(_, input): &(u64, Input)| if let Input::Disk(disk) = input { Some(*disk) } else { None };
+        self.0.iter().filter_map(disk).collect()
     }
 
     /// When the next input is due.

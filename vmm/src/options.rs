@@ -90,6 +90,15 @@ pub struct Disk {
     pub read_only: bool,
 }
 
+/// A disk that another process serves, as it told when it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteDisk {
+    /// Its size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
 impl FromStr for Disk {
     type Err = String;
 
@@ -242,6 +251,8 @@ pub struct MachineOptions {
     pub more_smmus: Vec<PlacedSmmu>,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<Disk>,
+    /// Disks that other processes serve, behind the others.
+    pub remote: Vec<RemoteDisk>,
     /// Test devices: PCI functions in the slots that follow the disks', engines in the device tree.
     pub devices: Vec<TestDevice>,
     /// Root ports with hot-plug slots, in the slots that follow the test devices'.
@@ -284,6 +295,7 @@ impl Default for MachineOptions {
             smmu: Smmu::On(Box::default()),
             more_smmus: Vec::new(),
             disks: Vec::new(),
+            remote: Vec::new(),
             devices: Vec::new(),
             root_ports: Vec::new(),
             plugs: Vec::new(),

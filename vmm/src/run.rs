@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use guest_images::ExitTrailer;
 
-use crate::assemble::{CONSOLE, NET, assemble};
+use crate::assemble::{CONSOLE, NET, assemble, disk_slot};
 use crate::check::{self, Mode, Teller};
 use crate::cli::{GuestArgs, MachineArgs, RunArgs, status};
-use crate::edge::{Edge, Passt, RawMode};
-use crate::input::{Input, Player, Recorder};
+use crate::edge::{Answer, Edge, Identity, Passt, RawMode, VhostDisk};
+use crate::input::{Input, Player, Recorder, Served};
 use crate::load::Boot;
 use crate::machine::{Machine, Stop};
-use crate::options::MachineOptions;
+use crate::options::{MachineOptions, RemoteDisk};
 use crate::say::say;
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{self, HashWriter, Host, Stats};
 use crate::symbols::Symbols;
 use devices::lab::Mark;
 use devices::pci::Slot;
-use devices::virtio::{Console, Net};
 use smmu_model::checker::Patience;
+use devices::virtio::{Blk, Console, Net};
 
 /// What every guest's command line begins with. The kernel's tests of its own cryptography are half of a Debian
 /// kernel's boot and say nothing of an IOMMU; `--append cryptomgr.notests=0` brings them back.
@@ -38,13 +38,16 @@ const SLICE: u64 = 2_000_000;
 /// # Errors
 /// One line for the user; the status is then [`status::USAGE`].
 pub fn run(args: &RunArgs) -> Result<u8> {
+    let player = args.play.as_deref().map(Player::open).transpose()?;
+    let mut served = Vec::new();
     let (machine, options, exec) = match &args.from {
         Some(path) => {
             let Snapshot { machine, options, exec } = snapshot::load(path)?;
             (machine, options, exec)
         }
         None => {
-            let (options, boot) = plan(args)?;
+            let (mut options, boot) = plan(args)?;
+            served = serve(args, player.as_ref(), &mut options)?;
             let machine = assemble(&options, &boot)?;
             (machine, options, args.exec.is_some())
         }
@@ -74,9 +77,10 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         abort: args.check == Mode::Abort,
         options,
         passt: None,
+        served,
         typed: Vec::new(),
         recorder: args.record.as_deref().map(Recorder::create).transpose()?,
-        player: args.play.as_deref().map(Player::open).transpose()?,
+        player,
         edge: Edge::new().context("cannot make an event loop")?,
         log,
         trailer: exec.then(ExitTrailer::new),
@@ -84,6 +88,14 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         bytes: [0; 2],
     };
     let live = session.player.is_none();
+    for disk in &session.served {
+        session.edge.watch(disk);
+    }
+    if let Some(recorder) = &mut session.recorder {
+        for disk in &session.options.remote {
+            recorder.note(0, &Input::Disk(*disk))?;
+        }
+    }
     if session.options.net && live {
         let passt = Passt::start()?;
         session.edge.watch(&passt);
@@ -135,6 +147,27 @@ fn symbols(args: &RunArgs) -> Result<Symbols> {
     let image = guest_images::fetch(&args.guest.image, guest_images::Progress::auto())?;
     // Debian's kernels have one that says nothing.
     Ok(image.system_map.and_then(|path| Symbols::open(&path).ok()).unwrap_or_default())
+/// Connects to the processes that serve disks, or takes from a recording what they said.
+fn serve(args: &RunArgs, player: Option<&Player>, options: &mut MachineOptions) -> Result<Vec<VhostDisk>> {
+    let sockets = &args.guest.vhost_user_blk;
+    if let Some(player) = player {
+        options.remote = player.disks();
+        let recorded = options.remote.len();
+        anyhow::ensure!(
+            recorded == sockets.len(),
+            "the recording is of a run with {recorded} of --vhost-user-blk"
+        );
+        return Ok(Vec::new());
+    }
+    let first = options.disks.len();
+    let connect = |(n, socket): (usize, &PathBuf)| VhostDisk::connect(socket, disk_slot(first + n));
+    let served = sockets.iter().enumerate().map(connect).collect::<Result<Vec<_>>>()?;
+    let disk = |disk: &VhostDisk| {
+        let Identity { sectors, read_only } = disk.identity();
+        RemoteDisk { sectors, read_only }
+    };
+    options.remote = served.iter().map(disk).collect();
+    Ok(served)
 }
 
 /// The machine and the guest that `args` ask for.
@@ -175,6 +208,7 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         smmu: first.smmu,
         more_smmus,
         disks: guest.disk.clone(),
+        remote: Vec::new(),
         devices: machine.device.clone(),
         root_ports: machine.root_port.clone(),
         plugs: machine.plug.clone(),
@@ -263,7 +297,11 @@ fn give(machine: &mut Machine, now: u64, input: &Input) {
         Input::Frame(frame) => {
             machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| net.receive(now, frame));
         }
-        Input::Quit => {}
+        Input::Served(Served { slot, token, data }) => {
+            let end = |disk: &mut Blk| disk.complete(now, *token, data.clone());
+            machine.board.pci.with_device(*slot, end);
+        }
+        Input::Quit | Input::Disk(_) => {}
     }
 }
 
@@ -306,6 +344,8 @@ struct Session {
     abort: bool,
     options: MachineOptions,
     passt: Option<Passt>,
+    /// The disks that other processes serve.
+    served: Vec<VhostDisk>,
     /// Typed and not yet given to the UART, which had no room.
     typed: Vec<u8>,
     recorder: Option<Recorder>,
@@ -443,6 +483,11 @@ impl Session {
                 inputs.push(Input::Frame(frame));
             }
         }
+        for disk in &mut self.served {
+            let slot = disk.slot();
+            let served = |Answer { token, data }| Input::Served(Served { slot, token, data });
+            inputs.extend(disk.poll().into_iter().map(served));
+        }
         for input in inputs {
             if let Some(recorder) = &mut self.recorder {
                 recorder.note(now, &input)?;
@@ -470,6 +515,13 @@ impl Session {
                 None => console,
             };
             flushed(std::io::stdout().lock(), &payload)?;
+        }
+        for number in 0..self.options.remote.len() {
+            let slot = disk_slot(self.options.disks.len() + number);
+            let submitted = self.machine.board.pci.with_device(slot, Blk::take_submitted);
+            if let Some(disk) = self.served.get_mut(number) {
+                disk.submit(submitted.unwrap_or_default());
+            }
         }
         let sent = self.machine.board.pci.with_device(Slot::device(NET), Net::take_sent);
         if let Some(passt) = &mut self.passt {

@@ -61,6 +61,9 @@ pub fn save(machine: &Machine, options: &MachineOptions, exec: bool, path: &Path
     if let Some(disk) = options.all_disks().find(|disk| !disk.read_only) {
         bail!("a snapshot cannot keep what is on the disk {}: give it as FILE,ro", disk.path.display());
     }
+    if !options.remote.is_empty() {
+        bail!("a snapshot cannot keep what is on a disk that another process serves");
+    }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write the snapshot {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(cannot)?;

@@ -7,6 +7,7 @@ mod passt;
 mod signals;
 mod stdin;
 mod terminal;
+mod vhost;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use signals::Signals;
 pub use passt::Passt;
 pub use stdin::Keyboard;
 pub use terminal::{Escape, RawMode};
+pub use vhost::{Answer, Identity, VhostDisk};
 
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
 

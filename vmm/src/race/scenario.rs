@@ -111,6 +111,10 @@ impl Scenario {
             bail!("run: schedules would share the disk {}: give it as FILE,ro", disk.path.display());
         }
         ensure!(args.from.is_none() && args.snapshot.is_none(), "run: a scenario begins with a boot");
+        ensure!(
+            args.guest.vhost_user_blk.is_empty(),
+            "run: a scenario has no disks that other processes serve"
+        );
         Ok(*args)
     }
 

@@ -37,12 +37,110 @@ pub trait BlockBackend: Send + 'static {
     /// The host's; the guest gets an I/O error.
     fn flush(&mut self) -> io::Result<()>;
 
+    /// Begins what ends later, when [`super::Blk::complete`] is called with `token`. Gives the operation back if this
+    /// backend does everything at once, by the other methods.
+    fn submit(&mut self, _token: u64, operation: Operation) -> Option<Operation> {
+        Some(operation)
+    }
+
+    /// Whether [`BlockBackend::zero`] is there.
+    fn can_zero(&self) -> bool {
+        true
+    }
+
+    /// What was begun since the last call, for whoever carries it out.
+    fn take_submitted(&mut self) -> Vec<Submission> {
+        Vec::new()
+    }
+
     /// Makes `len` bytes at `offset` zero, giving back their storage if it can be.
     ///
     /// # Errors
     /// The host's; the guest gets an I/O error.
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
         write_zeroes(self, offset, len)
+    }
+}
+
+/// What a block device asks of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `len` bytes from `offset`.
+    Read {
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: usize,
+    },
+    /// Bytes to be written at `offset`.
+    Write {
+        /// In bytes.
+        offset: u64,
+        /// The bytes.
+        data: Vec<u8>,
+        /// It ends when they are durable.
+        through: bool,
+    },
+    /// All completed writes are to be durable.
+    Flush,
+}
+
+/// An operation that was begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// Names it; never used again.
+    pub token: u64,
+    /// What is to be done.
+    pub operation: Operation,
+}
+
+/// A disk that something outside the machine serves. What it answers is input from the host.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteBackend {
+    sectors: u64,
+    read_only: bool,
+    submitted: Vec<Submission>,
+}
+
+impl RemoteBackend {
+    /// A disk of so many sectors.
+    pub fn new(sectors: u64, read_only: bool) -> Self {
+        Self { sectors, read_only, submitted: Vec::new() }
+    }
+}
+
+impl BlockBackend for RemoteBackend {
+    fn size(&self) -> u64 {
+        self.sectors.saturating_mul(SECTOR)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read_at(&mut self, _offset: u64, _data: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&mut self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn submit(&mut self, token: u64, operation: Operation) -> Option<Operation> {
+        self.submitted.push(Submission { token, operation });
+        None
+    }
+
+    fn can_zero(&self) -> bool {
+        false
+    }
+
+    fn take_submitted(&mut self) -> Vec<Submission> {
+        std::mem::take(&mut self.submitted)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::{BlockBackend, SECTOR};
+use super::backend::{BlockBackend, SECTOR, Submission};
 use super::blk_request::{
     F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, Outcome, Request,
 };
@@ -39,6 +39,8 @@ pub struct BlkState {
     more: bool,
     /// In the order in which they were taken off the ring.
     requests: Vec<Request>,
+    /// Names the next operation that ends later.
+    token: u64,
 }
 
 impl Blk {
@@ -56,6 +58,19 @@ impl Blk {
     /// The disk's storage.
     pub fn backend(&self) -> &dyn BlockBackend {
         self.backend.as_ref()
+    }
+
+    /// What the backend was asked to do since the last call and has not done at once.
+    pub fn take_submitted(&mut self) -> Vec<Submission> {
+        self.backend.take_submitted()
+    }
+
+    /// An operation has ended at virtual time `at`: with what was read, or `None` if it failed. An answer to an operation
+    /// that nobody waits for any more, since there was a reset, is ignored.
+    pub fn complete(&mut self, at: Time, token: u64, result: Option<Vec<u8>>) {
+        if let Some(request) = self.state.requests.iter_mut().find(|r| r.awaits(token)) {
+            request.answer(at, result);
+        }
     }
 
     fn take(&mut self, io: &mut Io<'_>) {
@@ -86,7 +101,8 @@ impl VirtioDevice for Blk {
 
     fn features(&self) -> u64 {
         let always = F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
-        always | if self.backend.read_only() { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
+        let zero = if self.backend.can_zero() { F_DISCARD | F_WRITE_ZEROES } else { 0 };
+        always | if self.backend.read_only() { F_RO } else { zero }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -118,12 +134,13 @@ impl VirtioDevice for Blk {
     }
 
     fn next_step(&self) -> Option<Time> {
-        earliest(self.state.look, self.state.requests.iter().map(|r| r.due).min())
+        earliest(self.state.look, self.state.requests.iter().filter_map(Request::due).min())
     }
 
     fn step(&mut self, io: &mut Io<'_>) {
         // The earliest is next; of several, the look at the ring, then the oldest request.
-        let request = self.state.requests.iter().enumerate().map(|(i, r)| (r.due, i)).min();
+        let due = |(i, r): (usize, &Request)| Some((r.due()?, i));
+        let request = self.state.requests.iter().enumerate().filter_map(due).min();
         if let Some(look) = self.state.look
             && request.is_none_or(|(due, _)| look <= due)
         {
@@ -131,7 +148,8 @@ impl VirtioDevice for Blk {
         }
         let Some((_, index)) = request else { return };
         let backend = self.backend.as_mut();
-        if self.state.requests[index].step(io, backend, &self.id) == Outcome::Done {
+        let token = &mut self.state.token;
+        if self.state.requests[index].step(io, backend, token, &self.id) == Outcome::Done {
             let done = self.state.requests.remove(index);
             self.spare.push(done.data);
             if std::mem::take(&mut self.state.more) {
@@ -152,7 +170,8 @@ impl VirtioDevice for Blk {
         self.state.requests.iter_mut().for_each(|r| r.discard(port));
         self.spare.extend(self.state.requests.drain(..).map(|r| r.data));
         self.spare.truncate(IN_FLIGHT);
-        self.state = BlkState::default();
+        // Not the tokens: what was begun before may end later.
+        self.state = BlkState { token: self.state.token, ..BlkState::default() };
     }
 
     fn save(&self) -> DeviceState {

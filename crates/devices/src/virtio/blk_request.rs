@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::backend::{BlockBackend, SECTOR};
+use super::backend::{BlockBackend, Operation, SECTOR};
 use super::{Chain, Io};
 use crate::agent::Time;
 use crate::bounce::{MapError, Step};
@@ -42,7 +42,11 @@ const S_UNSUPP: u8 = 2;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
     /// When its next step is due.
-    pub(super) due: Time,
+    due: Time,
+    /// The operation that has to end first.
+    away: Option<u64>,
+    /// How it ended: with what was read, or not at all.
+    answer: Option<Option<Vec<u8>>>,
     chain: Chain,
     stage: Stage,
     header: [u8; HEADER],
@@ -98,6 +102,8 @@ impl Request {
         }
         Some(Self {
             due,
+            away: None,
+            answer: None,
             chain,
             stage: Stage::Map,
             header: [0; HEADER],
@@ -111,6 +117,23 @@ impl Request {
         })
     }
 
+    /// When its next step is due; `None` while the backend has it.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.away.is_none().then_some(self.due)
+    }
+
+    /// Whether it waits for the operation with this token.
+    pub(super) fn awaits(&self, token: u64) -> bool {
+        self.away == Some(token)
+    }
+
+    /// The operation has ended.
+    pub(super) fn answer(&mut self, at: Time, result: Option<Vec<u8>>) {
+        self.away = None;
+        self.answer = Some(result);
+        self.due = at;
+    }
+
     fn kind(&self) -> u32 {
         u32::from_le_bytes([self.header[0], self.header[1], self.header[2], self.header[3]])
     }
@@ -122,7 +145,13 @@ impl Request {
     }
 
     /// Does one step.
-    pub(super) fn step(&mut self, io: &mut Io<'_>, backend: &mut dyn BlockBackend, id: &str) -> Outcome {
+    pub(super) fn step(
+        &mut self,
+        io: &mut Io<'_>,
+        backend: &mut dyn BlockBackend,
+        token: &mut u64,
+        id: &str,
+    ) -> Outcome {
         let max = io.timing.beat_len();
         if self.stage == Stage::Map {
             match self.chain.map(io.port, io.now, io.timing, u64::MAX) {
@@ -165,7 +194,7 @@ impl Request {
                     Err(_) => self.finish(S_IOERR, io),
                 }
             }
-            Stage::Media => self.media(io, backend),
+            Stage::Media => self.media(io, backend, token),
             Stage::Store => {
                 match self.chain.writable.step_write(io.buffers(), &self.data[self.filled..], max) {
                     Ok(moved) => {
@@ -314,8 +343,56 @@ impl Request {
         self.enter(Stage::Status, io);
     }
 
-    /// The medium's part of the request.
-    fn media(&mut self, io: &Io<'_>, backend: &mut dyn BlockBackend) {
+    /// The medium's part of the request: at once, or begun now and ended when the answer is there.
+    fn media(&mut self, io: &Io<'_>, backend: &mut dyn BlockBackend, token: &mut u64) {
+        if let Some(result) = self.answer.take() {
+            return self.answered(result, io);
+        }
+        let left = (self.len - self.position).min(CHUNK) as usize;
+        let offset = self.sector().wrapping_mul(SECTOR).wrapping_add(self.position);
+        let last = self.position + self.data.len() as u64 == self.len;
+        let operation = match self.kind() {
+            T_IN => Some(Operation::Read { offset, len: left }),
+            T_OUT => Some(Operation::Write {
+                offset,
+                data: std::mem::take(&mut self.data),
+                through: last && io.features & F_FLUSH == 0,
+            }),
+            T_FLUSH => Some(Operation::Flush),
+            _ => None,
+        };
+        if let Some(operation) = operation {
+            match backend.submit(*token, operation) {
+                None => {
+                    self.away = Some(*token);
+                    *token += 1;
+                    return;
+                }
+                Some(Operation::Write { data, .. }) => self.data = data,
+                Some(_) => {}
+            }
+        }
+        self.media_at_once(io, backend);
+    }
+
+    /// What the backend answered.
+    fn answered(&mut self, result: Option<Vec<u8>>, io: &Io<'_>) {
+        let Some(data) = result else { return self.finish(S_IOERR, io) };
+        match self.kind() {
+            T_IN if data.len() as u64 == (self.len - self.position).min(CHUNK) => {
+                self.data = data;
+                self.enter(Stage::Store, io);
+            }
+            T_IN => self.finish(S_IOERR, io),
+            T_OUT => {
+                self.position += (self.len - self.position).min(CHUNK);
+                self.enter(if self.position == self.len { Stage::Status } else { Stage::Load }, io);
+            }
+            _ => self.enter(Stage::Status, io),
+        }
+    }
+
+    fn media_at_once(&mut self, io: &Io<'_>, backend: &mut dyn BlockBackend) {
         // In range: `checked` has seen it.
         let offset = self.sector().wrapping_mul(SECTOR).wrapping_add(self.position);
         let (result, next) = match self.kind() {

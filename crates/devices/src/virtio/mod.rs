@@ -13,7 +13,7 @@ mod rng;
 mod split;
 mod transport;
 
-pub use backend::{BlockBackend, FileBackend, MemoryBackend, SECTOR};
+pub use backend::{BlockBackend, FileBackend, MemoryBackend, Operation, RemoteBackend, SECTOR, Submission};
 pub use blk::{Blk, BlkState};
 pub use console::{Console, ConsoleState};
 pub use net::{MAX_FRAME, Net, NetState};
