@@ -50,8 +50,8 @@ Exit status:
 
 On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
 With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
-The same options, images and seed give the same run to the bit. Input from a keyboard, a pipe or
---net is part of a run: --record keeps it, --play gives it again.";
+The same options, images and seed give the same run to the bit. Input from a keyboard, a pipe,
+--net or --vhost-user-blk is part of a run: --record keeps it, --play gives it again.";
 
 const RACE_HELP: &str = "\
 A scenario is a guest that writes a begin mark to the lab device; docs/race.md says how to make one.

@@ -170,3 +170,88 @@ fn a_bounced_run_is_the_same_every_time_and_goes_on_from_a_snapshot() {
         assert_eq!(first[key], rest[key], "{key}");
     }
 }
+
+/// QEMU's storage daemon with one disk; ends when dropped.
+struct Daemon(std::process::Child);
+
+impl Daemon {
+    fn start(disk: &Path, socket: &Path) -> Option<Self> {
+        let _ = std::fs::remove_file(socket);
+        let mut command = Command::new("qemu-storage-daemon");
+        command.args(["--blockdev", &format!("driver=file,node-name=d0,filename={}", disk.display())]);
+        let address = format!("addr.type=unix,addr.path={}", socket.display());
+        command.args(["--export", &format!("vhost-user-blk,id=e0,node-name=d0,writable=on,{address}")]);
+        let daemon = match command.stdin(std::process::Stdio::null()).spawn() {
+            Ok(child) => Self(child),
+            Err(e) => {
+                skip(&format!("no qemu-storage-daemon (Debian package qemu-system-common): {e}"));
+                return None;
+            }
+        };
+        while !socket.exists() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Some(daemon)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_be_played_again() {
+    use std::os::unix::fs::MetadataExt;
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (source, copy, socket) = (path("source"), path("copy"), path("socket"));
+    random_file(&source, 64 << 20, 17).unwrap();
+    std::fs::File::create(&copy).unwrap().set_len(64 << 20).unwrap();
+    let Some(mut daemon) = Daemon::start(&copy, &socket) else { return };
+    let run = |way: &str| {
+        let mut command = smmulab();
+        command
+            .args(["run", "--image", IMAGE, "--bounce", "all", "--time-limit", "900s", way])
+            .arg(path("recording"))
+            .arg("--stats")
+            .arg(path(way))
+            .args(["--disk", &format!("{},ro", source.display()), "--vhost-user-blk"])
+            .arg(&socket)
+            .args([
+                "--exec",
+                "dd if=/dev/vda of=/dev/vdb bs=1M 2>/dev/null && sync && \
+                              echo 3 > /proc/sys/vm/drop_caches && sha256sum /dev/vdb",
+            ])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let live = run("--record");
+    // In the middle of the copy.
+    while std::fs::metadata(&copy).unwrap().blocks() < 16 << 11 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    drop(daemon);
+    daemon = Daemon::start(&copy, &socket).unwrap();
+    let live = live.wait_with_output().unwrap();
+    drop(daemon);
+    let expected = hash(&std::fs::read(&source).unwrap());
+    assert!(stdout(&live).starts_with(&expected), "{}\n{}", stdout(&live), stderr(&live));
+    assert!(std::fs::read(&copy).unwrap() == std::fs::read(&source).unwrap(), "what is on the disk");
+    assert!(stderr(&live).contains("the backend is back"), "it was not killed in time: {}", stderr(&live));
+    // Nobody serves the disk now: what the process answered is in the recording.
+    let played = run("--play").wait_with_output().unwrap();
+    assert_eq!(stdout(&played), stdout(&live));
+    let strip = |way: &str| {
+        let mut stats = figures(&path(way));
+        stats.as_object_mut().unwrap().remove("host");
+        stats
+    };
+    assert_eq!(strip("--record"), strip("--play"));
+}
