@@ -244,7 +244,7 @@ fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_b
     let expected = hash(&std::fs::read(&source).unwrap());
     assert!(stdout(&live).starts_with(&expected), "{}\n{}", stdout(&live), stderr(&live));
     assert!(std::fs::read(&copy).unwrap() == std::fs::read(&source).unwrap(), "what is on the disk");
-    assert!(stderr(&live).contains("the backend is back"), "it was not killed in time: {}", stderr(&live));
+    assert!(stderr(&live).contains("the backend is gone"), "it was not killed in time: {}", stderr(&live));
     // Nobody serves the disk now: what the process answered is in the recording.
     let played = run("--play").wait_with_output().unwrap();
     assert_eq!(stdout(&played), stdout(&live));

@@ -222,7 +222,7 @@ impl VhostDisk {
             // Also what it answered before it went.
             self.harvest();
             if gone && self.link.take().is_some() {
-                log::warn!("{}: the backend is gone; waiting for it to come back", self.socket.display());
+                log::error!("{}: the backend is gone; waiting for it to come back", self.socket.display());
             }
         }
         if self.link.is_none() && !self.broken && self.look_at <= Instant::now() {

@@ -372,6 +372,6 @@ impl Chain {
 fn refused(error: &MapError, bounce: &Bounce, port: &DmaPort) {
     if matches!(error, MapError::TooLarge { .. } | MapError::Full) {
         bounce.counters().failures += 1;
-        log::warn!("bounced device {:#06x}: {error}", port.requester().sid);
+        log::error!("bounced device {:#06x}: {error}", port.requester().sid);
     }
 }
