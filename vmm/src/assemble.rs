@@ -216,7 +216,8 @@ fn script(options: &MachineOptions, ports: &[Slot], fabric: &Fabric) -> Result<S
 /// Devices on the root bus that are root ports.
 fn root_ports(options: &MachineOptions) -> impl Iterator<Item = (Slot, RootPortKind)> {
     let functions = options.devices.iter().filter(|&&device| device != TestDevice::PlatformEngine).count();
-    let first = (options.disks.len() + options.remote.len() + functions).min(usize::from(LAST_SLOT)) as u8 + FIRST_DISK;
+    let first = (options.disks.len() + options.remote.len() + functions).min(usize::from(LAST_SLOT)) as u8
+        + FIRST_DISK;
     (first..=LAST_SLOT).map(Slot::device).zip(options.root_ports.iter().copied())
 }
 

@@ -22,8 +22,8 @@ use crate::stats::{self, HashWriter, Host, Stats};
 use crate::symbols::Symbols;
 use devices::lab::Mark;
 use devices::pci::Slot;
-use smmu_model::checker::Patience;
 use devices::virtio::{Blk, Console, Net};
+use smmu_model::checker::Patience;
 
 /// What every guest's command line begins with. The kernel's tests of its own cryptography are half of a Debian
 /// kernel's boot and say nothing of an IOMMU; `--append cryptomgr.notests=0` brings them back.
@@ -147,6 +147,8 @@ fn symbols(args: &RunArgs) -> Result<Symbols> {
     let image = guest_images::fetch(&args.guest.image, guest_images::Progress::auto())?;
     // Debian's kernels have one that says nothing.
     Ok(image.system_map.and_then(|path| Symbols::open(&path).ok()).unwrap_or_default())
+}
+
 /// Connects to the processes that serve disks, or takes from a recording what they said.
 fn serve(args: &RunArgs, player: Option<&Player>, options: &mut MachineOptions) -> Result<Vec<VhostDisk>> {
     let sockets = &args.guest.vhost_user_blk;

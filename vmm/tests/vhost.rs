@@ -236,7 +236,7 @@ fn serve(stream: &UnixStream, lie: Lie) {
                     put(head.into(), len);
                     put(head.into(), len);
                 }
-                Lie::Ahead => all.write_obj(done.wrapping_add(1000), used + 2).unwrap(),
+                Lie::Ahead => all.write_obj(seen.wrapping_add(1000), used + 2).unwrap(),
             }
             let _ = (&call).write(&1u64.to_ne_bytes());
             if lie == Lie::Vandal {
