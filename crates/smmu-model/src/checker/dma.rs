@@ -199,7 +199,7 @@ impl State {
             ),
             (true, None) => (
                 Kind::DmaUnmapped,
-                format!("a device {verb} {:#x}, where nothing was ever mapped", access.address),
+                format!("a device {verb} {:#x}, where the SMMU never saw a mapping", access.address),
             ),
             (false, _) => (
                 Kind::DmaForbidden,

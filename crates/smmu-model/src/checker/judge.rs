@@ -22,7 +22,7 @@ impl State {
             return;
         }
         let map = self.memory.writer(f.at);
-        let Some(id) = self.tables.add(f, map) else { return };
+        let Some(id) = self.tables.add(f, self.seq, map) else { return };
         self.watch();
         self.memory.is_table(f.at, table);
         let Some(e) = self.tables.get(id).filter(|e| e.leaf && e.dead.is_none()).cloned() else { return };
@@ -65,13 +65,16 @@ impl State {
                     }
                     self.kill(id, seq, new, site);
                 }
-                (Some(_), Change::None) => {
+                // It is back, with as much permitted as before.
+                (Some(_), Change::None | Change::Extended) => {
                     if self.tables.reachable(&e) {
+                        self.tables.refresh(id, new, *site);
                         self.tables.revive(id);
                     }
                 }
-                (Some(_), Change::Invalid) => self.kill(id, seq, new, site),
-                (Some(death), _) => {
+                // Or with less, as mprotect does it: the same page, still to be invalidated.
+                (Some(_), Change::Invalid | Change::Restricted) => self.kill(id, seq, new, site),
+                (Some(death), Change::Size | Change::Other) => {
                     if matches!(death.cause, Cause::Changed(_)) && self.tables.reachable(&e) {
                         self.reused(&e, Some(*site));
                     }
@@ -123,7 +126,7 @@ impl State {
                         logged.site,
                     );
                 }
-                Coverage::Whole if early.is_none() => {
+                Coverage::Whole if early.is_none() && logged.seq > e.born => {
                     early = Some((
                         format!("{want} and CMD_SYNC: {} came before the change", name()),
                         logged.site,

@@ -70,6 +70,8 @@ pub(super) struct Entry {
     children: BTreeSet<u64>,
     pub(super) sid: u32,
     pub(super) cd: u32,
+    /// When it was read.
+    pub(super) born: u64,
     pub(super) map: Option<Site>,
     pub(super) dead: Option<Death>,
 }
@@ -255,7 +257,7 @@ impl Tables {
     }
 
     /// A valid descriptor was read.
-    pub(super) fn add(&mut self, f: &Descriptor, map: Option<Site>) -> Option<u64> {
+    pub(super) fn add(&mut self, f: &Descriptor, born: u64, map: Option<Site>) -> Option<u64> {
         let leaf = match d::kind(f.value, f.granule, f.level, f.pa52) {
             Kind::Invalid => return None,
             Kind::Leaf => true,
@@ -300,6 +302,7 @@ impl Tables {
             children: BTreeSet::new(),
             sid: f.sid,
             cd: f.cd,
+            born,
             map,
             dead,
         };

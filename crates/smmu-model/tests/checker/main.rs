@@ -186,6 +186,23 @@ fn permissions_and_the_access_flag_may_change_in_place() {
 }
 
 #[test]
+fn a_page_may_come_back_with_less_permitted() {
+    // As mprotect does it: cleared, written with less, and then invalidated.
+    let mut g = Guest::new();
+    g.map(IOVA, PAGE, 0x1000, RW);
+    assert!(g.dma(AccessKind::Write, IOVA));
+    let at = g.slot(IOVA, 3);
+    let leaf = g.ram.word(at);
+    for leaf in [leaf | 1 << 7, leaf] {
+        g.store(at, 0);
+        g.store(at, leaf);
+        g.commands(&[tlbi_va(1, IOVA, 1)]);
+        assert!(g.read(IOVA));
+    }
+    assert_eq!(g.reports(), []);
+}
+
+#[test]
 fn hardware_updates_are_nobodys_mistake() {
     let mut g = Guest::new();
     // HA and HD.
