@@ -200,7 +200,7 @@ fn script(options: &MachineOptions, ports: &[Slot], fabric: &Fabric) -> Result<S
                 Box::new(move |port| Box::new(IommuTestdev::new(port, inspector, timing)))
             }
             Pluggable::Test(_) => {
-                let ats = options.ats.clone();
+                let ats = options.ats;
                 Box::new(move |port| engine(port, ats.as_ref()))
             }
         };

@@ -77,7 +77,7 @@ impl Drop for Daemon {
 
 fn write(token: u64, data: &[u8]) -> Submission {
     let (offset, data) = (token * data.len() as u64, data.to_vec());
-    Submission { token, operation: Operation::Write { offset, data, through: token % 2 == 0 } }
+    Submission { token, operation: Operation::Write { offset, data, through: token.is_multiple_of(2) } }
 }
 
 #[test]

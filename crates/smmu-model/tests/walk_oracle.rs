@@ -177,6 +177,7 @@ impl Case {
         let user = leaf(6) && !no_user;
         let (uxn, pxn) = (uxn || leaf(54), pxn || leaf(53));
         let shut = pan && user && !single;
+        #[allow(clippy::nonminimal_bool, reason = "one term for each reason why not")]
         let can = |kind: AccessKind| match (single, self.privileged) {
             _ if self.instruction => match (single, self.privileged) {
                 (true, _) => !uxn && !(wxn && write),

@@ -280,7 +280,6 @@ pub fn run(args: &SmmuBenchArgs) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
 
     use super::*;
 

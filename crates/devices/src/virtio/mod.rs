@@ -207,6 +207,7 @@ pub trait VirtioDevice: Send + 'static {
 /// The state of any virtio device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
+#[allow(clippy::large_enum_variant, reason = "a machine has a few of them, and only while it is saved")]
 pub enum DeviceState {
     Blk(BlkState),
     Console(ConsoleState),

@@ -208,7 +208,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 queue.set_size(value as u16, self.common.driver_features);
             }
             (field::QUEUE_ENABLE, 2) => {
-                if value == 1 && !queue.enable(self.common.driver_features) {
+                let refused = value == 1 && !queue.enable(self.common.driver_features);
+                if refused {
                     log::warn!(
                         "virtio device {:#06x}: queue {index} cannot be enabled",
                         self.port.requester().sid

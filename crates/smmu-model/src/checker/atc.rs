@@ -66,7 +66,7 @@ impl State {
                 && h.dead.is_some()
                 && h.output.wrapping_sub(k.2) != given.address.wrapping_sub(first)
         });
-        if let Some((&k, &h)) = old.map(|(k, h)| (k, h)) {
+        if let Some((&k, &h)) = old {
             self.report_atc(k, h, "and the address has another translation now");
         }
         let Some(&(regime, granule)) = self.stages(&t).first() else { return };

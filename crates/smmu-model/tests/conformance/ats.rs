@@ -217,7 +217,8 @@ fn errors_of_the_configuration() {
         is_ca(&mut lab, AtsRequest { ssid: Some(1), ..treq(0) }, 8);
         lab.ram.holes.push(TABLES..TABLES + 0x1000);
         is_ca(&mut lab, treq(0), 0xb);
-        lab.ram.holes = vec![CDS..CDS + 64];
+        lab.ram.holes.clear();
+        lab.ram.holes.push(CDS..CDS + 64);
         lab.command(cfgi_ste(SID));
         is_ca(&mut lab, treq(0), 9);
         lab.ram.holes.clear();

@@ -42,6 +42,9 @@ thread_local! {
     static BOUNCED: std::cell::Cell<Option<PoolConfig>> = const { std::cell::Cell::new(None) };
 }
 
+/// Address, length, and whether the device writes, of each descriptor.
+type List = Vec<(u64, u32, bool)>;
+
 /// A machine with one device, and its driver. The driver's addresses are device addresses; `offset` is what the SMMU's
 /// tables add to them, or the start of RAM.
 struct Bench {
@@ -60,7 +63,7 @@ struct Bench {
     used: Vec<u16>,
     /// Whether the driver uses packed rings, and the lists that it has put together for them.
     packed: bool,
-    lists: BTreeMap<(usize, u16), Vec<(u64, u32, bool)>>,
+    lists: BTreeMap<(usize, u16), List>,
 }
 
 impl Bench {
@@ -243,7 +246,7 @@ impl Bench {
     /// Where a counter of descriptors is in the packed ring: index, and the flags of one that is available there.
     fn place(&self, q: usize, position: u16) -> (u16, u16) {
         let size = self.sizes[q];
-        (position % size, if position / size % 2 == 0 { AVAIL } else { USED })
+        (position % size, if (position / size).is_multiple_of(2) { AVAIL } else { USED })
     }
 
     fn offer_packed(&mut self, q: usize, id: u16) {

@@ -107,7 +107,7 @@ impl Driver {
     }
 
     fn wrap(&self, position: u64) -> bool {
-        position / self.size % 2 == 0
+        (position / self.size).is_multiple_of(2)
     }
 
     fn at(&self, position: u64) -> u64 {
