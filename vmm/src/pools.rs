@@ -47,7 +47,7 @@ pub struct PoolOption {
 
 fn bytes(key: &str, text: &str) -> Result<u64, String> {
     let Size(bytes) = text.parse().map_err(|e| format!("{key}: {e}"))?;
-    if bytes % SLOT != 0 || bytes > MOST {
+    if !bytes.is_multiple_of(SLOT) || bytes > MOST {
         return Err(format!("{key} takes multiples of 2K up to {}G, not {text}", MOST >> 30));
     }
     Ok(bytes)

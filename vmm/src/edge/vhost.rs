@@ -373,7 +373,8 @@ impl VhostDisk {
             self.used = self.used.wrapping_add(1);
             let [a, b, c, d, e, f, g, h] = element;
             let (id, len) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-            let flight = (id % u32::from(EACH) == 0)
+            let flight = id
+                .is_multiple_of(u32::from(EACH))
                 .then(|| self.flights.get_mut((id / u32::from(EACH)) as usize)?.take())
                 .flatten();
             match flight {
