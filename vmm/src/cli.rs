@@ -60,6 +60,7 @@ The same scenario, policy and seed give the same schedules and the same result, 
 Exit status:
   0    no schedule failed
   1    a schedule failed: its file and its report are in --out DIR
+  128+N  none had failed when signal N ended the search (Ctrl-C: 130)
   2    bad options, or a scenario that cannot be run: one line on stderr says which";
 
 const REPLAY_HELP: &str = "\

@@ -251,6 +251,43 @@ fn gdb_goes_both_ways() {
     server.wait().unwrap();
 }
 
+/// What was found before Ctrl-C is told, and no process is left behind.
+#[test]
+fn an_interrupted_search_tells_what_it_has() {
+    let lab = Lab::new(counter(true));
+    let (scenario, out) = (lab.path("counter.toml"), lab.path("races"));
+    let search = smmulab()
+        .arg("race")
+        .arg(scenario)
+        .arg("--out")
+        .arg(out)
+        .args(["--runs", "100000000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = search.id();
+    // Its schedules are its children: once there is one, it is searching.
+    let children = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let first = loop {
+        let children = children();
+        if let Some(child) = children.split_whitespace().next() {
+            break child.to_string();
+        }
+    };
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let kill = std::process::Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap();
+    assert!(kill.success());
+    let output = search.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("none failed") && stdout(&output).contains("Ended early"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(!PathBuf::from(format!("/proc/{first}")).exists());
+}
+
 #[test]
 fn what_cannot_be_replayed_is_one_clear_line() {
     let lab = Lab::new(counter(false));

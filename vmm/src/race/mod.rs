@@ -8,6 +8,7 @@
 pub mod filter;
 pub mod fork;
 pub mod html;
+pub mod interrupt;
 pub mod policy;
 pub mod record;
 pub mod replay;

@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::filter::Filter;
 use super::fork::Child;
+use super::interrupt::Interrupt;
 use super::policy::{Choice, Policy};
 use super::record::{Record, Replayed};
 use super::replay::{carefully, in_detail};
@@ -42,6 +43,8 @@ pub struct Found {
     runs: u64,
     instructions: u64,
     orders: BTreeSet<u64>,
+    /// The signal that ended the search early.
+    signal: Option<u8>,
     /// The first schedule of each failure.
     failures: Vec<(u64, Failure)>,
 }
@@ -170,6 +173,9 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
             n => format!("{n} failures"),
         }
     );
+    if found.signal.is_some() {
+        println!("Ended early, by a signal.");
+    }
     for (number, failure) in &found.failures {
         let holds = choice.draw(*number, &explorer.progress).unwrap_or_default();
         let small = shrink(&holds, |holds| explorer.fails_with(holds, failure));
@@ -177,7 +183,8 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         let (record, line) = explorer.record(&scenario, small)?;
         keep(&record, &line, args)?;
     }
-    Ok(if found.failures.is_empty() { 0 } else { status::FAILED })
+    let interrupted = found.signal.map_or(0, |signal| 128 + signal);
+    Ok(if found.failures.is_empty() { interrupted } else { status::FAILED })
 }
 
 /// Keeps a failing schedule with its reports, and says so.
@@ -241,6 +248,7 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let start = Instant::now();
+    let interrupt = Interrupt::watch().context("cannot watch for signals")?;
     let mut found = Found::default();
     let mut running: Vec<(u64, Child)> = Vec::new();
     let mut waiting: BTreeMap<u64, Verdict> = BTreeMap::new();
@@ -258,7 +266,12 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
         if running.is_empty() {
             break;
         }
-        for index in ready(&running)? {
+        let ended = ready(&running, &interrupt)?;
+        if let Some(signal) = interrupt.received() {
+            found.signal = Some(signal);
+            break;
+        }
+        for index in ended {
             let (number, child) = running.swap_remove(index);
             waiting.insert(number, child.join()?);
         }
@@ -278,9 +291,10 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
 }
 
 /// Which of the running schedules have ended, the last first.
-fn ready(running: &[(u64, Child)]) -> Result<Vec<usize>> {
+fn ready(running: &[(u64, Child)], interrupt: &Interrupt) -> Result<Vec<usize>> {
     let mut fds: Vec<PollFd<'_>> =
         running.iter().map(|(_, child)| PollFd::new(child.fd(), PollFlags::POLLIN)).collect();
+    fds.push(PollFd::new(interrupt.fd(), PollFlags::POLLIN));
     poll(&mut fds, PollTimeout::NONE).context("cannot wait for a process")?;
-    Ok((0..fds.len()).rev().filter(|&i| fds[i].any().unwrap_or(false)).collect())
+    Ok((0..running.len()).rev().filter(|&i| fds[i].any().unwrap_or(false)).collect())
 }
