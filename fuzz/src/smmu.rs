@@ -58,9 +58,11 @@ impl Shape {
         let bit = |n: u32| bits >> n & 1 == 1;
         let of = |n: u32, from: [u32; 4]| from[(bits >> n & 3) as usize];
         let (s1p, gran64k) = (!bit(23), !bit(22));
+        let s2p = !bit(0) || !s1p;
+        let base = if self.1 & 128 == 0 { Config::full() } else { Config::linux() };
         let config = Config {
             s1p,
-            s2p: !bit(0) || !s1p,
+            s2p,
             cohacc: !bit(1),
             asid16: !bit(2),
             vmid16: !bit(3),
@@ -77,7 +79,7 @@ impl Shape {
             cmdqs: of(15, [8, 6, 1, 0]) as u8,
             eventqs: of(17, [8, 4, 1, 0]) as u8,
             had: !bit(19),
-            xnx: (!bit(0) || !s1p) && !bit(20),
+            xnx: s2p && !bit(20),
             ril: !bit(21),
             gran64k,
             oas: [44, 48, 52, 32, 36, 40, 42, 44][usize::from(self.1 & 7)],
@@ -93,7 +95,7 @@ impl Shape {
             combined: self.2 & 128 == 0,
             cache_invalid: self.2 & 16 != 0,
             ecmdq: if self.1 & 128 == 0 && !bit(1) && !bit(10) { 4 } else { 0 },
-            vmw: (!bit(0) || !s1p) && self.2 & 1 == 0,
+            vmw: s2p && self.2 & 1 == 0,
             pmcg: if self.1 & 64 == 0 { 4 } else { 0 },
             merge: self.2 & 64 != 0,
             prefetch: self.2 & 128 != 0,
@@ -109,10 +111,11 @@ impl Shape {
             gbpa_abort: bit(31),
             page0_alias: self.1 & 64 != 0,
             httu: [2, 1, 0, 2][usize::from(self.2 >> 2 & 3)],
-            fwb: (!bit(0) || !s1p) && self.2 & 16 == 0,
+            fwb: s2p && self.2 & 16 == 0,
             stt: self.2 & 32 == 0,
             e0pd: self.2 & 64 == 0,
-            ..if self.1 & 128 == 0 { Config::full() } else { Config::linux() }
+            ats_split: base.ats_split && s1p && s2p,
+            ..base
         };
         let config = if config.oas == 52 && !gran64k { Config { oas: 48, ..config } } else { config };
         assert_eq!(config.validate(), Ok(()));
