@@ -133,7 +133,8 @@ fn processes_share_their_memory_with_an_engine_that_stalls() {
         return;
     }
     for cpus in ["1", "2"] {
-        let run = run(&["sva"], "", &["--cpus", cpus, "--device", "platform-engine"]);
+        let options = [&["--cpus", cpus, "--device", "platform-engine"][..], &CHECKED].concat();
+        let run = run(&["sva"], "", &options);
         let stalled = run.count("stalled");
         assert!(stalled > 100, "{:?}", run.smmu);
         assert_eq!(run.count("commands/RESUME"), stalled, "every stall is answered, once");

@@ -176,6 +176,12 @@ impl State {
         if event.stall.is_some() {
             return;
         }
+        // With CD.R=0 the guest does not want to hear of faults: it expects them, as after the end of a process whose
+        // memory a device still uses.
+        let contexts = self.streams.contexts(event.sid, event.ssid.unwrap_or(0), &self.config);
+        if !place.s2 && contexts.iter().any(|(_, context)| !context.record) {
+            return;
+        }
         let verb = if access.read { "reads" } else { "writes" };
         let t = Transaction {
             ssid: event.ssid,
