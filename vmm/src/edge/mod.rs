@@ -4,7 +4,7 @@
 //! handed in at a point of virtual time that the run loop chooses.
 
 mod passt;
-mod signals;
+pub(crate) mod signals;
 mod stdin;
 mod terminal;
 mod vhost;

@@ -6,6 +6,24 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+/// From now on SIGHUP, SIGINT and SIGTERM are read here and do not end the program by themselves. The set is of those that
+/// are blocked for it.
+///
+/// # Errors
+/// When the host has no more descriptors; the signals then do what they did.
+pub(crate) fn open() -> nix::Result<(SignalFd, SigSet)> {
+    let set: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    let source = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    set.thread_block()?;
+    Ok((source, set))
+}
+
+/// The number of the signal that came, if one did.
+pub(crate) fn read(source: &SignalFd) -> Option<u8> {
+    let info = source.read_signal().ok().flatten()?;
+    u8::try_from(info.ssi_signo).ok()
+}
+
 /// Watches for SIGHUP, SIGINT and SIGTERM.
 pub(super) struct Signals {
     source: SignalFd,
@@ -18,9 +36,7 @@ impl Signals {
     /// # Errors
     /// When the host has no more descriptors; the signals then do what they did.
     pub(super) fn watch() -> nix::Result<Self> {
-        let set: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-        let source = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        set.thread_block()?;
+        let (source, _) = open()?;
         Ok(Self { source, received: None })
     }
 
@@ -32,9 +48,7 @@ impl Signals {
 
 impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        if let Ok(Some(info)) = self.source.read_signal() {
-            self.received = u8::try_from(info.ssi_signo).ok().or(self.received);
-        }
+        self.received = read(&self.source).or(self.received);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::record::Record;
-use super::report::{time, title};
+use super::report::time;
 use super::timeline::{Span, Timeline};
 use crate::actor::Actor;
 
@@ -16,7 +16,6 @@ const NARROW: f64 = 0.6;
 
 /// The page.
 pub fn page(record: &Record, line: &Timeline) -> String {
-    let failure = record.verdict.failure.as_ref().map_or("nothing failed", |f| f.text.as_str());
     let mut out = String::new();
     let _ = write!(
         out,
@@ -29,8 +28,8 @@ pub fn page(record: &Record, line: &Timeline) -> String {
          <p>{} after the beginning, {} instructions.</p>\n",
         time(record.verdict.ns),
         record.verdict.instructions,
-        title = escape(&title(record)),
-        failure = escape(failure),
+        title = escape(&record.scenario.about),
+        failure = escape(record.failed()),
     );
     if let Some(failure) = record.verdict.failure.as_ref().filter(|failure| !failure.detail.is_empty()) {
         let _ = writeln!(out, "<pre>{}</pre>", escape(&failure.detail));

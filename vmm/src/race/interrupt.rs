@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::SignalFd;
+
+use crate::edge::signals;
 
 /// SIGHUP, SIGINT and SIGTERM come here, and do not end the program, for as long as this lives.
 pub struct Interrupt {
@@ -17,9 +19,7 @@ impl Interrupt {
     /// # Errors
     /// When the host has no more descriptors; the signals then do what they did.
     pub fn watch() -> nix::Result<Self> {
-        let set: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-        let source = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        set.thread_block()?;
+        let (source, set) = signals::open()?;
         Ok(Self { source, set })
     }
 
@@ -30,8 +30,7 @@ impl Interrupt {
 
     /// The number of the signal that came.
     pub fn received(&self) -> Option<u8> {
-        let info = self.source.read_signal().ok().flatten()?;
-        u8::try_from(info.ssi_signo).ok()
+        signals::read(&self.source)
     }
 }
 

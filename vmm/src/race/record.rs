@@ -52,6 +52,11 @@ impl Record {
         Self { format: FORMAT, smmulab, scenario, begin, holds, begun, verdict, end, story }
     }
 
+    /// What failed, in one line.
+    pub fn failed(&self) -> &str {
+        self.verdict.failure.as_ref().map_or("nothing failed", |failure| failure.text.as_str())
+    }
+
     /// Writes it to a new file in `dir`: `race-1.json`, or the first number that is free.
     ///
     /// # Errors

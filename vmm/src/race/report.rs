@@ -8,7 +8,7 @@ use super::record::Record;
 pub fn text(record: &Record) -> String {
     let mut out = String::new();
     let failure = record.verdict.failure.as_ref();
-    let what = failure.map_or("nothing failed", |failure| failure.text.as_str());
+    let what = record.failed();
     let _ = writeln!(out, "{}\n\nFailed: {what}", record.scenario.about);
     let _ = writeln!(
         out,
@@ -29,16 +29,11 @@ pub fn text(record: &Record) -> String {
     out
 }
 
-/// One line for people: what the scenario is about.
-pub fn title(record: &Record) -> String {
-    record.scenario.about.clone()
-}
-
 /// The report as Markdown, to paste into a mail or an issue. `file` is the record's.
 pub fn markdown(record: &Record, file: &str) -> String {
     let mut out = String::new();
     let failure = record.verdict.failure.as_ref();
-    let what = failure.map_or("nothing failed", |failure| failure.text.as_str());
+    let what = record.failed();
     let _ = writeln!(out, "## {}\n\n**Failed:** `{what}`\n", record.scenario.about);
     let _ = writeln!(
         out,
