@@ -63,6 +63,28 @@ pub enum Actor {
     Cpu(usize),
 }
 
+impl Actor {
+    /// A number for each actor, for hashes.
+    pub(crate) fn code(self) -> u64 {
+        match self {
+            Self::Smmu(index, agent) => (index as u64) << 16 | agent as u64,
+            Self::Pci(slot, lane) => 1 << 32 | u64::from(slot.0) << 16 | lane as u64,
+            Self::Engine(index, lane) => 6 << 32 | (index as u64) << 16 | lane as u64,
+            Self::Its => 2 << 32,
+            Self::Uart => 3 << 32,
+            Self::Rtc => 4 << 32,
+            Self::Plug => 7 << 32,
+            Self::Cpu(cpu) => 5 << 32 | cpu as u64,
+        }
+    }
+
+    /// Whether this is its name, or the beginning of it up to a dot: `smmu`, `pci.04`.
+    pub fn is_called(self, name: &str) -> bool {
+        let own = self.to_string();
+        own.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

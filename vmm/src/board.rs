@@ -21,6 +21,7 @@ use crate::layout as at;
 use crate::plug::Script;
 use crate::pools::Pools;
 use crate::smmu_agents::{Effect, SmmuAgents};
+use crate::touch::Witness;
 
 /// The machine without its vCPUs.
 pub struct Board {
@@ -53,8 +54,10 @@ pub struct Board {
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
-    /// When the vCPU that runs reached for a device, if somebody wants to know.
-    accesses: Option<Vec<Time>>,
+    /// What registers the vCPU that runs reached for and when, if somebody wants to know.
+    accesses: Option<Vec<(Time, u64)>>,
+    /// Who is told of accesses to memory, if anybody. It is no part of the machine's state.
+    pub witness: Option<Box<Witness>>,
     /// The SMMU sent an event to all vCPUs (CMD_SYNC with CS=SIG_SEV).
     event: bool,
 }
@@ -87,6 +90,7 @@ impl Board {
             slice_end: 0,
             yield_asked: false,
             accesses: None,
+            witness: None,
             event: false,
         }
     }
@@ -142,10 +146,49 @@ impl Board {
 
     /// Tells the checkers, if there are any, what time it is and what devices wrote.
     #[inline]
-    fn check(&self, now: Time) {
-        if !self.checkers.is_empty() {
-            check::look(&self.checkers, &self.ram, now);
+    fn check(&mut self, now: Time) {
+        self.look(now, None);
+    }
+
+    /// Tells the checkers and the witness, if there are any, what was done to memory; by `who`, if that is known.
+    #[inline]
+    fn look(&mut self, now: Time, who: Option<Actor>) {
+        if self.checkers.is_empty() && self.witness.is_none() {
+            return;
         }
+        self.checkers.iter().for_each(|checker| checker.set_time(now));
+        let mut witness = self.witness.as_mut().zip(who);
+        match &mut witness {
+            Some((witness, who)) => witness.read(&self.ram, *who, now),
+            None => drop(self.ram.watch().take_reads()),
+        }
+        if !self.ram.watch().has_traced() {
+            return;
+        }
+        for hit in self.ram.watch().take_traced() {
+            check::device_wrote(&self.checkers, &self.ram, hit);
+            if let Some((witness, who)) = &mut witness {
+                witness.wrote(&self.ram, *who, now, hit.offset, hit.len.into());
+            }
+        }
+    }
+
+    /// Whose registers are at an address, as far as it is one of the devices that schedules know.
+    pub fn registers_of(&self, pa: u64) -> Option<Actor> {
+        if at::SMMU_ALL.offset(pa).is_some() {
+            return Some(Actor::Smmu(0, SmmuAgent::Command));
+        }
+        if let Some(offset) = at::MORE_SMMUS.offset(pa) {
+            return Some(Actor::Smmu(1 + (offset / at::SMMU_SPAN) as usize, SmmuAgent::Command));
+        }
+        if let Some(offset) = at::ENGINES.offset(pa) {
+            return Some(Actor::Engine((offset / PlatformEngine::WINDOW) as usize, 0));
+        }
+        if let Some(slot) = self.pci.claims(pa) {
+            return Some(Actor::Pci(slot, 0));
+        }
+        let others = [(at::UART, Actor::Uart), (at::RTC, Actor::Rtc), (at::ITS, Actor::Its)];
+        others.into_iter().find_map(|(window, actor)| window.offset(pa).map(|_| actor))
     }
 
     /// Everything outside the vCPUs that has a step to do, and when, given that what became pending did so at `now`.
@@ -191,6 +234,7 @@ impl Board {
             Actor::Plug => self.script.step(&mut self.pci, now),
             Actor::Cpu(_) => {}
         }
+        self.look(now, Some(actor));
     }
 
     /// The platform device, and its lane, that steps next.
@@ -299,13 +343,13 @@ impl Board {
         Some((self.smmus.get(index)?, offset))
     }
 
-    /// Begins or ends a record of when vCPUs reach for devices.
+    /// Begins or ends a record of what registers vCPUs reach for.
     pub fn note_accesses(&mut self, on: bool) {
         self.accesses = on.then(Vec::new);
     }
 
-    /// The record since the last call.
-    pub fn take_accesses(&mut self) -> std::vec::IntoIter<Time> {
+    /// The record since the last call: when, and at which address.
+    pub fn take_accesses(&mut self) -> std::vec::IntoIter<(Time, u64)> {
         self.accesses.as_mut().map(std::mem::take).unwrap_or_default().into_iter()
     }
 
@@ -351,7 +395,7 @@ impl Platform for Board {
     fn mmio_read(&mut self, who: At, pa: u64, size: u8) -> Result<u64, BusFault> {
         let now = who.now;
         if let Some(accesses) = &mut self.accesses {
-            accesses.push(now);
+            accesses.push((now, pa));
         }
         if let Some(offset) = at::GICR.offset(pa) {
             return Ok(self.gic.gicr_read(offset, size));
@@ -405,7 +449,7 @@ impl Platform for Board {
     fn mmio_write(&mut self, who: At, pa: u64, size: u8, value: u64) -> Result<(), BusFault> {
         let now = who.now;
         if let Some(accesses) = &mut self.accesses {
-            accesses.push(now);
+            accesses.push((now, pa));
         }
         if let Some(offset) = at::UART.offset(pa) {
             self.uart.write(now, offset, size, value);
@@ -414,9 +458,11 @@ impl Platform for Board {
             self.gic.gicr_write(offset, size, value);
         } else if let Some(offset) = at::GICD.offset(pa) {
             self.gic.gicd_write(offset, size, value);
-        } else if let Some((smmu, offset)) = self.smmu_at(pa) {
+        } else if self.smmu_at(pa).is_some() {
             self.check(now);
-            smmu.smmu().mmio_write(offset, size, value);
+            if let Some((smmu, offset)) = self.smmu_at(pa) {
+                smmu.smmu().mmio_write(offset, size, value);
+            }
             self.smmu_wires();
         } else if at::PCI_MMIO.offset(pa).is_some() || at::PCI_MMIO64.offset(pa).is_some() {
             self.pci.mmio_write(now, pa, size, value);
@@ -449,7 +495,11 @@ impl Platform for Board {
     }
 
     fn icc_read(&mut self, who: At, reg: SysKey) -> Option<u64> {
-        self.gic.icc_read(who.cpu, reg.0)
+        let value = self.gic.icc_read(who.cpu, reg.0);
+        if let Some((witness, value)) = self.witness.as_mut().zip(value) {
+            witness.icc(who, reg, value);
+        }
+        value
     }
 
     fn icc_write(&mut self, who: At, reg: SysKey, value: u64) -> Option<()> {
@@ -471,5 +521,8 @@ impl Platform for Board {
 
     fn traced(&mut self, access: &Traced<'_>) {
         check::stored(&self.checkers, access);
+        if let Some(witness) = &mut self.witness {
+            witness.cpu(access);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aarch64::Traced;
 use anyhow::{Context, Result};
-use guest_ram::{GuestRam, PAGE_SIZE, Tracer};
+use guest_ram::{GuestRam, Hit, PAGE_SIZE, Tracer};
 use serde_json::{Value, json};
 use smmu_model::checker::{Checker, Pages, Patience, Report, Role, Site};
 
@@ -97,14 +97,14 @@ pub fn stored(checkers: &[Checker], access: &Traced<'_>) {
     checkers.iter().for_each(|checker| checker.cpu_store(&site, access.pa, access.size, value));
 }
 
-/// Tells the checkers what time it is, and what devices wrote since the last time.
-pub fn look(checkers: &[Checker], ram: &GuestRam, now: u64) {
-    checkers.iter().for_each(|checker| checker.set_time(now));
-    if ram.watch().has_traced() {
-        for hit in ram.watch().take_traced() {
-            let pa = ram.base() + hit.offset;
-            checkers.iter().for_each(|checker| checker.device_store(pa, hit.len.into()));
-        }
+/// Tells the checkers of a write by a device.
+pub fn device_wrote(checkers: &[Checker], ram: &GuestRam, hit: Hit) {
+    let flags = |offset: u64| ram.watch().flags(offset as usize / PAGE_SIZE);
+    let last = hit.offset + u64::from(hit.len.max(1)) - 1;
+    let mut pages =
+        (hit.offset / PAGE_SIZE as u64..=last / PAGE_SIZE as u64).map(|page| page * PAGE_SIZE as u64);
+    if pages.any(|offset| flags(offset) & Tracer::CHECKER.stores() != 0) {
+        checkers.iter().for_each(|checker| checker.device_store(ram.base() + hit.offset, hit.len.into()));
     }
 }
 

@@ -9,7 +9,9 @@ use crate::check::Mode;
 use crate::options::{Disk, Engine, PlacedSmmu, Restricted, Rings, Size, Span, TestDevice};
 use crate::plug::{Plug, RootPortKind, Unplug};
 use crate::pools::BounceOption;
+use crate::race::filter::Target;
 use crate::race::policy::Policy;
+use crate::survey::Kind;
 
 /// Exit statuses, as --help lists them.
 pub mod status {
@@ -65,6 +67,7 @@ Exit status:
 
 const REPLAY_HELP: &str = "\
 Exit status:
+  0    with --until: the run got there; with --gdb: gdb left
   1    the failure came again, to the bit
   2    the file cannot be used: one line on stderr says why
   3    the run went another way than the recorded one";
@@ -302,6 +305,14 @@ pub struct RaceArgs {
     /// Hold vCPUs only in this function, or in all whose names begin so (`arm_smmu_*`); repeatable
     #[arg(long, value_name = "SYMBOL")]
     pub within: Vec<String>,
+    /// Hold vCPUs only at such decision points: device (registers), table (an SMMU's), queue (an SMMU's), dma, shared (memory
+    /// of several vCPUs), exclusive, barrier, interrupt; repeatable
+    #[arg(long, value_name = "KIND")]
+    pub points: Vec<Kind>,
+    /// Hold vCPUs only where they reach for these physical addresses, or for an actor's registers and memory (`engine.0`,
+    /// `pci.04`, `smmu`); repeatable
+    #[arg(long, value_name = "0xFIRST-0xLAST|ACTOR")]
+    pub touching: Vec<Target>,
     /// Go on after the first failure, and keep one of each kind
     #[arg(long)]
     pub keep_going: bool,
@@ -326,6 +337,13 @@ pub struct ReplayArgs {
     /// Wait for gdb at this address (`target remote`), which can go backwards too
     #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:1234")]
     pub gdb: Option<String>,
+    /// Stop at a point of the run and say where everybody is: a virtual time since its beginning, `SYMBOL[+0xOFFSET]`,
+    /// `decision N`, `mark [end|pass|fail|snapshot]`, or what a script waits for (`cpu1 at SYMBOL times 3`, `its does 2`)
+    #[arg(long, value_name = "POINT", conflicts_with_all = ["trace", "times"])]
+    pub until: Option<String>,
+    /// Save the machine there, for `smmulab run --from FILE`
+    #[arg(long, value_name = "FILE", requires = "until")]
+    pub snapshot: Option<PathBuf>,
     /// Run it this many times
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub times: u32,

@@ -1,14 +1,21 @@
 //! The whole machine: vCPUs and board, and the scheduler that gives each its turn.
 
+use std::collections::BTreeSet;
+
 use aarch64::{Cluster, Exit};
 use devices::agent::earliest;
 use devices::lab::{Lab, Mark};
 use serde::{Deserialize, Serialize};
 
 use crate::board::Board;
+use crate::cover::Cover;
+use crate::happened::{Chronicle, Event};
 use crate::psci::{self, Call, code};
 use crate::schedule::{Hold, Progress, Schedule};
 use crate::script::Look;
+use crate::sharing::{Places, Reached, Sharing, Use};
+use crate::survey::{Kind, Point};
+use crate::touch::{self, Witness};
 
 /// Why [`Machine::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,13 +139,61 @@ impl Machine {
         self.board.note_accesses(false);
     }
 
-    /// As [`Machine::follow`] without a hold, and notes where holding somebody may matter.
-    pub fn survey(&mut self) {
+    /// As [`Machine::follow`], and finds out which memory several actors touch.
+    pub fn survey_memory(&mut self, holds: &[Hold]) {
+        self.follow(holds);
+        touch::trace(&self.board.ram, |_| true);
+        self.board.witness = Some(Box::new(Witness::Sharing(Sharing::default())));
+    }
+
+    /// As [`Machine::follow`] without a hold, and notes where holding somebody may matter: among others at accesses to
+    /// these places. Covers the `watched` pages.
+    pub fn survey(&mut self, places: &Places, watched: &[usize]) {
         self.follow(&[]);
         if let Some(schedule) = &mut self.schedule {
             schedule.keep_survey();
         }
         self.board.note_accesses(true);
+        touch::trace(&self.board.ram, |page| places.0.contains_key(&page));
+        self.board.witness = Some(Box::new(Witness::Reached(Reached::new(places.clone(), watched))));
+    }
+
+    /// Notes from now on in which order conflicting accesses to these pages come, by number in RAM.
+    pub fn cover(&mut self, pages: &[usize]) {
+        let pages: BTreeSet<usize> = pages.iter().copied().collect();
+        touch::trace(&self.board.ram, |page| pages.contains(&page));
+        self.board.witness = Some(Box::new(Witness::Cover(Cover::default())));
+    }
+
+    /// Tells from now on what happens, among others in these pages that hold tables, by number in RAM.
+    pub fn chronicle(&mut self, tables: BTreeSet<usize>) {
+        touch::trace(&self.board.ram, |_| true);
+        self.board.witness = Some(Box::new(Witness::Chronicle(Chronicle::new(tables))));
+    }
+
+    /// What happened since [`Machine::chronicle`].
+    pub fn happened(&self) -> &[Event] {
+        match self.board.witness.as_deref() {
+            Some(Witness::Chronicle(chronicle)) => &chronicle.events,
+            _ => &[],
+        }
+    }
+
+    /// What [`Machine::survey_memory`] found.
+    pub fn places(&self) -> Places {
+        match self.board.witness.as_deref() {
+            Some(Witness::Sharing(sharing)) => sharing.places(),
+            _ => Places::default(),
+        }
+    }
+
+    /// The behaviours that a run showed that is surveyed or covered.
+    pub fn behaviours(&self) -> BTreeSet<u64> {
+        match self.board.witness.as_deref() {
+            Some(Witness::Cover(cover)) => cover.behaviours().clone(),
+            Some(Witness::Reached(reached)) => reached.cover.behaviours().clone(),
+            _ => BTreeSet::new(),
+        }
     }
 
     /// Follows a schedule from where it is, as when a state is restored.
@@ -154,6 +209,16 @@ impl Machine {
     /// How far everybody got since [`Machine::follow`].
     pub fn progress(&self) -> Option<Progress> {
         Some(self.schedule.as_ref()?.progress(self.now, &self.retired_by_cpu()))
+    }
+
+    /// What a vCPU is doing, in words.
+    pub fn activity(&self, cpu: usize) -> &'static str {
+        match self.activity.get(cpu) {
+            Some(Activity::Running) => "runs",
+            Some(Activity::Interrupt) => "waits for an interrupt",
+            Some(Activity::Event) => "waits for an event",
+            Some(Activity::Off) | None => "is off",
+        }
     }
 
     /// Runs until something stops it, at the latest at virtual time `until`. In how many pieces a run is done makes no
@@ -192,10 +257,7 @@ impl Machine {
             let end = next.unwrap_or(u64::MAX).min(until).max(self.now + 1);
             let retired = self.cluster.core(cpu).retired();
             let pc = self.cluster.core(cpu).pc;
-            let to_hold = self
-                .schedule
-                .as_mut()
-                .map_or(u64::MAX, |s| s.left(cpu, retired).min(s.stretch(cpu, pc, retired)));
+            let to_hold = self.stretch(cpu, pc, retired);
             let budget = self.left.min(end - self.now).min(to_hold);
             self.board.begin_slice(self.now + budget);
             let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
@@ -203,7 +265,9 @@ impl Machine {
             if let Some(schedule) = &mut self.schedule {
                 let began = self.now - ran.retired;
                 schedule.ran(cpu, began, retired, ran.retired, pc);
-                schedule.accessed(cpu, self.board.take_accesses().map(|at| retired + (at - began)));
+                if schedule.surveys() {
+                    self.note_points(cpu, pc, retired, ran.retired);
+                }
             }
             self.left = self.left.saturating_sub(ran.retired);
             match ran.exit {
@@ -219,6 +283,48 @@ impl Machine {
             if let Some((mark, code)) = self.board.lab.as_mut().and_then(Lab::take_mark) {
                 return Stop::Marked(mark, code);
             }
+        }
+    }
+
+    /// How many instructions a vCPU may run at once, for all that the schedule wants to know or to hold.
+    fn stretch(&mut self, cpu: usize, pc: u64, retired: u64) -> u64 {
+        let Some(schedule) = &mut self.schedule else { return u64::MAX };
+        let (core, ram) = (self.cluster.core(cpu), &self.board.ram);
+        let word = || {
+            let mut bytes = [0; 4];
+            let there = core.physical(ram, pc).is_some_and(|pa| ram.read(pa, &mut bytes));
+            there.then(|| u32::from_le_bytes(bytes))
+        };
+        schedule.left(cpu, retired).min(schedule.stretch(cpu, pc, retired, word))
+    }
+
+    /// Takes note of what a vCPU reached for in `count` instructions, of which the first was at `pc`, its number `retired`.
+    fn note_points(&mut self, cpu: usize, pc: u64, retired: u64, count: u64) {
+        let Some(schedule) = &mut self.schedule else { return };
+        let began = self.now - count;
+        let alone = (count <= 1).then_some(pc);
+        let mut reached = |time: u64, kind, address, with| {
+            schedule.reached(Point { cpu, at: retired + (time - began), kind, pc: alone, address, with });
+        };
+        for (time, pa) in self.board.take_accesses() {
+            reached(time, Kind::Device, Some(pa), self.board.registers_of(pa));
+        }
+        if let Some(Witness::Reached(places)) = self.board.witness.as_deref_mut() {
+            for reach in places.new.drain(..) {
+                let kind = match reach.place.used {
+                    Use::Table => Kind::Table,
+                    Use::Queue => Kind::Queue,
+                    Use::Dma => Kind::Dma,
+                    Use::Cpus => Kind::Shared,
+                };
+                reached(reach.time, kind, Some(self.board.ram.base() + reach.offset), reach.place.with);
+            }
+        }
+        // An interrupt that was taken before the instruction: the vCPU is within an IRQ or FIQ vector (DDI 0487 D1.3.1.1).
+        let core = self.cluster.core(cpu);
+        let vector = core.pc.wrapping_sub(core.sys.vbar[1]) & !0x7f;
+        if matches!(vector, 0x80 | 0x100 | 0x280 | 0x300 | 0x480 | 0x500) && core.sys.elr[1] == pc {
+            reached(began, Kind::Interrupt, None, None);
         }
     }
 

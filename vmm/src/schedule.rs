@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
 use crate::script::{Look, Script, Step};
-use crate::survey::Survey;
+use crate::survey::{Point, Survey};
 
 /// Somebody is slower than usual, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -99,8 +99,8 @@ pub struct Place {
 pub struct Progress {
     /// Instructions or steps of each actor.
     pub of: BTreeMap<Actor, u64>,
-    /// At which of its instructions each vCPU reached for a device, if that was surveyed.
-    pub accesses: BTreeMap<usize, Vec<u64>>,
+    /// Where holding a vCPU may matter, by kind, if that was surveyed.
+    pub points: Vec<Point>,
     /// Occurrences of each instruction that each vCPU executed, if that was surveyed.
     pub places: BTreeMap<usize, Vec<Place>>,
     /// Virtual nanoseconds since the beginning.
@@ -192,10 +192,15 @@ impl Schedule {
         }
     }
 
-    /// A vCPU reached for a device at these numbers of retired instructions.
-    pub(crate) fn accessed(&mut self, cpu: usize, retired: impl Iterator<Item = u64>) {
+    /// Whether points are looked for.
+    pub(crate) fn surveys(&self) -> bool {
+        self.survey.is_some()
+    }
+
+    /// A point was reached; its number counts from power-on.
+    pub(crate) fn reached(&mut self, point: Point) {
         if let Some(survey) = &mut self.survey {
-            retired.for_each(|r| survey.accessed(cpu, r - self.origin[cpu]));
+            survey.reached(Point { at: point.at - self.origin[point.cpu], ..point });
         }
     }
 
@@ -211,17 +216,7 @@ impl Schedule {
 
     fn turn(&mut self, who: Actor) {
         if self.last != Some(who) || !matches!(who, Actor::Cpu(_)) {
-            let code = match who {
-                Actor::Smmu(index, agent) => (index as u64) << 16 | agent as u64,
-                Actor::Pci(slot, lane) => 1 << 32 | u64::from(slot.0) << 16 | lane as u64,
-                Actor::Engine(index, lane) => 6 << 32 | (index as u64) << 16 | lane as u64,
-                Actor::Its => 2 << 32,
-                Actor::Uart => 3 << 32,
-                Actor::Rtc => 4 << 32,
-                Actor::Plug => 7 << 32,
-                Actor::Cpu(cpu) => 5 << 32 | cpu as u64,
-            };
-            self.order = (self.order.rotate_left(5) ^ code).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.order = (self.order.rotate_left(5) ^ who.code()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             self.last = Some(who);
         }
     }
@@ -234,11 +229,11 @@ impl Schedule {
     /// How far everybody got, given virtual time and what each vCPU has retired.
     pub fn progress(&self, now: Time, retired: &[u64]) -> Progress {
         let mut of = self.steps.clone();
-        let (accesses, places) = self.survey.as_ref().map(|s| (s.accesses(), s.places())).unwrap_or_default();
+        let (points, places) = self.survey.as_ref().map(|s| (s.points(), s.places())).unwrap_or_default();
         for (cpu, (all, before)) in retired.iter().zip(&self.origin).enumerate() {
             of.insert(Actor::Cpu(cpu), all - before);
         }
-        Progress { of, accesses, places, ns: now - self.begin }
+        Progress { of, points, places, ns: now - self.begin }
     }
 
     /// When an agent's step that is due at `due` happens.
@@ -287,19 +282,30 @@ impl Schedule {
         self.held[cpu] <= now
     }
 
+    /// Until when a vCPU's last hold lasts, if it had one.
+    pub fn held_until(&self, cpu: usize) -> Option<Time> {
+        self.held.get(cpu).copied().filter(|&until| until > 0)
+    }
+
     /// Instructions that a vCPU has left to its next hold.
     pub(crate) fn left(&self, cpu: usize, retired: u64) -> u64 {
         let next = self.coming.get(&Actor::Cpu(cpu)).and_then(|list| list.last());
         next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(retired - self.origin[cpu]))
     }
 
-    /// How many instructions may run at once from here; the next one is at `pc`.
-    pub(crate) fn stretch(&mut self, cpu: usize, pc: u64, retired: u64) -> u64 {
+    /// How many instructions may run at once from here; the next one is at `pc`, and `word` fetches it.
+    pub(crate) fn stretch(
+        &mut self,
+        cpu: usize,
+        pc: u64,
+        retired: u64,
+        word: impl FnOnce() -> Option<u32>,
+    ) -> u64 {
         if self.detailed || self.script.as_ref().is_some_and(|script| script.step().is_some()) {
             return 1;
         }
         let Some(survey) = self.survey.as_mut().filter(|survey| survey.in_detail()) else { return u64::MAX };
-        survey.executed(cpu, pc, retired - self.origin[cpu]);
+        survey.executed(cpu, pc, retired - self.origin[cpu], word);
         1
     }
 

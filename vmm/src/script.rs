@@ -71,7 +71,7 @@ pub struct Script {
 
 /// What has been seen since the current step began.
 #[derive(Clone, Debug, Default)]
-struct Since {
+pub(crate) struct Since {
     time: Time,
     progress: BTreeMap<Actor, u64>,
     /// How often the address was reached, and before which of the vCPU's instructions last.
@@ -83,7 +83,7 @@ struct Since {
 impl Script {
     /// A script that begins at virtual time `now`, before anybody has done anything.
     pub fn new(steps: Vec<Step>, now: Time) -> Self {
-        Self { steps, current: 0, since: Since { time: now, ..Since::default() } }
+        Self { steps, current: 0, since: Since::new(now) }
     }
 
     /// Whom the current step holds.
@@ -117,7 +117,19 @@ impl Script {
 }
 
 impl Since {
-    fn over(&mut self, until: Until, now: Time, cpus: &[Look], progress: &BTreeMap<Actor, u64>) -> bool {
+    /// Nothing yet, at virtual time `time`.
+    pub(crate) fn new(time: Time) -> Self {
+        Self { time, ..Self::default() }
+    }
+
+    /// Whether what is waited for has happened.
+    pub(crate) fn over(
+        &mut self,
+        until: Until,
+        now: Time,
+        cpus: &[Look],
+        progress: &BTreeMap<Actor, u64>,
+    ) -> bool {
         match until {
             Until::Passes(ns) => now >= self.time.saturating_add(ns),
             Until::Does { who, count } => {

@@ -10,6 +10,9 @@ use crate::platform::Platform;
 use crate::shared::{Broadcast, Exit, Shared};
 use crate::sys::timer;
 
+/// When more pages than this became watched at once, all fast ways are given up, instead of those to each page.
+const MANY_PAGES: usize = 256;
+
 /// What a run did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ran {
@@ -166,7 +169,12 @@ impl Cluster {
 
     /// Pages that became watched must not be accessed the fast way by anyone.
     fn drop_keys(&mut self, except: Option<usize>) {
-        for page in std::mem::take(&mut self.shared.watched) {
+        let pages = std::mem::take(&mut self.shared.watched);
+        if pages.len() > MANY_PAGES {
+            self.state.0.iter_mut().for_each(|slot| slot.core.mmu.drop_all_keys());
+            return;
+        }
+        for page in pages {
             let pa = self.shared.ram.base() + (page * PAGE_SIZE) as u64;
             let flags = self.shared.ram.watch().flags(page);
             for (index, slot) in self.state.0.iter_mut().enumerate() {

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use touched::Touched;
 
-pub use watch::{CODE, Hit, LOADS, MONITOR, PAGE_SIZE, STORES, Tracer, Watch, WatchBitmap};
+pub use watch::{CODE, Hit, LOADS, MONITOR, PAGE_SIZE, Reader, STORES, Tracer, Watch, WatchBitmap};
 
 /// The vm-memory type behind [`GuestRam`].
 pub type Mem = GuestMemoryMmap<WatchBitmap>;
@@ -104,6 +104,15 @@ impl GuestRam {
     /// Reads bytes at a guest-physical address; `false` (and nothing read) when any of them is not RAM.
     pub fn read(&self, pa: u64, data: &mut [u8]) -> bool {
         self.offset(pa, data.len() as u64).is_some() && self.mem.read_slice(data, GuestAddress(pa)).is_ok()
+    }
+
+    /// As [`GuestRam::read`], by somebody whose reads are traced.
+    #[inline]
+    pub fn read_by(&self, by: Reader, pa: u64, data: &mut [u8]) -> bool {
+        self.read(pa, data) && {
+            self.watch.note_read(pa - self.base, data.len(), by);
+            true
+        }
     }
 
     /// Writes bytes at a guest-physical address; `false` (and nothing written) when any of them is not RAM.

@@ -27,6 +27,8 @@ impl Tracer {
     pub const CHECKER: Tracer = Tracer(2);
     /// Whoever watches bounce buffers.
     pub const POOL: Tracer = Tracer(4);
+    /// The race lab.
+    pub const RACE: Tracer = Tracer(6);
 
     /// The flag of a page whose stores it wants to see.
     #[must_use]
@@ -50,6 +52,15 @@ pub struct Hit {
     pub len: u32,
 }
 
+/// Who reads memory beside the vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// A device: data, or the bookkeeping of a ring.
+    Device,
+    /// An SMMU: a step of a walk, a structure of its configuration, a command.
+    Smmu,
+}
+
 /// One byte of flags a page, shared by all who write to RAM.
 #[derive(Debug, Default)]
 pub struct Watch {
@@ -62,6 +73,9 @@ pub struct Watch {
     any_traced: AtomicBool,
     /// Writes by devices to traced pages.
     traced: Mutex<Vec<Hit>>,
+    any_read: AtomicBool,
+    /// Reads of traced pages by devices and SMMUs.
+    reads: Mutex<Vec<(Hit, Reader)>>,
 }
 
 impl Watch {
@@ -125,6 +139,23 @@ impl Watch {
     pub fn take_traced(&self) -> Vec<Hit> {
         self.any_traced.store(false, Ordering::Relaxed);
         std::mem::take(&mut *lock(&self.traced))
+    }
+
+    /// Notes a read that is no vCPU's, if its page is traced for loads. It lies in one page, or its first page counts.
+    #[inline]
+    pub fn note_read(&self, offset: u64, len: usize, by: Reader) {
+        if self.flags(offset as usize / PAGE_SIZE) & LOADS != 0 && len != 0 {
+            lock(&self.reads).push((Hit { offset, len: len as u32 }, by));
+            self.any_read.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The noted reads since the last time, oldest first.
+    pub fn take_reads(&self) -> Vec<(Hit, Reader)> {
+        if !self.any_read.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *lock(&self.reads))
     }
 
     /// Whether a hit was logged since the last [`Watch::take_hits`].
@@ -233,6 +264,13 @@ mod tests {
         assert_eq!(watch.flags(1), a.stores());
         bitmap.mark_dirty(PAGE_SIZE, 8);
         bitmap.mark_dirty(2 * PAGE_SIZE, 8);
+        let offset = PAGE_SIZE as u64 + 8;
+        watch.note_read(offset, 16, Reader::Device);
+        assert_eq!(watch.take_reads(), [], "nobody wants to know");
+        watch.trace(1, Tracer::RACE.loads());
+        watch.note_read(offset, 16, Reader::Smmu);
+        watch.note_read(2 * offset, 16, Reader::Device);
+        assert_eq!(watch.take_reads(), [(Hit { offset, len: 16 }, Reader::Smmu)]);
         assert!(!watch.has_hits(), "tracing is nothing to the vCPUs");
         assert_eq!(watch.take_traced(), [Hit { offset: PAGE_SIZE as u64, len: 8 }]);
         assert!(!watch.has_traced());

@@ -1,4 +1,4 @@
-//! `smmulab bench race`: schedules a second, and what it costs to begin one.
+//! `smmulab bench race`: schedules a second, and what it costs to begin one, to follow it, to record it and to check it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,11 +8,9 @@ use anyhow::{Result, ensure};
 use crate::cli::RaceBenchArgs;
 use crate::race::fork::Child;
 use crate::race::policy::{Choice, Policy};
-use crate::race::scenario::{Prepared, Scenario};
-use crate::race::search::{Explorer, Limits, search};
-use crate::race::trial::Judge;
+use crate::race::scenario::Scenario;
+use crate::race::search::{Explorer, Limits, Work, search};
 use crate::snapshot;
-use crate::symbols::Symbols;
 
 /// A guest of no operating system: its first vCPU marks the beginning and starts the second; both add to a counter in RAM, 200
 /// times each; then the first marks that all is well.
@@ -75,7 +73,8 @@ struct Figures {
     instructions: u64,
     a_second: f64,
     restore: Duration,
-    following: f64,
+    /// How much longer a run takes that follows a schedule, that records as well, and under `--check`.
+    costs: [f64; 3],
     /// How long it takes, and the file's size.
     from_disk: (Duration, u64),
 }
@@ -96,24 +95,18 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// How much longer a run takes that follows a schedule than one that does not, as medians of runs in turn.
-fn cost_of_following(prepared: &mut Prepared, judge: &Judge, rounds: u32) -> Result<f64> {
-    let mut seconds = [Vec::new(), Vec::new()];
+/// How much longer a run takes that follows a schedule, one that records the order of conflicting accesses as well, and one
+/// under `--check`, as medians of runs in turn.
+fn costs(plain: &mut Explorer, checked: &mut Explorer, rounds: u32) -> Result<[f64; 3]> {
+    let mut times = [const { Vec::new() }; 4];
     for _ in 0..rounds {
-        for (follow, seconds) in seconds.iter_mut().enumerate() {
-            let child = Child::start(|| {
-                if follow == 1 {
-                    prepared.machine.follow(&[]);
-                }
-                let start = Instant::now();
-                judge.run(&mut prepared.machine);
-                start.elapsed()
-            })?;
-            seconds.push(child.join::<Duration>()?);
-        }
+        times[0].push(plain.timed(Work::Run)?);
+        times[1].push(plain.timed(Work::Follow)?);
+        times[2].push(plain.timed(Work::Cover)?);
+        times[3].push(checked.timed(Work::Run)?);
     }
-    let [without, with] = seconds.map(median);
-    Ok(with.as_secs_f64() / without.as_secs_f64())
+    let [run, follow, cover, check] = times.map(|times| median(times).as_secs_f64());
+    Ok([follow / run, cover / run, check / run])
 }
 
 fn measure(
@@ -123,9 +116,7 @@ fn measure(
     schedules: u64,
     dir: &Path,
 ) -> Result<Figures> {
-    let mut prepared = scenario.prepare(|_| {})?;
-    let judge = Judge::new(scenario, prepared.exec, Symbols::default())?;
-    let following = cost_of_following(&mut prepared, &judge, args.rounds)?;
+    let prepared = scenario.prepare(|_| {})?;
     let file = dir.join("snapshot");
     let options = scenario.options()?;
     snapshot::save(&prepared.machine, &options, prepared.exec, &file)?;
@@ -143,6 +134,13 @@ fn measure(
     let restore = median(restore.collect::<Result<_>>()?);
     let mut explorer = Explorer::new(scenario, prepared)?;
     ensure!(explorer.plain.failure.is_none(), "{name}: {:?}", explorer.plain.failure);
+    let mut checked = scenario.clone();
+    checked.run.extend(["--check".into(), "report".into()]);
+    let prepared = checked.prepare(|_| {})?;
+    let mut checked = Explorer::new(&checked, prepared)?;
+    ensure!(checked.plain.failure.is_none(), "{name}, --check: {:?}", checked.plain.failure);
+    let costs = costs(&mut explorer, &mut checked, args.rounds)?;
+    drop(checked);
     let choice = Choice { policy: Policy::Random, depth: 2, seed: 0 };
     let limits = Limits { runs: schedules, time: None, jobs: args.jobs, keep_going: true };
     let start = Instant::now();
@@ -152,7 +150,7 @@ fn measure(
         instructions: explorer.plain.instructions,
         a_second: found.runs() as f64 / start.elapsed().as_secs_f64(),
         restore,
-        following,
+        costs,
         from_disk: (from_disk, size),
     })
 }
@@ -170,21 +168,30 @@ pub fn run(args: &RaceBenchArgs) -> Result<()> {
     let bare = scenario(&["--kernel", &kernel, "--cpus", "2", "--mem", "64M"]);
     let linux = scenario(&["--image", &args.image, "--cpus", "2", "--mem", "256M", "--exec", JOB]);
     println!(
-        "{:<22}{:>14}{:>14}{:>16}{:>18}{:>16}",
-        "2 vCPUs", "instructions", "schedules/s", "from memory, ms", "from disk, ms", "following, ×"
+        "{:<12}{:>13}{:>13}{:>17}{:>16}{:>14}{:>14}{:>12}",
+        "2 vCPUs",
+        "instructions",
+        "schedules/s",
+        "from memory, ms",
+        "from disk, ms",
+        "following, ×",
+        "recording, ×",
+        "--check, ×"
     );
     for (name, scenario, schedules) in [("bare metal", &bare, 2000), (args.image.as_str(), &linux, 200)] {
         let f = measure(name, scenario, args, schedules, dir.path())?;
         let (time, size) = f.from_disk;
         let disk = format!("{:.0} ({} MiB)", time.as_secs_f64() * 1e3, size >> 20);
         println!(
-            "{:<22}{:>14}{:>14.0}{:>16.2}{:>18}{:>16.3}",
+            "{:<12}{:>13}{:>13.0}{:>17.2}{:>16}{:>14.3}{:>14.3}{:>12.3}",
             f.name,
             f.instructions,
             f.a_second,
             f.restore.as_secs_f64() * 1e3,
             disk,
-            f.following
+            f.costs[0],
+            f.costs[1],
+            f.costs[2]
         );
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! gdb on a run that is repeatable: forwards, and backwards by running again from the beginning.
 
+mod iova;
 mod target;
 mod timeless;
 
@@ -8,7 +9,7 @@ use std::net::TcpListener;
 use anyhow::{Context, Result, anyhow};
 use gdbstub::stub::GdbStub;
 
-pub use timeless::Timeless;
+pub use timeless::{Stepped, Timeless};
 
 use crate::say::say;
 use target::{Events, Target};

@@ -26,10 +26,20 @@ use gdbstub::target::{Target as GdbTarget, TargetError, TargetResult};
 use gdbstub_arch::aarch64::AArch64;
 use gdbstub_arch::aarch64::reg::AArch64CoreRegs;
 
+use guest_ram::PAGE_SIZE;
+
+use super::iova;
 use super::timeless::{Stepped, Timeless};
 use crate::machine::Stop;
+use crate::touch::Touch;
 
 type StopReason = MultiThreadStopReason<u64>;
+
+/// What `monitor` can do.
+const HELP: &str = "\
+monitor where                                    how many instructions have been executed, and the virtual time;
+                                                 behind a read watchpoint also who touched what
+monitor iova STREAM[:SUBSTREAM] ADDRESS [BYTES]  memory as a device sees it, through its SMMU";
 
 /// Steps between two looks at whether gdb wants to interrupt.
 const PATIENCE: u32 = 20_000;
@@ -43,12 +53,27 @@ enum Resume {
     StepBack,
 }
 
-/// Memory whose changes stop the run, whoever makes them: a vCPU, a device, the SMMU.
+/// Memory that stops the run when it is changed, or read, or either, whoever does it: a vCPU, a device, the SMMU.
 struct Watched {
     va: u64,
+    kind: WatchKind,
     /// Where it is in RAM.
     pa: u64,
     content: Vec<u8>,
+}
+
+impl Watched {
+    /// Whether an access is to some of it, and of the kind that is looked for. Changes are seen by what is there.
+    fn is_touched(&self, touch: &Touch, base: u64) -> bool {
+        let (first, end) = (base + touch.offset, base + touch.offset + touch.len);
+        let overlaps = first < self.pa + self.content.len() as u64 && self.pa < end;
+        overlaps
+            && match self.kind {
+                WatchKind::Write => false,
+                WatchKind::Read => !touch.write,
+                WatchKind::ReadWrite => true,
+            }
+    }
 }
 
 /// A run under gdb.
@@ -56,12 +81,20 @@ pub(super) struct Target {
     run: Timeless,
     breakpoints: BTreeSet<u64>,
     watched: Vec<Watched>,
+    /// Who touched watched memory last, if that stopped the run.
+    toucher: Option<Touch>,
     resume: Resume,
 }
 
 impl Target {
     pub(super) fn new(run: Timeless) -> Self {
-        Self { run, breakpoints: BTreeSet::new(), watched: Vec::new(), resume: Resume::Continue }
+        Self {
+            run,
+            breakpoints: BTreeSet::new(),
+            watched: Vec::new(),
+            toucher: None,
+            resume: Resume::Continue,
+        }
     }
 
     fn cpu(&self, tid: Tid) -> usize {
@@ -82,17 +115,25 @@ impl Target {
     fn caught(&mut self) -> Option<StopReason> {
         let tid = self.tid();
         let ram = &self.run.machine.board.ram;
-        let mut changed = None;
+        let mut seen = None;
+        self.toucher = None;
         for watched in &mut self.watched {
+            let touch = self.run.touches().iter().find(|touch| watched.is_touched(touch, ram.base()));
+            if let Some(touch) = touch {
+                self.toucher = Some(*touch);
+                seen = Some((watched.va, watched.kind));
+            }
             let mut now = vec![0; watched.content.len()];
             ram.read(watched.pa, &mut now);
             if now != watched.content {
                 watched.content = now;
-                changed = Some(watched.va);
+                if watched.kind == WatchKind::Write {
+                    seen = Some((watched.va, watched.kind));
+                }
             }
         }
-        if let Some(addr) = changed {
-            return Some(StopReason::Watch { tid, kind: WatchKind::Write, addr });
+        if let Some((addr, kind)) = seen {
+            return Some(StopReason::Watch { tid, kind, addr });
         }
         let cluster = &self.run.machine.cluster;
         let hit = (0..cluster.cpus()).find(|&cpu| {
@@ -100,6 +141,16 @@ impl Target {
             cpu == self.run.cpu() && self.breakpoints.contains(&cluster.core(cpu).pc)
         })?;
         Some(StopReason::SwBreak(NonZeroUsize::MIN.saturating_add(hit)))
+    }
+
+    /// Lets the run tell of accesses to all memory that is watched for reads.
+    fn trace(&mut self) {
+        let base = self.run.machine.board.ram.base();
+        let page = |pa: u64| ((pa - base) / PAGE_SIZE as u64) as usize;
+        let reads = self.watched.iter().filter(|watched| watched.kind != WatchKind::Write);
+        let pages = reads.flat_map(|w| page(w.pa)..=page(w.pa + w.content.len() as u64 - 1));
+        let pages = pages.collect();
+        self.run.trace(&pages);
     }
 
     /// Forgets what watched memory held, when the run was put elsewhere.
@@ -354,25 +405,25 @@ impl SwBreakpoint for Target {
 }
 
 impl HwWatchpoint for Target {
-    /// Changes only: who merely reads leaves no trace here.
     fn add_hw_watchpoint(&mut self, addr: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         let cpu = self.run.cpu();
-        let Some(pa) =
-            self.physical(cpu, addr).filter(|_| kind == WatchKind::Write && (1..=4096).contains(&len))
-        else {
+        let Some(pa) = self.physical(cpu, addr).filter(|_| (1..=4096).contains(&len)) else {
             return Ok(false);
         };
         let mut content = vec![0; len as usize];
         let there = self.run.machine.board.ram.read(pa, &mut content);
         if there {
-            self.watched.push(Watched { va: addr, pa, content });
+            self.watched.push(Watched { va: addr, kind, pa, content });
+            self.trace();
         }
         Ok(there)
     }
 
-    fn remove_hw_watchpoint(&mut self, addr: u64, len: u64, _kind: WatchKind) -> TargetResult<bool, Self> {
+    fn remove_hw_watchpoint(&mut self, addr: u64, len: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         let before = self.watched.len();
-        self.watched.retain(|watched| (watched.va, watched.content.len() as u64) != (addr, len));
+        self.watched
+            .retain(|watched| (watched.va, watched.content.len() as u64, watched.kind) != (addr, len, kind));
+        self.trace();
         Ok(self.watched.len() < before)
     }
 }
@@ -383,15 +434,28 @@ impl MonitorCmd for Target {
         command: &[u8],
         mut out: ConsoleOutput<'_>,
     ) -> Result<(), anyhow::Error> {
-        match String::from_utf8_lossy(command).trim() {
+        let command = String::from_utf8_lossy(command);
+        let machine = &self.run.machine;
+        let (command, rest) = command.trim().split_once(' ').unwrap_or((command.trim(), ""));
+        match command {
             "where" => {
-                let machine = &self.run.machine;
                 outputln!(out, "instruction {} of the run, at {} ns", self.run.position(), machine.now());
+                if let Some(touch) = self.toucher {
+                    let did = if touch.write { "wrote" } else { "read" };
+                    let address = machine.board.ram.base() + touch.offset;
+                    outputln!(
+                        out,
+                        "{} {did} {} bytes at physical address {address:#x}",
+                        touch.who,
+                        touch.len
+                    );
+                }
             }
-            _ => outputln!(
-                out,
-                "monitor where: how many instructions have been executed, and the virtual time"
-            ),
+            "iova" => match iova::Request::parse(rest).and_then(|request| iova::look(machine, request)) {
+                Ok(text) => text.lines().for_each(|line| outputln!(out, "{line}")),
+                Err(e) => outputln!(out, "{e:#}"),
+            },
+            _ => HELP.lines().for_each(|line| outputln!(out, "{line}")),
         }
         Ok(())
     }

@@ -1,9 +1,14 @@
 //! A machine that can be put to any instruction of its run.
 
+use std::collections::BTreeSet;
+
+use devices::lab::Mark;
+use guest_ram::PAGE_SIZE;
+
 use crate::machine::{Machine, Stop};
 use crate::schedule::Schedule;
 use crate::state::MachineState;
-use guest_ram::PAGE_SIZE;
+use crate::touch::{self, Touch, Witness};
 
 /// A machine, and all that it takes to begin again.
 pub struct Timeless {
@@ -18,6 +23,8 @@ pub struct Timeless {
     stop: Option<Stop>,
     /// The vCPU that executed the last instruction.
     cpu: usize,
+    /// The mark that the guest wrote with it.
+    marked: Option<Mark>,
 }
 
 /// What one step came to.
@@ -38,7 +45,7 @@ impl Timeless {
         machine.board.ram.for_each_nonzero_page(|offset, page| pages.push((offset, page.into())));
         let schedule = machine.schedule().cloned();
         let (state, begin) = (MachineState::save(&machine), machine.retired());
-        Self { machine, state, schedule, pages, begin, stop: None, cpu: 0 }
+        Self { machine, state, schedule, pages, begin, stop: None, cpu: 0, marked: None }
     }
 
     /// Instructions executed since the beginning.
@@ -51,17 +58,40 @@ impl Timeless {
         self.cpu
     }
 
+    /// Tells from now on, by [`Timeless::touches`], of accesses to these pages of RAM, by number.
+    pub fn trace(&mut self, pages: &BTreeSet<usize>) {
+        touch::trace(&self.machine.board.ram, |page| pages.contains(&page));
+        self.machine.board.witness = (!pages.is_empty()).then(|| Box::new(Witness::Log(Vec::new())));
+    }
+
+    /// The accesses to traced pages that the last step made.
+    pub fn touches(&self) -> &[Touch] {
+        match self.machine.board.witness.as_deref() {
+            Some(Witness::Log(log)) => log,
+            _ => &[],
+        }
+    }
+
+    /// The mark that the guest wrote with the last instruction.
+    pub fn marked(&self) -> Option<Mark> {
+        self.marked
+    }
+
     /// Executes one instruction, and all agents' steps that are due before it.
     pub fn step(&mut self) -> Stepped {
         let before = self.machine.retired();
         let by_cpu: Vec<u64> = self.retired();
+        if let Some(Witness::Log(log)) = self.machine.board.witness.as_deref_mut() {
+            log.clear();
+        }
         loop {
             if let Some(stop) = self.stop {
                 return Stepped::Over(stop);
             }
             let stop = self.machine.run(self.machine.now() + 1);
+            self.marked = if let Stop::Marked(mark, _) = stop { Some(mark) } else { None };
             match stop {
-                Stop::Until => {}
+                Stop::Until | Stop::Marked(Mark::Begin | Mark::Snapshot, _) => {}
                 Stop::Sleep(time) => self.machine.sleep_until(time),
                 stop => self.stop = Some(stop),
             }
@@ -94,7 +124,7 @@ impl Timeless {
         let restored = self.state.clone().restore(&mut self.machine);
         debug_assert!(restored.is_ok());
         self.machine.resume(self.schedule.clone());
-        (self.stop, self.cpu) = (None, 0);
+        (self.stop, self.cpu, self.marked) = (None, 0, None);
     }
 
     /// Goes to where so many instructions have been executed.

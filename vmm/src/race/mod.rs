@@ -21,3 +21,4 @@ pub mod story;
 pub mod timeline;
 pub mod trace;
 pub mod trial;
+pub mod until;

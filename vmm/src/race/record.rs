@@ -13,6 +13,8 @@ use crate::schedule::{Begun, Hold};
 
 /// Version of the format.
 const FORMAT: u32 = 1;
+/// What the files beside a record end in.
+pub const REPORTS: [&str; 3] = ["md", "svg", "html"];
 
 /// A failing schedule and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +59,7 @@ impl Record {
         self.verdict.failure.as_ref().map_or("nothing failed", |failure| failure.text.as_str())
     }
 
-    /// Writes it to a new file in `dir`: `race-1.json`, or the first number that is free.
+    /// Writes it to a new file in `dir`: `race-1.json`, or the first number of which there is no report either.
     ///
     /// # Errors
     /// When the directory or the file cannot be made.
@@ -67,6 +69,9 @@ impl Record {
         for number in 1.. {
             let path = dir.join(format!("race-{number}.json"));
             let cannot = || format!("cannot write {}", path.display());
+            if REPORTS.iter().any(|extension| path.with_extension(extension).exists()) {
+                continue;
+            }
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(mut file) => {
                     file.write_all(&serde_json::to_vec_pretty(self)?).with_context(cannot)?;

@@ -1,22 +1,24 @@
 //! `smmulab replay`: one recorded schedule again, and whether it went as recorded.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::io::BufWriter;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::NamedTempFile;
 
 use super::fork::Child;
 use super::record::{Record, Replayed};
 use super::scenario::Prepared;
 use super::timeline::Timeline;
 use super::trial::Judge;
-use super::{report, trace};
+use super::{report, trace, until};
 use crate::cli::{ReplayArgs, status};
 use crate::gdb::{self, Timeless};
 use crate::machine::Machine;
 use crate::say::say;
 use crate::schedule::Hold;
+use crate::sharing::Places;
+use crate::snapshot;
 use crate::stats::state_hash;
 use crate::symbols::Symbols;
 
@@ -31,6 +33,27 @@ pub fn carefully(machine: &mut Machine, judge: &Judge, holds: &[Hold]) -> Result
     Ok(Replayed { verdict, begun, end: state_hash(machine)? })
 }
 
+/// As [`in_detail`], and tells what happens to tables, queues and buffers.
+///
+/// # Errors
+/// When the host has no room for a process.
+fn in_all_detail(
+    machine: &mut Machine,
+    judge: &Judge,
+    holds: &[Hold],
+    symbols: &Symbols,
+) -> Result<Timeline> {
+    let places = Child::start(|| {
+        machine.survey_memory(holds);
+        judge.run(machine);
+        machine.places()
+    })?;
+    machine.chronicle(places.join::<Places>()?.tables());
+    let mut line = in_detail(machine, judge, holds, symbols);
+    line.events = machine.happened().to_vec();
+    Ok(line)
+}
+
 /// Runs a schedule once more and looks at everything that is done.
 pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: &Symbols) -> Timeline {
     machine.follow(holds);
@@ -42,16 +65,21 @@ pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: 
     schedule.map(|s| Timeline::new(s.log(), s.begun(), symbols)).unwrap_or_default()
 }
 
+/// A new file next to `path`, which is to take its place.
+fn beside(path: &Path) -> Result<NamedTempFile> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    NamedTempFile::new_in(dir).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Carries out `smmulab replay`; the result is the exit status.
 ///
 /// # Errors
 /// One line for the user.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
     let record = Record::open(&args.file)?;
-    let create =
-        |path: &PathBuf| File::create(path).with_context(|| format!("cannot write {}", path.display()));
-    // Before the work, so that a path that cannot be written is known before it is done.
-    let trace = args.trace.as_ref().map(create).transpose()?.map(BufWriter::new);
+    // Before the work, so that a path that cannot be written is known before it is done. What is there is replaced when
+    // the trace is complete.
+    let trace = args.trace.as_deref().map(beside).transpose()?;
     let prepared = record.scenario.prepare(|_| {})?;
     let symbols = prepared.symbols(&record.scenario)?;
     let Prepared { mut machine, exec, .. } = prepared;
@@ -60,11 +88,23 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         "the guest of {} is not the one that it was recorded with: its images, or an option, are others",
         args.file.display()
     );
-    if let Some(address) = &args.gdb {
+    if args.until.is_some() || args.gdb.is_some() {
         // A checker looks forwards only.
         machine.board.checkers.clear();
         machine.follow(&record.holds);
-        gdb::serve(address, Timeless::new(machine))?;
+        let begin = machine.now();
+        let mut run = Timeless::new(machine);
+        if let Some(point) = &args.until {
+            until::find(&mut run, point, &symbols)?;
+            print!("{}", until::describe(&mut run, begin, &symbols));
+        }
+        if let Some(path) = &args.snapshot {
+            snapshot::save(&run.machine, &record.scenario.options()?, exec, path)?;
+            println!("Snapshot: {}; the holds that are still to come are not in it", path.display());
+        }
+        if let Some(address) = &args.gdb {
+            gdb::serve(address, run)?;
+        }
         return Ok(0);
     }
     let judge = Judge::new(&record.scenario, exec, symbols.clone())?;
@@ -77,11 +117,13 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
             return Ok(status::DIVERGED);
         }
     }
-    if let (Some(path), Some(mut file)) = (&args.trace, trace) {
-        let line = in_detail(&mut machine, &judge, &record.holds, &symbols);
-        trace::write(&line, &mut file)
-            .and_then(|()| file.flush())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    if let (Some(path), Some(file)) = (&args.trace, trace) {
+        let line = in_all_detail(&mut machine, &judge, &record.holds, &symbols)?;
+        let mut out = BufWriter::new(file);
+        let written =
+            trace::write(&line, &mut out).and_then(|()| out.into_inner().map_err(|e| e.into_error()));
+        let kept = written.and_then(|file| file.persist(path).map_err(|e| e.error));
+        kept.with_context(|| format!("cannot write {}", path.display()))?;
     }
     print!("{}", report::text(&record));
     if args.times > 1 {

@@ -1,17 +1,18 @@
 //! `smmulab race`: many schedules of one scenario, several at a time, until one fails.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
 use super::fork::Child;
 use super::interrupt::Interrupt;
-use super::policy::{Choice, Policy};
-use super::record::{Record, Replayed};
+use super::policy::{Choice, LAG, Lead, Policy};
+use super::record::{REPORTS, Record, Replayed};
 use super::replay::{carefully, in_detail};
 use super::scenario::{Prepared, Scenario};
 use super::shrink::shrink;
@@ -21,6 +22,7 @@ use super::{html, report, steps, story};
 use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
 use crate::schedule::{Begun, Hold, Progress};
+use crate::sharing::Places;
 use crate::stats::state_hash;
 use crate::symbols::Symbols;
 
@@ -42,11 +44,22 @@ pub struct Limits {
 pub struct Found {
     runs: u64,
     instructions: u64,
-    orders: BTreeSet<u64>,
+    /// Orders of conflicting accesses that were seen.
+    behaviours: BTreeSet<u64>,
+    /// The schedules that showed new ones, in order.
+    leads: Vec<Lead>,
     /// The signal that ended the search early.
     signal: Option<u8>,
     /// The first schedule of each failure.
-    failures: Vec<(u64, Failure)>,
+    failures: Vec<(u64, Vec<Hold>, Failure)>,
+}
+
+/// What a schedule that was run tells the search.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ran {
+    verdict: Verdict,
+    /// Behaviours that it showed and that were not known when it began.
+    new: BTreeSet<u64>,
 }
 
 impl Found {
@@ -55,16 +68,38 @@ impl Found {
         self.runs
     }
 
-    fn note(&mut self, number: u64, verdict: Verdict) {
+    /// Distinct orders of conflicting accesses that were seen.
+    pub fn behaviours(&self) -> usize {
+        self.behaviours.len()
+    }
+
+    fn note(&mut self, number: u64, holds: Vec<Hold>, ran: Ran) {
+        let Ran { verdict, new } = ran;
         self.runs += 1;
         self.instructions += verdict.instructions;
-        self.orders.insert(verdict.order);
+        let before = self.behaviours.len();
+        self.behaviours.extend(new);
+        let new = self.behaviours.len() - before;
         if let Some(failure) = verdict.failure
-            && !self.failures.iter().any(|(_, known)| known.same(&failure))
+            && !self.failures.iter().any(|(.., known)| known.same(&failure))
         {
-            self.failures.push((number, failure));
+            self.failures.push((number, holds.clone(), failure));
+        }
+        if new > 0 {
+            self.leads.push(Lead { number, holds, new });
         }
     }
+}
+
+/// How much a search does to a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// It is only run.
+    Run,
+    /// Holds are looked for.
+    Follow,
+    /// And the order of conflicting accesses is recorded.
+    Cover,
 }
 
 /// A scenario that is ready to be explored.
@@ -76,7 +111,15 @@ pub struct Explorer {
     pub progress: Progress,
     /// What came of the default order.
     pub plain: Verdict,
+    /// The pages on which the search looks at the order of accesses.
+    watched: Vec<usize>,
+    /// The orders that the default order shows.
+    known: BTreeSet<u64>,
 }
+
+/// Of so many instructions, one may be an access to memory that is watched, beside that of devices; and so many more.
+const WATCHED_SHARE: u64 = 256;
+const WATCHED_ALWAYS: u64 = 4096;
 
 impl Explorer {
     /// Runs the default order once, to know what there is to choose from.
@@ -87,13 +130,21 @@ impl Explorer {
         let symbols = prepared.symbols(scenario)?;
         let Prepared { mut machine, exec, .. } = prepared;
         let judge = Judge::new(scenario, exec, symbols.clone())?;
-        let survey = Child::start(|| {
-            machine.survey();
+        let memory = Child::start(|| {
+            machine.survey_memory(&[]);
             let verdict = judge.run(&mut machine);
-            (verdict, machine.progress())
+            (verdict.instructions, machine.places())
         })?;
-        let (plain, progress) = survey.join::<(Verdict, Option<Progress>)>()?;
-        Ok(Self { machine, judge, symbols, progress: progress.unwrap_or_default(), plain })
+        let (instructions, places) = memory.join::<(u64, Places)>()?;
+        let watched = places.watched(instructions / WATCHED_SHARE + WATCHED_ALWAYS);
+        let survey = Child::start(|| {
+            machine.survey(&places, &watched);
+            let verdict = judge.run(&mut machine);
+            (verdict, machine.progress(), machine.behaviours())
+        })?;
+        let (plain, progress, known) = survey.join::<(Verdict, Option<Progress>, BTreeSet<u64>)>()?;
+        let progress = progress.unwrap_or_default();
+        Ok(Self { machine, judge, symbols, progress, plain, watched, known })
     }
 
     /// Looks only at what the filter takes.
@@ -113,6 +164,36 @@ impl Explorer {
             self.machine.follow(holds);
             self.judge.run(&mut self.machine)
         })
+    }
+
+    /// Starts one schedule that tells the behaviours which are not `known`.
+    fn start_covered(&mut self, holds: &[Hold], known: &BTreeSet<u64>) -> Result<Child> {
+        Child::start(|| {
+            self.machine.follow(holds);
+            self.machine.cover(&self.watched);
+            let verdict = self.judge.run(&mut self.machine);
+            let new = self.machine.behaviours().difference(known).copied().collect();
+            Ran { verdict, new }
+        })
+    }
+
+    /// How long the default order takes, on the host's clock, with so much of what a search does to a schedule.
+    ///
+    /// # Errors
+    /// When the host has no room for it.
+    pub fn timed(&mut self, work: Work) -> Result<Duration> {
+        let child = Child::start(|| {
+            if work != Work::Run {
+                self.machine.follow(&[]);
+            }
+            if work == Work::Cover {
+                self.machine.cover(&self.watched);
+            }
+            let start = Instant::now();
+            self.judge.run(&mut self.machine);
+            start.elapsed()
+        })?;
+        child.join()
     }
 
     fn fails_with(&mut self, holds: &[Hold], failure: &Failure) -> bool {
@@ -146,7 +227,12 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         }
     })?;
     let mut explorer = Explorer::new(&scenario, prepared)?;
-    explorer.only(&Filter { who: args.who.clone(), within: args.within.clone() })?;
+    explorer.only(&Filter {
+        who: args.who.clone(),
+        within: args.within.clone(),
+        points: args.points.clone(),
+        touching: args.touching.clone(),
+    })?;
     let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
     if args.policy == Policy::Script {
         return run_script(&scenario, &mut explorer, args);
@@ -161,12 +247,12 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     let found = search(&mut explorer, limits, choice)?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} different orders, {}",
+        "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} behaviours, {}",
         found.runs,
         args.policy,
         args.seed,
         found.runs as f64 / seconds.max(1e-3),
-        found.orders.len(),
+        found.behaviours(),
         match found.failures.len() {
             0 => "none failed".to_string(),
             1 => "1 failure".to_string(),
@@ -176,9 +262,8 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     if found.signal.is_some() {
         println!("Ended early, by a signal.");
     }
-    for (number, failure) in &found.failures {
-        let holds = choice.draw(*number, &explorer.progress).unwrap_or_default();
-        let small = shrink(&holds, |holds| explorer.fails_with(holds, failure));
+    for (number, holds, failure) in &found.failures {
+        let small = shrink(holds, |holds| explorer.fails_with(holds, failure));
         println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
         let (record, line) = explorer.record(&scenario, small)?;
         keep(&record, &line, args)?;
@@ -190,13 +275,15 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
 /// Keeps a failing schedule with its reports, and says so.
 fn keep(record: &Record, line: &Timeline, args: &RaceArgs) -> Result<()> {
     let path = record.keep(&args.out)?;
-    let write = |extension: &str, text: String| {
+    let reports = [
+        report::markdown(record, &path.display().to_string()),
+        html::drawing(record, line),
+        html::page(record, line),
+    ];
+    for (extension, text) in REPORTS.into_iter().zip(reports) {
         let path = path.with_extension(extension);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    write("md", report::markdown(record, &path.display().to_string()))?;
-    write("svg", html::drawing(record, line))?;
-    write("html", html::page(record, line))?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     print!("{}", report::text(record));
     println!("Again: smmulab replay {}", path.display());
     println!("Report: {}, and .md and .svg to paste", path.with_extension("html").display());
@@ -249,18 +336,20 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
     );
     let start = Instant::now();
     let interrupt = Interrupt::watch().context("cannot watch for signals")?;
-    let mut found = Found::default();
-    let mut running: Vec<(u64, Child)> = Vec::new();
-    let mut waiting: BTreeMap<u64, Verdict> = BTreeMap::new();
+    let mut found = Found { behaviours: explorer.known.clone(), ..Found::default() };
+    let mut running: Vec<Running> = Vec::new();
+    let mut waiting: BTreeMap<u64, (Vec<Hold>, Ran)> = BTreeMap::new();
     let (mut next, mut taken, mut more) = (0, 0, true);
     while taken < args.runs {
         more &= args.time.is_none_or(|limit| start.elapsed().as_nanos() < u128::from(limit));
-        while more && running.len() < jobs && next < args.runs {
-            let Some(holds) = choice.draw(next, &explorer.progress) else {
+        // What a choice may build upon has to be known before it is made.
+        while more && running.len() < jobs && next < args.runs.min(taken + LAG) {
+            let Some(holds) = choice.draw(next, &explorer.progress, &found.leads) else {
                 more = false;
                 break;
             };
-            running.push((next, explorer.start(&holds)?));
+            let child = explorer.start_covered(&holds, &found.behaviours)?;
+            running.push(Running { number: next, holds, child });
             next += 1;
         }
         if running.is_empty() {
@@ -272,14 +361,14 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
             break;
         }
         for index in ended {
-            let (number, child) = running.swap_remove(index);
-            waiting.insert(number, child.join()?);
+            let Running { number, holds, child } = running.swap_remove(index);
+            waiting.insert(number, (holds, child.join()?));
         }
-        while let Some(verdict) = waiting.remove(&taken) {
-            found.note(taken, verdict);
+        while let Some((holds, ran)) = waiting.remove(&taken) {
+            found.note(taken, holds, ran);
             taken += 1;
             bar.inc(1);
-            bar.set_message(format!("{} orders, {} failures", found.orders.len(), found.failures.len()));
+            bar.set_message(format!("{} behaviours, {} failures", found.behaviours(), found.failures.len()));
             if !args.keep_going && !found.failures.is_empty() {
                 bar.finish_and_clear();
                 return Ok(found);
@@ -290,10 +379,17 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
     Ok(found)
 }
 
+/// A schedule that runs.
+struct Running {
+    number: u64,
+    holds: Vec<Hold>,
+    child: Child,
+}
+
 /// Which of the running schedules have ended, the last first.
-fn ready(running: &[(u64, Child)], interrupt: &Interrupt) -> Result<Vec<usize>> {
+fn ready(running: &[Running], interrupt: &Interrupt) -> Result<Vec<usize>> {
     let mut fds: Vec<PollFd<'_>> =
-        running.iter().map(|(_, child)| PollFd::new(child.fd(), PollFlags::POLLIN)).collect();
+        running.iter().map(|running| PollFd::new(running.child.fd(), PollFlags::POLLIN)).collect();
     fds.push(PollFd::new(interrupt.fd(), PollFlags::POLLIN));
     poll(&mut fds, PollTimeout::NONE).context("cannot wait for a process")?;
     Ok((0..running.len()).rev().filter(|&i| fds[i].any().unwrap_or(false)).collect())

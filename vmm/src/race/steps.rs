@@ -32,7 +32,11 @@ pub fn steps(lines: &[Line], symbols: &Symbols) -> Result<Vec<Step>> {
     lines.iter().enumerate().map(step).collect()
 }
 
-fn until(text: &str, symbols: &Symbols) -> Result<Until> {
+/// What one line waits for.
+///
+/// # Errors
+/// As [`steps`].
+pub(super) fn until(text: &str, symbols: &Symbols) -> Result<Until> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let cpu = |who: &str| match who.parse() {
         Ok(Actor::Cpu(cpu)) => Ok(cpu),
@@ -54,7 +58,7 @@ fn until(text: &str, symbols: &Symbols) -> Result<Until> {
 }
 
 /// `SYMBOL`, `SYMBOL+0xOFFSET` or a bare address.
-fn address(text: &str, symbols: &Symbols) -> Result<u64> {
+pub(super) fn address(text: &str, symbols: &Symbols) -> Result<u64> {
     let hex = |text: &str| text.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
     if let Some(address) = hex(text) {
         return Ok(address);

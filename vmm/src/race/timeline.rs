@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
+use crate::happened::Event;
 use crate::schedule::{Begun, Done};
 use crate::symbols::Symbols;
 
@@ -26,6 +27,8 @@ pub struct Timeline {
     pub tracks: BTreeMap<Actor, Vec<Span>>,
     /// When each stood still.
     pub holds: Vec<Begun>,
+    /// What else happened, if that was looked at.
+    pub events: Vec<Event>,
 }
 
 impl Timeline {
@@ -45,7 +48,7 @@ impl Timeline {
                 _ => track.push(Span { from: done.at, ns: done.count, what }),
             }
         }
-        Self { tracks, holds: begun.to_vec() }
+        Self { tracks, holds: begun.to_vec(), events: Vec::new() }
     }
 
     /// What each did from a moment on for some time: how many instructions or steps, and in which functions, the longest

@@ -15,6 +15,23 @@ impl Gdb {
     pub(crate) fn ask(&mut self, packet: &str) -> String {
         let sum = packet.bytes().fold(0u8, u8::wrapping_add);
         write!(self.0.get_mut(), "${packet}#{sum:02x}").unwrap();
+        self.answer()
+    }
+
+    /// Gives a `monitor` command and gives what it prints.
+    pub(crate) fn monitor(&mut self, command: &str) -> String {
+        let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let mut answer = self.ask(&format!("qRcmd,{hex}"));
+        let mut text = Vec::new();
+        while let Some(hex) = answer.strip_prefix('O').filter(|rest| *rest != "K") {
+            let byte = |i: usize| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap();
+            text.extend((0..hex.len() / 2).map(byte));
+            answer = self.answer();
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    fn answer(&mut self) -> String {
         let mut answer = Vec::new();
         self.0.read_until(b'$', &mut answer).unwrap();
         answer.clear();

@@ -130,6 +130,11 @@ impl Mmu {
         self.fast.drop_all();
     }
 
+    /// Many pages became watched.
+    pub fn drop_all_keys(&mut self) {
+        self.fast.drop_all();
+    }
+
     /// Accesses to the RAM page at `pa` must take the slow path from now on, as its watch `flags` say.
     pub fn drop_keys(&mut self, pa: u64, flags: u8) {
         self.fast.drop_keys(pa, flags);

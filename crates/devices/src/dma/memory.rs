@@ -2,7 +2,7 @@
 
 use std::iter::FusedIterator;
 
-use guest_ram::{GuestRam, Mem, MemBitmap, WatchBitmap};
+use guest_ram::{GuestRam, Mem, MemBitmap, Reader, WatchBitmap};
 use smmu_model::Abort;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
@@ -25,7 +25,7 @@ impl<'a> PhysMem<'a> {
 
 impl smmu_model::Memory for PhysMem<'_> {
     fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
-        if self.0.read(pa, data) { Ok(()) } else { Err(Abort) }
+        if self.0.read_by(Reader::Smmu, pa, data) { Ok(()) } else { Err(Abort) }
     }
 
     fn write(&self, pa: u64, data: &[u8]) -> Result<(), Abort> {
@@ -92,6 +92,9 @@ impl<'a> Slices<'a> {
             None => Err(DmaError::External),
         };
         let slice = slice.map_err(|e| self.port.refused(e))?;
+        if !self.write {
+            ram.watch().note_read(pa - ram.base(), len, Reader::Device);
+        }
         self.left -= len;
         self.iova = self.iova.wrapping_add(len as u64);
         Ok(slice)

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
-use guest_ram::GuestRam;
+use guest_ram::{GuestRam, Reader};
 use serde::{Deserialize, Serialize};
 use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
 
@@ -336,7 +336,7 @@ impl DmaPort {
 
     /// Reads physical memory.
     pub(super) fn load_physical(&self, pa: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        if self.0.fabric.ram.read(pa, data) {
+        if self.0.fabric.ram.read_by(Reader::Device, pa, data) {
             count(&self.0.counters.bytes_read, data.len() as u64);
             return Ok(());
         }

@@ -265,6 +265,11 @@ impl PciHost {
         self.windows.iter().find(covers).map(|w| (*w, pa - w.base + w.offset))
     }
 
+    /// The function, one of whose windows an address is in.
+    pub fn claims(&self, pa: u64) -> Option<Slot> {
+        self.find(pa, 1).map(|(window, _)| window.slot)
+    }
+
     /// Reads the memory windows at a physical address. What no BAR claims is all ones.
     pub fn mmio_read(&mut self, at: Time, pa: u64, size: u8) -> u64 {
         let Some((window, offset)) = self.find(pa, size) else { return size_mask(size) };
