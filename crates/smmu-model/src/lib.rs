@@ -5,7 +5,7 @@
 //!
 //! - [`Smmu::mmio_read`], [`Smmu::mmio_write`]: a CPU's access to a register;
 //! - [`Smmu::begin`], [`Smmu::step`], [`Smmu::complete`]: a device's transaction, one fetch a step, and the end of its
-//!   data;
+//!   data; or [`Smmu::translate`], all its fetches at once;
 //! - [`Smmu::step_command`]: one command is consumed;
 //! - [`Smmu::step_event`]: one event record is written;
 //! - [`Smmu::take_msi`], [`Smmu::take_wired`]: interrupts go out;

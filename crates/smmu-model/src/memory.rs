@@ -18,6 +18,17 @@ pub trait Memory {
     /// [`Abort`] if any byte of it is not readable memory.
     fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort>;
 
+    /// Reads the 8 bytes at `pa`, as [`Memory::read`] does.
+    ///
+    /// # Errors
+    /// [`Abort`] as for [`Memory::read`].
+    #[inline]
+    fn read_u64(&self, pa: u64) -> Result<u64, Abort> {
+        let mut bytes = [0; 8];
+        self.read(pa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     /// Writes `data` to `pa`.
     ///
     /// # Errors

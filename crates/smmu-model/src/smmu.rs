@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::ats::Invalidations;
-use crate::cache::{Recent, Sets, Shape, Tlb, Walks};
+use crate::cache::{Answers, Recent, Sets, Shape, Tlb, Walks};
 use crate::commands::{Prefetch, Sync};
 use crate::config::Config;
 use crate::events::Fifo;
@@ -37,6 +37,9 @@ pub struct Smmu {
     pub(crate) ipas: Tlb,
     /// Tables that walks went through.
     pub(crate) walks: Walks,
+    /// What the caches above answered lately.
+    #[serde(skip)]
+    pub(crate) answers: Answers,
     pub(crate) txns: Txns,
     /// Counts invalidations: a transaction that began before one may use what it removed.
     pub(crate) recent: Recent,
@@ -80,6 +83,7 @@ impl Smmu {
             tlb: Tlb::new(shape(config.tlb).up_to(1 << 20)),
             ipas: Tlb::new(shape(config.s2_cache).up_to(1 << 20)),
             walks: Walks::new(shape(config.walk_cache)),
+            answers: Answers::default(),
             txns: Txns::default(),
             recent: Recent::default(),
             sync: None,

@@ -1,10 +1,12 @@
 //! What the SMMU remembers: decoded STEs and CDs, and translations, tables. Only commands and replacement empty a cache.
 
+mod answers;
 mod recent;
 mod sets;
 mod tlb;
 mod walks;
 
+pub(crate) use answers::Answers;
 pub(crate) use recent::{Invalidation, Recent};
 pub(crate) use sets::{Sets, Shape};
 pub use tlb::World;

@@ -16,17 +16,41 @@ const REACH: usize = 16;
 const FLOOR: usize = 256;
 
 /// What entries are found by.
-pub(crate) trait Key: Copy + Default + Eq {
+pub(crate) trait Key: Copy + Eq {
+    /// No entry has this key.
+    const NONE: Self;
+
     /// Spreads keys over the sets; the upper bits count.
     fn hash(&self) -> u64;
 }
 
-/// What is looked at to find an entry; the values are elsewhere, so that a set's tags are close together.
+/// Which of a set's entries was used after which: bit `4 * i + j` says that `i` was used after `j`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Tag<K> {
-    key: K,
-    /// When the entry was last used; 0 for no entry.
-    stamp: u64,
+struct Ages(u16);
+
+impl Ages {
+    /// The entry is the last that was used.
+    #[inline]
+    fn used(&mut self, way: usize) {
+        self.0 = (self.0 | 0xf << (way * WAYS)) & !(0x1111 << way);
+    }
+
+    /// How many of the others were used before the entry.
+    fn before(self, way: usize) -> u32 {
+        (self.0 >> (way * WAYS) & 0xf).count_ones()
+    }
+
+    /// The entry of a full set that was not used for longest.
+    fn oldest(self) -> usize {
+        (0..WAYS).find(|&way| self.before(way) == 0).unwrap_or(0)
+    }
+
+    /// All, the oldest first.
+    fn in_order(self) -> [usize; WAYS] {
+        let mut ways = std::array::from_fn(|way| way);
+        ways.sort_by_key(|&way| self.before(way));
+        ways
+    }
 }
 
 /// Sizes and replacement, as the configuration has them.
@@ -59,18 +83,23 @@ impl Shape {
 /// The cache. Without entries it remembers nothing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sets<K, V> {
-    tags: Vec<Tag<K>>,
+    /// What is looked at to find an entry; the values are elsewhere, so that a set's keys are close together.
+    keys: Vec<K>,
     values: Vec<V>,
+    /// Of each set.
+    ages: Vec<Ages>,
     /// Of an unlimited cache, for each set: entries whose way from their own set leads past it.
     passed: Vec<u32>,
     /// log2 of the number of sets.
     bits: u32,
-    clock: u64,
     used: usize,
     /// State of the generator that says which entry goes; without, the least recently used.
     random: Option<u64>,
     /// Slots that it may grow to.
     ceiling: usize,
+    /// Goes up when an entry is replaced, removed or moved: until then what [`Sets::find`] found is where it was.
+    #[serde(skip)]
+    changes: u64,
 }
 
 impl<K: Key, V: Copy + Default> Sets<K, V> {
@@ -81,14 +110,15 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
         let bits = entries.div_ceil(WAYS).max(1).next_power_of_two().trailing_zeros();
         let len = if entries == 0 { 0 } else { WAYS << bits };
         Sets {
-            tags: vec![Tag::default(); len],
+            keys: vec![K::NONE; len],
             values: vec![V::default(); len],
+            ages: vec![Ages::default(); len / WAYS],
             passed: vec![0; if unlimited { len / WAYS } else { 0 }],
             bits,
-            clock: 0,
             used: 0,
             random: shape.random,
             ceiling: if unlimited { shape.ceiling } else { 0 },
+            changes: 0,
         }
     }
 
@@ -103,7 +133,7 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     /// The first entry of the next set.
     #[inline]
     fn after(&self, first: usize) -> usize {
-        (first + WAYS) & (self.tags.len() - 1)
+        (first + WAYS) & (self.keys.len() - 1)
     }
 
     /// Where the key's entry is.
@@ -111,8 +141,8 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     pub(crate) fn find(&self, key: &K) -> Option<usize> {
         let mut first = self.set(key);
         for _ in 0..REACH {
-            let ways = self.tags.get(first..first + WAYS)?;
-            if let Some(way) = ways.iter().position(|tag| tag.key == *key && tag.stamp != 0) {
+            let ways = self.keys.get(first..first + WAYS)?;
+            if let Some(way) = ways.iter().position(|other| other == key) {
                 return Some(first + way);
             }
             // Nobody went past this set: it is nowhere else.
@@ -130,8 +160,15 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     }
 
     /// Whether nothing can ever be in it.
+    #[inline]
     pub(crate) fn is_disabled(&self) -> bool {
-        self.tags.is_empty()
+        self.keys.is_empty()
+    }
+
+    /// How often an entry was replaced, removed or moved.
+    #[inline]
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Finds an entry and leaves its age alone.
@@ -143,15 +180,20 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     #[inline]
     pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
         let n = self.find(key)?;
-        Some(self.at(n))
+        self.touch(n);
+        Some(&self.values[n])
     }
 
-    /// The entry that [`Sets::find`] found, which counts as a use.
+    /// The entry that [`Sets::find`] found.
     #[inline]
-    pub(crate) fn at(&mut self, n: usize) -> &V {
-        self.clock += 1;
-        self.tags[n].stamp = self.clock;
+    pub(crate) fn at(&self, n: usize) -> &V {
         &self.values[n]
+    }
+
+    /// Marks the entry that [`Sets::find`] found as used.
+    #[inline]
+    pub(crate) fn touch(&mut self, n: usize) {
+        self.ages[n / WAYS].used(n % WAYS);
     }
 
     /// Puts an entry in, and gives what had to go: the older one of the same key, or another.
@@ -159,42 +201,42 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
         if self.is_disabled() {
             return None;
         }
-        self.clock += 1;
         if let Some(n) = self.find(&key) {
-            self.tags[n].stamp = self.clock;
+            self.touch(n);
+            self.changes += 1;
             return Some((key, std::mem::replace(&mut self.values[n], value)));
         }
-        let tag = Tag { key, stamp: self.clock };
-        while self.tags.len() < self.ceiling {
-            if self.used * 2 < self.tags.len() && self.place(tag, value) {
+        while self.keys.len() < self.ceiling {
+            if self.used * 2 < self.keys.len() && self.place(key, value).is_some() {
                 return None;
             }
             self.grow();
         }
-        if self.place(tag, value) {
+        if self.place(key, value).is_some() {
             return None;
         }
         let victim = self.victim(&key);
-        let gone = (self.tags[victim].key, self.values[victim]);
+        let gone = (self.keys[victim], self.values[victim]);
         self.remove_at(victim);
-        self.place(tag, value);
+        self.place(key, value);
         Some(gone)
     }
 
-    /// Puts an entry where there is room for it.
-    fn place(&mut self, tag: Tag<K>, value: V) -> bool {
-        let home = self.set(&tag.key);
+    /// Puts an entry where there is room for it, if there is.
+    fn place(&mut self, key: K, value: V) -> Option<usize> {
+        let home = self.set(&key);
         let mut first = home;
         for _ in 0..if self.passed.is_empty() { 1 } else { REACH } {
-            if let Some(n) = (first..first + WAYS).find(|&n| self.tags[n].stamp == 0) {
-                (self.tags[n], self.values[n]) = (tag, value);
+            if let Some(n) = (first..first + WAYS).find(|&n| self.keys[n] == K::NONE) {
+                (self.keys[n], self.values[n]) = (key, value);
+                self.touch(n);
                 self.used += 1;
                 self.for_each_passed(home, n, |passed| *passed += 1);
-                return true;
+                return Some(n);
             }
             first = self.after(first);
         }
-        false
+        None
     }
 
     /// Visits the counters of the sets between a key's own and the one it is in.
@@ -210,7 +252,7 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     fn victim(&mut self, key: &K) -> usize {
         let first = self.set(key);
         match &mut self.random {
-            None => (first..first + WAYS).min_by_key(|&n| self.tags[n].stamp).unwrap_or(first),
+            None => first + self.ages[first / WAYS].oldest(),
             Some(state) => {
                 // SplitMix64.
                 *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -224,25 +266,31 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
 
     /// Doubles the cache.
     fn grow(&mut self) {
-        let len = self.tags.len() * 2;
-        let tags = std::mem::replace(&mut self.tags, vec![Tag::default(); len]);
+        let len = self.keys.len() * 2;
+        let keys = std::mem::replace(&mut self.keys, vec![K::NONE; len]);
         let values = std::mem::replace(&mut self.values, vec![V::default(); len]);
+        let ages = std::mem::replace(&mut self.ages, vec![Ages::default(); len / WAYS]);
         self.passed = vec![0; len / WAYS];
         self.bits += 1;
         self.used = 0;
-        for (tag, value) in tags.into_iter().zip(values).filter(|(tag, _)| tag.stamp != 0) {
-            // With twice the room this fails only for keys made to collide: those are forgotten, as if replaced.
-            self.place(tag, value);
+        self.changes += 1;
+        for (first, ages) in (0..).step_by(WAYS).zip(ages) {
+            // Those of one set that come to be in one set again keep their order.
+            for n in ages.in_order().into_iter().map(|way| first + way).filter(|&n| keys[n] != K::NONE) {
+                // With twice the room this fails only for keys made to collide: those are forgotten, as if replaced.
+                self.place(keys[n], values[n]);
+            }
         }
     }
 
     fn remove_at(&mut self, n: usize) {
         if !self.passed.is_empty() {
-            let home = self.set(&self.tags[n].key);
+            let home = self.set(&self.keys[n]);
             self.for_each_passed(home, n, |passed| *passed -= 1);
         }
-        self.tags[n].stamp = 0;
+        self.keys[n] = K::NONE;
         self.used -= 1;
+        self.changes += 1;
     }
 
     /// Removes one entry.
@@ -255,13 +303,13 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     /// Removes every entry that `drop` says; `drop` sees each of them once.
     pub(crate) fn remove_if(&mut self, mut drop: impl FnMut(&K, &V) -> bool) {
         let mut left = self.used;
-        for n in 0..self.tags.len() {
+        for n in 0..self.keys.len() {
             if left == 0 {
                 break;
             }
-            if self.tags[n].stamp != 0 {
+            if self.keys[n] != K::NONE {
                 left -= 1;
-                if drop(&self.tags[n].key, &self.values[n]) {
+                if drop(&self.keys[n], &self.values[n]) {
                     self.remove_at(n);
                 }
             }
@@ -271,12 +319,14 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     /// Every entry, in the order of the sets.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let entries = self.tags.iter().zip(&self.values).filter(|(tag, _)| tag.stamp != 0);
-        entries.map(|(tag, value)| (&tag.key, value))
+        self.keys.iter().zip(&self.values).filter(|(key, _)| **key != K::NONE)
     }
 }
 
+/// StreamIDs, with an index of 24 bits or a few bits more above or below.
 impl Key for u64 {
+    const NONE: u64 = u64::MAX;
+
     #[inline]
     fn hash(&self) -> u64 {
         *self
@@ -352,10 +402,12 @@ mod tests {
     }
 
     /// Every key in one set: what a guest that knows the hash could do.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Same(u64);
 
     impl Key for Same {
+        const NONE: Same = Same(u64::MAX);
+
         fn hash(&self) -> u64 {
             7
         }
@@ -367,7 +419,7 @@ mod tests {
         for n in 0..200 {
             cache.insert(Same(n), ());
         }
-        assert_eq!(cache.tags.len(), 1 << 18);
+        assert_eq!(cache.keys.len(), 1 << 18);
         assert_eq!(cache.iter().count(), REACH * WAYS);
         assert!(cache.peek(&Same(199)).is_some() && cache.peek(&Same(1000)).is_none());
     }

@@ -104,7 +104,7 @@ impl Entry for Mapping {
 }
 
 /// Page number, and everything else that must agree, packed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct TlbKey {
     page: u64,
     tag: u64,
@@ -146,6 +146,8 @@ impl TlbKey {
 }
 
 impl Key for TlbKey {
+    const NONE: TlbKey = TlbKey { page: u64::MAX, tag: u64::MAX };
+
     #[inline]
     fn hash(&self) -> u64 {
         self.page ^ self.tag.wrapping_mul(0xd6e8_feb8_6659_fd93)
@@ -238,6 +240,9 @@ pub(crate) struct Tagged<V> {
     sizes: [Sizes; 2],
     /// Entries that are smaller than their stage 1 leaf.
     pieces: u32,
+    /// Goes up when a new entry may answer in the place of another.
+    #[serde(skip)]
+    hidden: u64,
 }
 
 /// The IOTLB, or the cache of stage 2.
@@ -248,14 +253,45 @@ const PROBES: u64 = 256;
 
 impl<V: Entry> Tagged<V> {
     pub(crate) fn new(shape: Shape) -> Self {
-        Tagged { sets: Sets::new(shape), sizes: [Sizes::new(), Sizes::new()], pieces: 0 }
+        Tagged { sets: Sets::new(shape), sizes: [Sizes::new(), Sizes::new()], pieces: 0, hidden: 0 }
+    }
+
+    /// Whether nothing can ever be in it.
+    #[inline]
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.sets.is_disabled()
+    }
+
+    /// While this does not change, [`Tagged::lookup`] answers with the same entry as before.
+    #[inline]
+    pub(crate) fn changes(&self) -> u64 {
+        self.sets.changes() + self.hidden
     }
 
     /// The smallest entry for `input`, one of its ASID before a global one.
     #[inline]
     pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<&V> {
-        let at = self.find(regime, false, input).or_else(|| self.find(regime, true, input))?;
+        let at = self.lookup(regime, input)?;
+        self.sets.touch(at);
         Some(self.sets.at(at))
+    }
+
+    /// Where [`Tagged::get`] finds its entry.
+    #[inline]
+    pub(crate) fn lookup(&self, regime: Regime, input: u64) -> Option<usize> {
+        self.find(regime, false, input).or_else(|| self.find(regime, true, input))
+    }
+
+    /// The entry that [`Tagged::lookup`] found.
+    #[inline]
+    pub(crate) fn at(&self, n: usize) -> &V {
+        self.sets.at(n)
+    }
+
+    /// Marks the entry that [`Tagged::lookup`] found as used.
+    #[inline]
+    pub(crate) fn touch(&mut self, n: usize) {
+        self.sets.touch(n);
     }
 
     /// Whether entries that do not agree in `what` answer for `input`: a TLB conflict (section 3.20).
@@ -295,6 +331,7 @@ impl<V: Entry> Tagged<V> {
             return false;
         }
         let key = TlbKey::new(regime, entry.global(), entry.shift(), input);
+        self.hidden += u64::from(self.comes_before_others(&key));
         let old = self.sets.insert(key, entry);
         self.sizes[usize::from(entry.global())].add(key.shift());
         self.pieces += u32::from(entry.is_piece());
@@ -306,6 +343,13 @@ impl<V: Entry> Tagged<V> {
             }
             None => false,
         }
+    }
+
+    /// Whether a look-up finds an entry of this key before others that there are.
+    fn comes_before_others(&self, key: &TlbKey) -> bool {
+        let larger = !1 << key.shift();
+        let [own, global] = self.sizes.each_ref().map(|sizes| sizes.mask);
+        if key.global() { global & larger != 0 } else { own & larger | global != 0 }
     }
 
     /// Whether an invalidation would remove such an entry.

@@ -62,6 +62,12 @@ impl Walks {
         Walks { levels: [(); 4].map(|()| Tagged::new(shape)) }
     }
 
+    /// Whether nothing can ever be in them.
+    #[inline]
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.levels[0].is_disabled()
+    }
+
     /// The walk of `input` at the deepest table that is known.
     pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<Walk> {
         let walk = self.levels.iter_mut().rev().find_map(|level| level.get(regime, input)?.walk)?;

@@ -20,13 +20,13 @@ use pgtable::Permissions;
 
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
-use crate::cache::Regime;
+use crate::cache::{Mapping, Regime};
 use crate::memory::Memory;
 use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::event::EventKind;
 use crate::spec::registers::gbpa;
-use crate::transaction::{AccessKind, Progress, Transaction, Translation, TxnId};
+use crate::transaction::{AccessKind, MemAttrs, Progress, Transaction, Translation, TxnId};
 
 /// What came of a transaction as far as it could go.
 #[derive(Clone, Copy, Debug)]
@@ -68,16 +68,47 @@ impl Smmu {
             return self.global_bypass(t);
         }
         if let Some(translation) = self.hit(t) {
-            self.stats.tlb_hits += 1;
-            self.stats.translated += 1;
-            let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
-            self.observer.tell(|o| o.latched(id, t, &translation));
-            return Progress::Latched(id, translation);
+            return self.latch_hit(t, translation);
         }
         let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.recent.epoch()));
         let outcome = self.start(id, &mut txn);
         self.settle(id, txn, outcome)
+    }
+
+    /// [`Smmu::begin`], and [`Smmu::step`] until it no longer walks: for a transaction that nothing comes between. Gives
+    /// the number of steps, too.
+    pub fn translate<M: Memory + ?Sized>(&mut self, t: &Transaction, mem: &M) -> (Progress, u64) {
+        self.stats.transactions += 1;
+        self.tally(PmuEvent::Transaction, t.sid);
+        if !self.regs.smmuen() {
+            return (self.global_bypass(t), 0);
+        }
+        if let Some(translation) = self.hit(t) {
+            return (self.latch_hit(t, translation), 0);
+        }
+        let id = self.txns.add(self.recent.epoch(), true, State::Free);
+        let mut txn = Txn::new(t, Origin::Untranslated, self.recent.epoch());
+        let mut outcome = self.start(id, &mut txn);
+        let mut steps = 0;
+        while let Outcome::Fetch = outcome {
+            outcome = self.fetches::<M, true>(id, &mut txn, mem, &mut steps);
+        }
+        let progress = match outcome {
+            Outcome::Latch(translation) => self.latch(id, &txn, translation),
+            outcome => self.settle(id, Box::new(txn), outcome),
+        };
+        (progress, steps)
+    }
+
+    /// The caches knew all about a transaction.
+    #[inline]
+    fn latch_hit(&mut self, t: &Transaction, translation: Translation) -> Progress {
+        self.stats.tlb_hits += 1;
+        self.stats.translated += 1;
+        let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
+        self.observer.tell(|o| o.latched(id, t, &translation));
+        Progress::Latched(id, translation)
     }
 
     /// Takes a transaction one fetch further. One that is not known (any more) is aborted.
@@ -112,14 +143,7 @@ impl Smmu {
     pub(crate) fn settle(&mut self, id: TxnId, txn: Box<Txn>, outcome: Outcome) -> Progress {
         let (state, progress) = match outcome {
             Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
-            Outcome::Latch(translation) => {
-                self.observer.tell(|o| match txn.origin {
-                    Origin::Translated => o.latched_translated(id, &txn.incoming, &translation),
-                    Origin::Prefetch { .. } => {}
-                    _ => o.latched(id, &txn.incoming, &translation),
-                });
-                (State::Latched(translation), Progress::Latched(id, translation))
-            }
+            Outcome::Latch(translation) => return self.latch(id, &txn, translation),
             Outcome::Stall => {
                 self.stats.stalled += 1;
                 (State::Stalled(txn), Progress::Stalled(id))
@@ -138,6 +162,19 @@ impl Smmu {
             *slot = state;
         }
         progress
+    }
+
+    /// A transaction is translated.
+    fn latch(&mut self, id: TxnId, txn: &Txn, translation: Translation) -> Progress {
+        self.observer.tell(|o| match txn.origin {
+            Origin::Translated => o.latched_translated(id, &txn.incoming, &translation),
+            Origin::Prefetch { .. } => {}
+            _ => o.latched(id, &txn.incoming, &translation),
+        });
+        if let Some(slot) = self.txns.get(id) {
+            *slot = State::Latched(translation);
+        }
+        Progress::Latched(id, translation)
     }
 
     /// A prefetch begins (section 4.2). It is stepped and ended as a transaction is.
@@ -186,24 +223,48 @@ impl Smmu {
     /// The short way for a transaction that the caches know all about. Anything else goes the long way.
     #[inline]
     fn hit(&mut self, t: &Transaction) -> Option<Translation> {
-        let stream = self.streams.get(&u64::from(t.sid))?;
+        let changes = self.streams.changes() + self.contexts.changes() + self.tlb.changes();
+        let Some(answer) = self.answers.get(t, changes) else { return self.look_up(t, changes) };
+        let [stream, context, entry] = answer.entries.map(|n| n as usize);
+        let translation = to(answer.output, answer.shift, answer.attrs, t.address);
+        self.streams.touch(stream);
+        self.contexts.touch(context);
+        self.tlb.touch(entry);
+        Some(translation)
+    }
+
+    /// The same without an answer of before.
+    fn look_up(&mut self, incoming: &Transaction, changes: u64) -> Option<Translation> {
+        let stream_at = self.streams.find(&u64::from(incoming.sid))?;
+        self.streams.touch(stream_at);
+        let stream = self.streams.at(stream_at);
         if !stream.path.has_stage1() {
             return None;
         }
-        let (cd, with_stage1) = stream.substream(t.ssid).ok()?;
+        let (cd, with_stage1) = stream.substream(incoming.ssid).ok()?;
         if !with_stage1 {
             return None;
         }
-        let t = &stream.overrides.access(t);
-        let (world, vmid, nested) = (stream.world, stream.vmid, stream.path == Path::Nested);
-        let context = self.contexts.get(&context_key(t.sid, cd))?;
+        let t = &stream.overrides.access(incoming);
+        let context_at = self.contexts.find(&context_key(t.sid, cd))?;
+        self.contexts.touch(context_at);
+        let context = self.contexts.at(context_at);
+        let nested = stream.path == Path::Nested;
         if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
             return None;
         }
         context.select(t).ok()?;
-        let regime = Regime { world, vmid, asid: context.asid, aset: context.aset };
-        let mapping = self.tlb.get(regime, without_top_byte(t.address))?;
-        mapping.permissions.contains(wanted(t)).then(|| translation(mapping, t.address))
+        let regime =
+            Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
+        let entry = self.tlb.lookup(regime, without_top_byte(t.address))?;
+        self.tlb.touch(entry);
+        let mapping = self.tlb.at(entry);
+        if !mapping.permissions.contains(wanted(t)) {
+            return None;
+        }
+        let Mapping { output, shift, attrs, .. } = *mapping;
+        self.answers.add(incoming, changes, output, shift, attrs, [stream_at, context_at, entry]);
+        Some(translation(mapping, t.address))
     }
 
     /// Begins, or begins anew: the stream comes first.
@@ -351,8 +412,14 @@ pub(crate) fn wanted(t: &Transaction) -> Permissions {
 
 /// Where `input` goes under a mapping.
 #[inline]
-fn translation(mapping: &crate::cache::Mapping, input: u64) -> Translation {
-    let size = 1u64 << (mapping.shift & 63);
+fn translation(mapping: &Mapping, input: u64) -> Translation {
+    to(mapping.output, mapping.shift, mapping.attrs, input)
+}
+
+/// Where `input` goes if it is translated to `output`, with 2 to the power of `shift` bytes.
+#[inline]
+fn to(output: u64, shift: u8, attrs: MemAttrs, input: u64) -> Translation {
+    let size = 1u64 << (shift & 63);
     let offset = input & (size - 1);
-    Translation { pa: mapping.output | offset, bytes: size - offset, attrs: mapping.attrs }
+    Translation { pa: output | offset, bytes: size - offset, attrs }
 }

@@ -181,7 +181,23 @@ impl Smmu {
             }
     }
 
-    /// The same for a table.
+    /// Remembers the table that a stage 1 walk is about to read.
+    pub(super) fn keep_stage1_table(&mut self, txn: &Txn, walk: Walk) {
+        if !self.walks.is_disabled() {
+            let table = Table::new(walk, txn.stage1_table().granule);
+            self.keep_table(txn, txn.regime(), without_top_byte(txn.t.address), table);
+        }
+    }
+
+    /// The same of stage 2.
+    pub(super) fn keep_stage2_table(&mut self, txn: &Txn, walk: Walk) {
+        if !self.walks.is_disabled() {
+            let table = Table::new(walk, txn.stream.stage2.tables.granule);
+            self.keep_table(txn, txn.stage2_regime(), txn.ipa, table);
+        }
+    }
+
+    /// Caches a table, unless an invalidation that came after the transaction began would have removed it.
     fn keep_table(&mut self, txn: &Txn, regime: Regime, input: u64, table: Table) {
         let exact = self.config.keep_all;
         let spared = self.recent.spares(txn.epoch, |i| match i {
@@ -229,8 +245,7 @@ impl Smmu {
     /// A stage 1 descriptor has come.
     pub(super) fn stage1_descriptor(&mut self, id: TxnId, txn: &mut Txn, step: Step) -> Outcome {
         if let Step::Fetch(walk) = step {
-            let table = Table::new(walk, txn.stage1_table().granule);
-            self.keep_table(txn, txn.regime(), without_top_byte(txn.t.address), table);
+            self.keep_stage1_table(txn, walk);
         }
         self.stage1_step(id, txn, step)
     }
@@ -244,8 +259,7 @@ impl Smmu {
         purpose: Purpose,
     ) -> Outcome {
         if let Step::Fetch(walk) = step {
-            let table = Table::new(walk, txn.stream.stage2.tables.granule);
-            self.keep_table(txn, txn.stage2_regime(), txn.ipa, table);
+            self.keep_stage2_table(txn, walk);
         }
         self.stage2_step(id, txn, step, purpose)
     }

@@ -1,6 +1,6 @@
 //! The stream table and the CD tables: where an STE and a CD are, and what is fetched of them (sections 3.3.1 to 3.3.3).
 
-use pgtable::Leaf;
+use pgtable::{Leaf, Step};
 
 use super::context::Context;
 use super::stream::{Path, Stream};
@@ -177,8 +177,20 @@ impl Smmu {
         self.with_context(id, txn, context)
     }
 
-    /// Does the fetch that a transaction waits for, and goes on from there.
+    /// Does the fetch that a transaction waits for, and goes on from there to the next.
     pub(crate) fn fetch(&mut self, id: TxnId, txn: &mut Txn, mem: &dyn Memory) -> Outcome {
+        self.fetches::<_, false>(id, txn, mem, &mut 0)
+    }
+
+    /// The same; with `ON`, it may do further fetches. Counts them.
+    pub(super) fn fetches<M: Memory + ?Sized, const ON: bool>(
+        &mut self,
+        id: TxnId,
+        txn: &mut Txn,
+        mem: &M,
+        steps: &mut u64,
+    ) -> Outcome {
+        *steps += 1;
         match txn.fetch {
             Fetch::Start => {}
             Fetch::L1Std | Fetch::Ste | Fetch::L1Cd | Fetch::Cd => {
@@ -190,7 +202,7 @@ impl Smmu {
             Fetch::Start => self.start(id, txn),
             Fetch::L1Std => {
                 self.stats.l1std_fetches += 1;
-                match read_u64(mem, txn.at) {
+                match mem.read_u64(txn.at) {
                     Ok(word) => self.l1std_fetched(txn, L1Std(word)),
                     Err(Abort) => self.config_fault(txn, EventKind::SteFetch(txn.at)),
                 }
@@ -205,7 +217,7 @@ impl Smmu {
             },
             Fetch::L1Cd => {
                 self.stats.l1cd_fetches += 1;
-                match read_u64(mem, txn.at) {
+                match mem.read_u64(txn.at) {
                     Ok(word) => self.l1cd_fetched(id, txn, L1Cd(word)),
                     Err(Abort) => self.config_fault(txn, EventKind::CdFetch(txn.at)),
                 }
@@ -218,16 +230,22 @@ impl Smmu {
                 }
                 Err(Abort) => self.config_fault(txn, EventKind::CdFetch(txn.at)),
             },
-            Fetch::Stage1(walk) => {
+            Fetch::Stage1(mut walk) => loop {
                 self.stats.s1_fetches += 1;
-                match read_u64(mem, txn.at) {
-                    Ok(descriptor) => {
-                        self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
-                        self.stage1_descriptor(id, txn, walk.next(descriptor))
+                let Ok(descriptor) = mem.read_u64(txn.at) else {
+                    return self.walk_abort(txn, Class::Ttd, false);
+                };
+                self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
+                match walk.next(descriptor) {
+                    Step::Fetch(next) if ON && txn.stream.path != Path::Nested => {
+                        self.keep_stage1_table(txn, next);
+                        (walk, txn.at) = (next, next.address());
+                        *steps += 1;
+                        self.tally(PmuEvent::TableWalk, txn.incoming.sid);
                     }
-                    Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
+                    step => return self.stage1_descriptor(id, txn, step),
                 }
-            }
+            },
             Fetch::Update1(leaf) => {
                 match self.update(txn, mem, &leaf, txn.dirties(leaf.permissions(&txn.context.controls))) {
                     Ok(Some(leaf)) => self.stage1_leaf(id, txn, leaf),
@@ -243,25 +261,31 @@ impl Smmu {
                     Err(Abort) => self.walk_abort(txn, purpose.class(), true),
                 }
             }
-            Fetch::Stage2(walk, purpose) => {
+            Fetch::Stage2(mut walk, purpose) => loop {
                 self.stats.s2_fetches += 1;
-                match read_u64(mem, txn.at) {
-                    Ok(descriptor) => {
-                        self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
-                        self.stage2_descriptor(id, txn, walk.next(descriptor), purpose)
+                let Ok(descriptor) = mem.read_u64(txn.at) else {
+                    return self.walk_abort(txn, purpose.class(), true);
+                };
+                self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
+                match walk.next(descriptor) {
+                    Step::Fetch(next) if ON => {
+                        self.keep_stage2_table(txn, next);
+                        (walk, txn.at) = (next, next.address());
+                        *steps += 1;
+                        self.tally(PmuEvent::TableWalk, txn.incoming.sid);
                     }
-                    Err(Abort) => self.walk_abort(txn, purpose.class(), true),
+                    step => return self.stage2_descriptor(id, txn, step, purpose),
                 }
-            }
+            },
         }
     }
 
     /// Sets the access flag, and for a write the dirty state, of the descriptor at `txn.at` (section 3.13). `None`: it is
     /// not what it was any more.
-    fn update(
+    fn update<M: Memory + ?Sized>(
         &mut self,
         txn: &Txn,
-        mem: &dyn Memory,
+        mem: &M,
         leaf: &Leaf,
         write: bool,
     ) -> Result<Option<Leaf>, Abort> {
@@ -278,10 +302,10 @@ impl Smmu {
     }
 
     /// Reads a 64-byte structure, at once or one 8-byte unit a step. Says whether it is complete.
-    fn structure(&self, txn: &mut Txn, mem: &dyn Memory) -> Result<bool, Abort> {
+    fn structure<M: Memory + ?Sized>(&self, txn: &mut Txn, mem: &M) -> Result<bool, Abort> {
         if self.config.split_fetch {
             let n = usize::from(txn.have) % txn.words.len();
-            txn.words[n] = read_u64(mem, txn.at + 8 * n as u64)?;
+            txn.words[n] = mem.read_u64(txn.at + 8 * n as u64)?;
             txn.have = n as u8 + 1;
             return Ok(usize::from(txn.have) == txn.words.len());
         }
@@ -347,10 +371,4 @@ impl Purpose {
             Purpose::Output(_) | Purpose::Input => Class::Input,
         }
     }
-}
-
-fn read_u64(mem: &dyn Memory, pa: u64) -> Result<u64, Abort> {
-    let mut bytes = [0; 8];
-    mem.read(pa, &mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
