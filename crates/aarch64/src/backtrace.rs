@@ -7,6 +7,8 @@ use crate::mmu;
 
 /// Frame records that are followed.
 const FRAMES: usize = 8;
+/// The part of an address that the smallest granule does not translate.
+const OFFSET: u64 = 0xfff;
 
 /// Where a vCPU is and how it got there, as far as frame records tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +19,24 @@ pub struct Backtrace {
     pub lr: u64,
     /// Return addresses of the frame records, innermost first; 0 behind the last.
     pub callers: [u64; FRAMES],
+}
+
+/// A page whose translation is known: a stack's records are mostly in one.
+struct Page {
+    va: u64,
+    pa: u64,
+}
+
+impl Page {
+    /// The word at `va`, by the tables of `core` unless it is in the page.
+    fn peek(&mut self, core: &Core, ram: &GuestRam, va: u64) -> Option<u64> {
+        (va & 7 == 0).then_some(())?;
+        if va & !OFFSET != self.va {
+            let pa = mmu::peek_address(core, ram, va)?;
+            *self = Page { va: va & !OFFSET, pa: pa & !OFFSET };
+        }
+        mmu::peek_physical(ram, self.pa | va & OFFSET)
+    }
 }
 
 impl Core {
@@ -31,9 +51,10 @@ impl Core {
     pub fn backtrace(&self, ram: &GuestRam) -> Backtrace {
         let mut trace = Backtrace { pc: self.pc, lr: self.r[30], callers: [0; FRAMES] };
         let mut record = self.r[29];
+        let mut stack = Page { va: 1, pa: 0 };
         for caller in &mut trace.callers {
-            let next = mmu::peek(self, ram, record);
-            let (Some(next), Some(lr)) = (next, mmu::peek(self, ram, record.wrapping_add(8))) else { break };
+            let next = stack.peek(self, ram, record);
+            let (Some(next), Some(lr)) = (next, stack.peek(self, ram, record.wrapping_add(8))) else { break };
             *caller = lr;
             // Records lie behind each other on one stack; another stack's may lie anywhere.
             if lr == 0 || next == record {

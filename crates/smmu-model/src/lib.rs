@@ -43,7 +43,7 @@ pub use cache::World;
 pub use config::{Config, ConfigError, KEYS, Replace, StallModel};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
-pub use observer::{Descriptor, Observer};
+pub use observer::{Descriptor, Level1, Observer};
 pub use pmcg::{Pmcg, PmuEvent};
 pub use pri::{PageRequest, PageResponse, ResponseCode};
 pub use smmu::Smmu;

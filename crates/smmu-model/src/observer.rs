@@ -38,6 +38,27 @@ pub struct Descriptor {
     pub asid: u16,
 }
 
+/// Names a level 1 descriptor by the first StreamID or SubstreamID that it is for, and log2 of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level1 {
+    /// Of a stream table.
+    Stream {
+        /// First StreamID.
+        first: u32,
+        /// STRTAB_BASE_CFG.SPLIT.
+        split: u32,
+    },
+    /// Of the CD table of a stream.
+    Cd {
+        /// StreamID.
+        sid: u32,
+        /// First SubstreamID.
+        first: u32,
+        /// log2 of the CDs that a level 2 table has.
+        split: u32,
+    },
+}
+
 /// Is told what the SMMU does. Every method does nothing unless implemented.
 pub trait Observer: Send {
     /// A command was consumed.
@@ -59,6 +80,11 @@ pub trait Observer: Send {
     /// A word of a register was written, and reads as `value` now.
     fn register(&mut self, offset: u64, value: u32) {
         let _ = (offset, value);
+    }
+
+    /// A level 1 descriptor of the stream table or of a CD table was fetched.
+    fn level1(&mut self, what: Level1, at: u64, word: u64) {
+        let _ = (what, at, word);
     }
 
     /// An STE was fetched.

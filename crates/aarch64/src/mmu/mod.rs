@@ -309,10 +309,9 @@ pub(crate) fn peek_address(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> O
     translate::peek(&core.sys, ram, va)
 }
 
-/// The 64-bit word at `va` as EL1's tables have it now, for who looks on: no state changes.
-pub(crate) fn peek(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Option<u64> {
-    (va & 7 == 0).then_some(())?;
-    translate::peek(&core.sys, ram, va).and_then(|pa| host::read::<u64>(ram, pa))
+/// The 64-bit word at a physical address, for who looks on.
+pub(crate) fn peek_physical(ram: &guest_ram::GuestRam, pa: u64) -> Option<u64> {
+    host::read::<u64>(ram, pa)
 }
 
 /// SP must be aligned where SCTLR_EL1.SA (SA0 at EL0) says so.

@@ -18,7 +18,7 @@ impl State {
         };
         match offset {
             r::CR0 => self.cr0_written(value),
-            r::CR2 => self.streams.e2h = value & cr2::E2H != 0,
+            r::CR2 => self.streams.set_e2h(value & cr2::E2H != 0, &self.config),
             r::CMDQ_BASE => self.commands.queue.base = half(self.commands.queue.base, false),
             0x94 => self.commands.queue.base = half(self.commands.queue.base, true),
             r::CMDQ_CONS if !self.commands.enabled => self.commands.queue.cons = value,
@@ -109,7 +109,8 @@ impl State {
         let mut configuration = false;
         for logged in &pending {
             let (c, seq) = (&logged.command, logged.seq);
-            let e2h = self.streams.e2h;
+            let e2h = self.streams.e2h();
+            self.level1_invalidated(c, seq);
             match c.opcode() {
                 Some(Opcode::CfgiSte) => self.streams.invalidated(|what| what.sid() == c.sid(), seq),
                 Some(Opcode::CfgiSteRange) => {

@@ -41,12 +41,12 @@ impl Dma {
 impl State {
     /// The regime, granule and input of each stage that translates a transaction.
     pub(super) fn stages(&self, t: &Transaction) -> Vec<(Regime, pgtable::Granule)> {
-        let Some(stream) = self.streams.stream(t.sid, &self.config) else { return Vec::new() };
+        let Some(stream) = self.streams.stream(t.sid) else { return Vec::new() };
         let mut stages = Vec::new();
         let without = stream.dss == 1 && t.ssid.is_none() && stream.cds.max != 0;
         if stream.path.has_stage1() && !without {
             let cd = t.ssid.unwrap_or(0);
-            for (_, context) in self.streams.contexts(t.sid, cd, &self.config) {
+            for context in self.streams.contexts(t.sid, cd) {
                 let regime = Regime { world: stream.world, vmid: stream.vmid, asid: context.asid };
                 let table = if context.is_upper(t.address) { &context.upper } else { &context.lower };
                 stages.push((regime, table.granule));
@@ -60,20 +60,21 @@ impl State {
 
     /// Faults of this transaction's stream are part of its protocol: they stall, or it asks for pages by PRI.
     fn recovers(&self, t: &Transaction) -> bool {
-        let Some(stream) = self.streams.stream(t.sid, &self.config) else { return false };
+        let Some(stream) = self.streams.stream(t.sid) else { return false };
         let cd = t.ssid.unwrap_or(0);
         stream.path.has_stage2() && stream.stage2.stall
-            || self.streams.contexts(t.sid, cd, &self.config).iter().any(|(_, context)| context.stall)
+            || self.streams.contexts(t.sid, cd).any(|context| context.stall)
     }
 
     /// A transaction goes on with a translation.
     pub(super) fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
         self.late_structures(t);
+        self.late_level1(t.sid, t.ssid.unwrap_or(0));
         let mut leaves = Vec::new();
         for (regime, granule) in self.stages(t) {
             let input = ((t.address << 8) as i64 >> 8) as u64;
             let found = self.tables.leaves(regime, granule, input);
-            let nested = self.streams.stream(t.sid, &self.config).is_some_and(|s| s.path == Path::Nested);
+            let nested = self.streams.stream(t.sid).is_some_and(|s| s.path == Path::Nested);
             let gives = |e: &Entry| {
                 nested && regime.world != World::NsEl1Stage2
                     || e.output() | input & ((1 << e.shift) - 1) == translation.pa
@@ -178,8 +179,8 @@ impl State {
         }
         // With CD.R=0 the guest does not want to hear of faults: it expects them, as after the end of a process whose
         // memory a device still uses.
-        let contexts = self.streams.contexts(event.sid, event.ssid.unwrap_or(0), &self.config);
-        if !place.s2 && contexts.iter().any(|(_, context)| !context.record) {
+        let silent = self.streams.contexts(event.sid, event.ssid.unwrap_or(0)).any(|context| !context.record);
+        if !place.s2 && silent {
             return;
         }
         let verb = if access.read { "reads" } else { "writes" };

@@ -119,7 +119,7 @@ impl State {
         for logged in self.commands.recent() {
             let c = &logged.command;
             let name = || describe(c, &self.config);
-            match covers(c, e, &self.config, self.streams.e2h) {
+            match covers(c, e, &self.config, self.streams.e2h()) {
                 Coverage::Whole if logged.seq > death.seq => {
                     return (
                         format!("CMD_SYNC: {} was consumed, but none has completed since", name()),
@@ -174,9 +174,7 @@ impl State {
             return;
         }
         let found = self.tables.dead_table_to(at).cloned();
-        let cut_off =
-            |e: &&Entry| e.dead.is_some_and(|death| matches!(death.cause, Cause::Root | Cause::Parent));
-        let stale = self.tables.in_page(at).find(cut_off).map(|e| (e.sid, e.cd));
+        let stale = self.tables.cut_off_in(at).map(|e| (e.sid, e.cd));
         if let Some(e) = found {
             let unlinked = e.dead.map_or(0, |death| death.site.time);
             let what = format!(
@@ -235,7 +233,7 @@ impl State {
         for what in self.streams.at(at) {
             let Some(s) = self.streams.get_mut(what, at) else { continue };
             let before = s.writer();
-            self.streams.wrote(what, at, new, seq, *site);
+            self.streams.wrote(what, at, new, seq, *site, &self.config);
             self.settle_roots(what, at, site);
             let base = at & !63;
             if let What::Cd(sid, cd) = what

@@ -9,6 +9,7 @@ mod atc;
 mod commands;
 mod dma;
 mod judge;
+mod level1;
 mod memory;
 mod queue;
 mod report;
@@ -27,13 +28,14 @@ pub use site::{CALLERS, Role, Site};
 use self::answers::Answers;
 use self::atc::Atcs;
 use self::dma::Dma;
+use self::level1::Level1s;
 use self::memory::Memory;
 use self::queue::Commands;
 use self::streams::Streams;
 use self::tables::{Tables, Watch};
 use crate::ats::{AtsAnswer, AtsRequest};
 use crate::config::Config;
-use crate::observer::{Descriptor, Observer};
+use crate::observer::{Descriptor, Level1, Observer};
 use crate::pri::PageRequest;
 use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
@@ -71,6 +73,7 @@ struct State {
     seq: u64,
     memory: Memory,
     tables: Tables,
+    level1s: Level1s,
     streams: Streams,
     commands: Commands,
     dma: Dma,
@@ -95,6 +98,7 @@ impl Checker {
             seq: 0,
             memory: Memory::new(pages),
             tables: Tables::default(),
+            level1s: Level1s::default(),
             streams: Streams::default(),
             commands: Commands::default(),
             dma: Dma::default(),
@@ -219,6 +223,7 @@ impl State {
         if site.cpu.is_some() && old != new {
             self.command_store(at, site);
         }
+        self.level1_store(at, new, seq, site);
         self.structure_store(at, new, seq, site);
         self.table_store(at, new, seq, site);
         self.settle_atcs(seq, site);
@@ -242,6 +247,10 @@ impl Observer for Checker {
 
     fn register(&mut self, offset: u64, value: u32) {
         self.state().register(offset, value);
+    }
+
+    fn level1(&mut self, what: Level1, at: u64, word: u64) {
+        self.state().level1_fetched(what, at, word);
     }
 
     fn ste(&mut self, sid: u32, at: u64, words: &[u64; 8]) {

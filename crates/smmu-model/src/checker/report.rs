@@ -37,6 +37,10 @@ kinds! {
     StaleSte = "stale-ste",
     /// A CD was changed, and the SMMU may still use the old one.
     StaleCd = "stale-cd",
+    /// A level 1 descriptor of the stream table was changed, and the SMMU may still use the old one.
+    StaleL1Std = "stale-l1std",
+    /// A level 1 descriptor of a CD table was changed, and the SMMU may still use the old one.
+    StaleL1Cd = "stale-l1cd",
     /// A translation was taken away or restricted, never invalidated, and is still used.
     StaleTranslation = "stale-translation",
     /// An SMMU could have seen a mixture of two STEs.

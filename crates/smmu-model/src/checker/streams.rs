@@ -40,7 +40,7 @@ pub(super) struct Version {
     site: Option<Site>,
 }
 
-/// What an STE or CD means, as far as it matters.
+/// What an STE or CD means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     Ste(Option<Stream>),
@@ -53,6 +53,8 @@ pub(super) struct Structure {
     /// Of a CD: its stream when it was fetched.
     stream: Stream,
     versions: Vec<Version>,
+    /// What the last one means.
+    now: Meaning,
     /// The mistake with what it says now has been reported.
     pub(super) reported: bool,
 }
@@ -63,11 +65,24 @@ const MAX_VERSIONS: usize = 32;
 const MAX_MIXTURES: usize = 1024;
 
 impl Structure {
+    /// What words mean here, as far as it matters.
     fn meaning(&self, what: What, words: &[u64; 8], config: &Config, e2h: bool) -> Meaning {
-        match what {
-            What::Ste(_) => Meaning::Ste(Stream::decode(&Ste(*words), config, e2h).ok().map(relevant)),
-            What::Cd(..) => Meaning::Cd(Context::decode(&Cd(*words), &self.stream, config).ok()),
+        match decode(what, &self.stream, words, config, e2h) {
+            Meaning::Ste(stream) => Meaning::Ste(stream.map(relevant)),
+            cd => cd,
         }
+    }
+
+    fn push(&mut self, version: Version) {
+        self.versions.push(version);
+        if self.versions.len() > MAX_VERSIONS {
+            self.versions.remove(MAX_VERSIONS / 2);
+        }
+    }
+
+    /// Something that the last version's meaning depends on has changed.
+    fn decode(&mut self, what: What, config: &Config, e2h: bool) {
+        self.now = decode(what, &self.stream, &self.last().words, config, e2h);
     }
 
     fn last(&self) -> &Version {
@@ -82,6 +97,14 @@ impl Structure {
     /// Who wrote what memory says now, if anybody was seen to.
     pub(super) fn writer(&self) -> Option<Site> {
         self.last().site
+    }
+}
+
+/// What the words of an STE, or of a CD of `stream`, mean.
+fn decode(what: What, stream: &Stream, words: &[u64; 8], config: &Config, e2h: bool) -> Meaning {
+    match what {
+        What::Ste(_) => Meaning::Ste(Stream::decode(&Ste(*words), config, e2h).ok()),
+        What::Cd(..) => Meaning::Cd(Context::decode(&Cd(*words), stream, config).ok()),
     }
 }
 
@@ -114,10 +137,21 @@ pub(super) struct Stale {
 pub(super) struct Streams {
     all: BTreeMap<(What, u64), Structure>,
     by_word: BTreeSet<(u64, What)>,
-    pub(super) e2h: bool,
+    e2h: bool,
 }
 
 impl Streams {
+    /// CR2.E2H.
+    pub(super) fn e2h(&self) -> bool {
+        self.e2h
+    }
+
+    /// CR2.E2H was written.
+    pub(super) fn set_e2h(&mut self, e2h: bool, config: &Config) {
+        self.e2h = e2h;
+        self.all.iter_mut().for_each(|(&(what, _), s)| s.decode(what, config, e2h));
+    }
+
     /// What is at the 64 bytes around `at`.
     pub(super) fn at(&self, at: u64) -> Vec<What> {
         let at = at & !63;
@@ -142,22 +176,24 @@ impl Streams {
         seq: u64,
         config: &Config,
     ) -> bool {
-        let stream = self.stream(what.sid(), config).unwrap_or_default();
+        let stream = self.stream(what.sid()).unwrap_or_default();
         let version = Version { seq, words: *words, site: None };
         if let Some(s) = self.all.get_mut(&(what, at)) {
             s.stream = stream;
             if s.last().words != *words {
-                s.versions.push(version);
+                s.push(version);
             }
+            s.decode(what, config, self.e2h);
             return false;
         }
+        let now = decode(what, &stream, words, config, self.e2h);
         self.by_word.insert((at, what));
-        self.all.insert((what, at), Structure { stream, versions: vec![version], reported: false });
+        self.all.insert((what, at), Structure { stream, versions: vec![version], now, reported: false });
         true
     }
 
     /// Memory at `at` is `word` now.
-    pub(super) fn wrote(&mut self, what: What, at: u64, word: u64, seq: u64, site: Site) {
+    pub(super) fn wrote(&mut self, what: What, at: u64, word: u64, seq: u64, site: Site, config: &Config) {
         let n = ((at & 63) / 8) as usize;
         let Some(s) = self.all.get_mut(&(what, at & !63)) else { return };
         let mut words = s.last().words;
@@ -166,24 +202,24 @@ impl Streams {
         }
         words[n] = word;
         s.reported = false;
-        s.versions.push(Version { seq, words, site: Some(site) });
-        if s.versions.len() > MAX_VERSIONS {
-            s.versions.remove(MAX_VERSIONS / 2);
-        }
+        s.push(Version { seq, words, site: Some(site) });
+        s.decode(what, config, self.e2h);
     }
 
     /// What the stream of a StreamID is by what memory says now.
-    pub(super) fn stream(&self, sid: u32, config: &Config) -> Option<Stream> {
-        let (_, s) = self.named(What::Ste(sid)).last()?;
-        Stream::decode(&Ste(s.last().words), config, self.e2h).ok()
+    pub(super) fn stream(&self, sid: u32) -> Option<Stream> {
+        match self.named(What::Ste(sid)).last()?.1.now {
+            Meaning::Ste(stream) => stream,
+            Meaning::Cd(_) => None,
+        }
     }
 
     /// The contexts that memory has for a stream's CD.
-    pub(super) fn contexts(&self, sid: u32, cd: u32, config: &Config) -> Vec<(u64, Context)> {
-        let decode = |(at, s): (u64, &Structure)| {
-            Some((at, Context::decode(&Cd(s.last().words), &s.stream, config).ok()?))
-        };
-        self.named(What::Cd(sid, cd)).filter_map(decode).collect()
+    pub(super) fn contexts(&self, sid: u32, cd: u32) -> impl Iterator<Item = &Context> {
+        self.named(What::Cd(sid, cd)).filter_map(|(_, s)| match &s.now {
+            Meaning::Cd(context) => context.as_ref(),
+            Meaning::Ste(_) => None,
+        })
     }
 
     /// Whether an older meaning may still be held.

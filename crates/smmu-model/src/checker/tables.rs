@@ -187,6 +187,8 @@ pub(super) struct Tables {
     by_input: BTreeSet<(Regime, i8, u64, u64)>,
     by_output: BTreeSet<(u64, u64)>,
     dead: BTreeSet<u64>,
+    /// What is dead though its own word never changed, by address.
+    cut_off: BTreeSet<(u64, u64)>,
     roots: BTreeMap<(Regime, u64), BTreeSet<u64>>,
     gone: BTreeMap<(Regime, u64), Gone>,
     /// Pages to watch, for whoever does.
@@ -203,10 +205,11 @@ impl Tables {
         self.by_word.range((at, 0)..=(at, u64::MAX)).map(|&(_, id)| id).collect()
     }
 
-    /// Entries whose descriptors are in the page of `at`.
-    pub(super) fn in_page(&self, at: u64) -> impl Iterator<Item = &Entry> {
+    /// Entries whose descriptors are in the page of `at` and that nothing leads to any more.
+    pub(super) fn cut_off_in(&self, at: u64) -> Option<&Entry> {
         let page = at & !0xfff;
-        self.by_word.range((page, 0)..(page + 0x1000, 0)).filter_map(|&(_, id)| self.entries.get(&id))
+        let (_, id) = self.cut_off.range((page, 0)..(page + 0x1000, 0)).next()?;
+        self.entries.get(id)
     }
 
     /// Entries of a regime for an address at a level.
@@ -313,6 +316,7 @@ impl Tables {
         self.by_output.insert((entry.output(), id));
         if dead.is_some() {
             self.dead.insert(id);
+            self.cut_off.insert((f.at, id));
         }
         self.entries.insert(id, entry);
         Some(id)
@@ -348,12 +352,16 @@ impl Tables {
                 Some(old) => {
                     if matches!(death.cause, Cause::Changed(_)) {
                         old.cause = death.cause;
+                        self.cut_off.remove(&(e.at, id));
                     }
                     continue;
                 }
                 None => e.dead = Some(death),
             }
             self.dead.insert(id);
+            if !matches!(death.cause, Cause::Changed(_)) {
+                self.cut_off.insert((e.at, id));
+            }
             next.extend(e.children.iter().map(|&child| (child, Death { cause: Cause::Parent, ..death })));
         }
     }
@@ -369,6 +377,7 @@ impl Tables {
             }
             e.dead = None;
             self.dead.remove(&id);
+            self.cut_off.remove(&(e.at, id));
             next.extend(e.children.iter().map(|&child| (child, false)));
         }
     }
@@ -419,6 +428,7 @@ impl Tables {
         self.by_word.remove(&(e.at, id));
         self.by_input.remove(&(e.regime, e.level, e.first, id));
         self.dead.remove(&id);
+        self.cut_off.remove(&(e.at, id));
         match e.parent {
             Parent::Root(page) => {
                 let key = (e.regime, page);

@@ -8,6 +8,7 @@ use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, context_key};
 use crate::cache::Invalidation;
 use crate::memory::{Abort, Memory};
+use crate::observer::Level1;
 use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::cd::{CD_SHIFT, Cd, L1CD_SHIFT, L1Cd};
@@ -65,6 +66,9 @@ impl Smmu {
     fn l1std_fetched(&mut self, txn: &mut Txn, l1std: L1Std) -> Outcome {
         let split = self.stream_table().split.unwrap_or(6);
         let sid = txn.incoming.sid;
+        self.observer.tell(|o| {
+            o.level1(Level1::Stream { first: sid >> split << split, split }, txn.at, l1std.0);
+        });
         let valid = (1..=split + 1).contains(&l1std.span());
         let covers = |i: &Invalidation| matches!(*i, Invalidation::Streams { first, last, level1: true } if first >> split <= sid >> split && sid >> split <= last >> split);
         if (valid || self.config.cache_invalid) && self.recent.spares(txn.epoch, covers) {
@@ -143,6 +147,8 @@ impl Smmu {
     /// A level 1 CD table descriptor has come from memory.
     fn l1cd_fetched(&mut self, id: TxnId, txn: &mut Txn, l1cd: L1Cd) -> Outcome {
         let split = txn.stream.cds.split.unwrap_or(6);
+        let (sid, first) = (txn.t.sid, txn.cd >> split << split);
+        self.observer.tell(|o| o.level1(Level1::Cd { sid, first, split: split.into() }, txn.at, l1cd.0));
         if (l1cd.v() || self.config.cache_invalid)
             && self.recent.spares(txn.epoch, |i| txn.loses_context(i, split, true))
         {

@@ -369,6 +369,105 @@ fn a_cd_table_is_freed_while_the_old_ste_is_held() {
     assert_eq!((code(&report, Role::Unmap), code(&report, Role::Reuse)), (0xb000, 0xe000));
 }
 
+/// Where a level 1 descriptor leads after it was changed.
+const ELSEWHERE: u64 = CDS + 0x8000;
+
+/// A guest with a two-level stream table, or a two-level CD table as well.
+fn two_levels(cds: bool) -> Guest {
+    let mut g = Guest::with(smmu_model::Config { ssidsize: 8, ..config() });
+    g.w32(r::CR0, r::cr0::CMDQEN | r::cr0::EVENTQEN);
+    // SPLIT=6: StreamIDs 0 to 0x3f are described at the start of another table, and still are where they were.
+    g.store(L1STDS, STRTAB | 7);
+    if cds {
+        // S1Fmt=1, S1CDMax=7: level 2 tables of 64 CDs.
+        let mut ste = ste_stage1(L1CDS);
+        ste[0] |= 1 << 4 | 7 << 59;
+        g.ste(ste);
+        g.store(L1CDS, CDS | 1);
+    }
+    g.w64(r::STRTAB_BASE, L1STDS);
+    g.w32(r::STRTAB_BASE_CFG, 8 | 6 << 6 | 1 << 16);
+    g.commands(&[[0x04, 31], [0x30, 0]]);
+    g.w32(r::CR0, r::cr0::SMMUEN | r::cr0::CMDQEN | r::cr0::EVENTQEN);
+    g.map(IOVA, PAGE, 0x1000, RW);
+    let ssid = cds.then_some(0);
+    let id = g.begin(Transaction { ssid, ..Transaction::new(SID, IOVA, AccessKind::Read) }).unwrap();
+    g.smmu.complete(id);
+    g
+}
+
+const L1STDS: u64 = STRTAB + 0x8_0000;
+const L1CDS: u64 = CDS + 0x4000;
+
+#[test]
+fn a_level_1_stream_table_descriptor_is_changed_without_cfgi() {
+    for reuse in [false, true] {
+        let report = planted_in(
+            || two_levels(false),
+            Kind::StaleL1Std,
+            |g, wrong| {
+                let old =
+                    (0..4).map(|n| g.ram.word(STRTAB + u64::from(SID) * 64 + 8 * n)).collect::<Vec<_>>();
+                (0..4).for_each(|n| g.store(ELSEWHERE + u64::from(SID) * 64 + 8 * n, old[n as usize]));
+                g.at(0xb000).store(L1STDS, ELSEWHERE | 7);
+                // Leaf=1 leaves it.
+                g.at(0xc000).commands(&[[cfgi_ste()[0], u64::from(wrong)]]);
+                if reuse {
+                    g.at(0xe000).store(STRTAB + 0x80, 0x6c6c);
+                } else {
+                    g.pass(200_000_000);
+                    assert!(g.read(IOVA));
+                }
+            },
+        );
+        assert_eq!((code(&report, Role::Unmap), code(&report, Role::Invalidation)), (0xb000, 0xc000));
+        assert_eq!(code(&report, Role::Reuse), if reuse { 0xe000 } else { 0 });
+        assert!(
+            missing(&report).starts_with("CMD_CFGI_STE(StreamID=0x0, Leaf=0) and CMD_SYNC: "),
+            "{report:?}"
+        );
+        assert!(
+            missing(&report).ends_with("has Leaf=1, which leaves level 1 descriptors cached"),
+            "{report:?}"
+        );
+    }
+}
+
+#[test]
+fn a_level_1_cd_table_descriptor_is_changed_without_cfgi() {
+    let report = planted_in(
+        || two_levels(true),
+        Kind::StaleL1Cd,
+        |g, wrong| {
+            g.context(ELSEWHERE, cd(1, TABLES));
+            g.at(0xb000).store(L1CDS, ELSEWHERE | 1);
+            g.commands(&[[cfgi_cd()[0], u64::from(wrong)]]);
+            g.pass(200_000_000);
+            let t = Transaction { ssid: Some(0), ..Transaction::new(SID, IOVA, AccessKind::Read) };
+            let id = g.begin(t).unwrap();
+            g.smmu.complete(id);
+        },
+    );
+    assert_eq!((report.sid, report.ssid, code(&report, Role::Unmap)), (Some(SID), Some(0), 0xb000));
+    assert!(missing(&report).starts_with("CMD_CFGI_CD(StreamID=0x18, SubstreamID=0, Leaf=0)"), "{report:?}");
+}
+
+#[test]
+fn level_1_descriptors_may_become_valid_and_come_back() {
+    let mut g = two_levels(true);
+    // One that nobody could have used.
+    g.begin(Transaction::new(0x60, IOVA, AccessKind::Read));
+    g.store(L1STDS + 8, ELSEWHERE | 7);
+    // One that is what it was before anybody could tell.
+    g.store(L1CDS, 0);
+    g.store(L1CDS, CDS | 1);
+    g.pass(200_000_000);
+    let t = Transaction { ssid: Some(0), ..Transaction::new(SID, IOVA, AccessKind::Read) };
+    let id = g.begin(t).unwrap();
+    g.smmu.complete(id);
+    assert_eq!(g.reports(), []);
+}
+
 #[test]
 fn a_valid_ste_is_rewritten_word_by_word() {
     let other = CDS + 0x1000;
