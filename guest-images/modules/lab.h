@@ -120,4 +120,8 @@ void lab_unbind(struct lab_file *file);
 void lab_sva_enable(struct lab *lab);
 void lab_sva_disable(struct lab *lab);
 
+/* untrusted.c */
+
+void lab_untrust(void);
+
 #endif

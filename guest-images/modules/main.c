@@ -21,6 +21,10 @@
 
 static DEFINE_IDA(indices);
 
+static bool untrust;
+module_param(untrust, bool, 0444);
+MODULE_PARM_DESC(untrust, "Do not trust what is behind an external-facing port");
+
 static void lab_release(struct kref *refs)
 {
 	kfree(container_of(refs, struct lab, refs));
@@ -420,8 +424,11 @@ static struct platform_driver lab_platform_driver = {
 
 static int __init lab_init(void)
 {
-	int ret = pci_register_driver(&lab_pci_driver);
+	int ret;
 
+	if (untrust)
+		lab_untrust();
+	ret = pci_register_driver(&lab_pci_driver);
 	if (ret)
 		return ret;
 	ret = platform_driver_register(&lab_platform_driver);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The module's files.
-const MODULE: [(&str, &str); 11] = [
+const MODULE: [(&str, &str); 12] = [
     ("Kbuild", include_str!("../modules/Kbuild")),
     ("engine.h", include_str!("../modules/engine.h")),
     ("smmulab.h", include_str!("../modules/smmulab.h")),
@@ -25,6 +25,7 @@ const MODULE: [(&str, &str); 11] = [
     ("domain.c", include_str!("../modules/domain.c")),
     ("sva.c", include_str!("../modules/sva.c")),
     ("mistakes.c", include_str!("../modules/mistakes.c")),
+    ("untrusted.c", include_str!("../modules/untrusted.c")),
 ];
 
 /// What the module's build makes.

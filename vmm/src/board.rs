@@ -11,11 +11,10 @@ use devices::pl031::Pl031;
 use devices::testdev::PlatformEngine;
 use devices::{Agent, MmioDevice, Time};
 use guest_ram::GuestRam;
-use smmu_model::checker::Checker;
 use smmu_model::{IrqSource, pmcg};
 
 use crate::actor::{Actor, SmmuAgent};
-use crate::check;
+use crate::check::Checkers;
 use crate::its_agent::ItsAgent;
 use crate::layout as at;
 use crate::plug::Script;
@@ -49,8 +48,8 @@ pub struct Board {
     pub inbox: ItsInbox,
     /// The lab device, if there is one.
     pub lab: Option<Lab>,
-    /// The checkers of the SMMUs, if any. They are no part of the machine's state.
-    pub checkers: Vec<Checker>,
+    /// What checks the guest, if anything does. It is no part of the machine's state.
+    pub checkers: Checkers,
     /// Virtual time at which the running vCPU's slice ends.
     slice_end: Time,
     yield_asked: bool,
@@ -86,7 +85,7 @@ impl Board {
             script: Script::default(),
             inbox,
             lab: None,
-            checkers: Vec::new(),
+            checkers: Checkers::default(),
             slice_end: 0,
             yield_asked: false,
             accesses: None,
@@ -156,7 +155,7 @@ impl Board {
         if self.checkers.is_empty() && self.witness.is_none() {
             return;
         }
-        self.checkers.iter().for_each(|checker| checker.set_time(now));
+        self.checkers.set_time(now);
         let mut witness = self.witness.as_mut().zip(who);
         match &mut witness {
             Some((witness, who)) => witness.read(&self.ram, *who, now),
@@ -166,7 +165,7 @@ impl Board {
             return;
         }
         for hit in self.ram.watch().take_traced() {
-            check::device_wrote(&self.checkers, &self.ram, hit);
+            self.checkers.device_wrote(&self.ram, hit);
             if let Some((witness, who)) = &mut witness {
                 witness.wrote(&self.ram, *who, now, hit.offset, hit.len.into());
             }
@@ -520,7 +519,7 @@ impl Platform for Board {
     }
 
     fn traced(&mut self, access: &Traced<'_>) {
-        check::stored(&self.checkers, access);
+        self.checkers.accessed(access);
         if let Some(witness) = &mut self.witness {
             witness.cpu(access);
         }

@@ -1,4 +1,5 @@
-//! `--check`: the SMMU's checker in a machine, and what it says to people and to programs.
+//! `--check`: the checkers of SMMUs and of bounced devices' buffers in a machine, and what they say to people and to
+//! programs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,11 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use aarch64::Traced;
 use anyhow::{Context, Result};
+use devices::bounce::Onlooker;
 use guest_ram::{GuestRam, Hit, PAGE_SIZE, Tracer};
 use serde_json::{Value, json};
 use smmu_model::checker::{Checker, Pages, Patience, Report, Role, Site};
 
 use crate::machine::Machine;
+use crate::owners::Owners;
 use crate::smmu_agents::SmmuAgents;
 use crate::symbols::Symbols;
 
@@ -69,8 +72,95 @@ impl Pages for Traces {
     }
 }
 
-/// Checkers of the machine's SMMUs, none of which has run yet.
-pub fn attach(machine: &mut Machine, patience: Patience) -> Vec<Checker> {
+/// All that is checked in a machine. Copies of it are the same checkers.
+#[derive(Clone, Default)]
+pub struct Checkers {
+    /// Of the SMMUs.
+    smmus: Vec<Checker>,
+    /// Of bounced devices' buffers, if devices are bounced.
+    owners: Option<Owners>,
+}
+
+impl Checkers {
+    /// Whether nothing is.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.smmus.is_empty() && self.owners.is_none()
+    }
+
+    /// Ends all checking, as when time is to run backwards.
+    pub fn stop(&mut self) {
+        if let Some(owners) = &self.owners {
+            owners.stop();
+        }
+        *self = Self::default();
+    }
+
+    /// What was found since the last time, and which SMMU it is about if it is about one.
+    pub fn take_reports(&self) -> Vec<(Option<usize>, Report)> {
+        let of = |(n, checker): (usize, &Checker)| {
+            checker.take_reports().into_iter().map(move |report| (Some(n), report))
+        };
+        let owners = self.owners.iter().flat_map(Owners::take_reports).map(|report| (None, report));
+        self.smmus.iter().enumerate().flat_map(of).chain(owners).collect()
+    }
+
+    /// A report for people.
+    pub fn text(&self, smmu: Option<usize>, report: &Report, symbols: &Symbols) -> String {
+        text(smmu.filter(|_| self.smmus.len() > 1), report, symbols)
+    }
+
+    fn has_reports(&self) -> bool {
+        self.smmus.iter().any(Checker::has_reports) || self.owners.as_ref().is_some_and(Owners::has_reports)
+    }
+
+    /// Tells of an access by a vCPU to a traced page.
+    pub fn accessed(&self, access: &Traced<'_>) {
+        if let Some(owners) = &self.owners {
+            owners.accessed(access);
+        }
+        if let Some(value) = access.value
+            && !self.smmus.is_empty()
+            && access.flags & Tracer::CHECKER.stores() != 0
+        {
+            let site = site(access);
+            self.smmus.iter().for_each(|checker| checker.cpu_store(&site, access.pa, access.size, value));
+        }
+    }
+
+    /// Tells what time it is.
+    pub fn set_time(&self, now: u64) {
+        self.smmus.iter().for_each(|checker| checker.set_time(now));
+    }
+
+    /// Tells of a write by a device.
+    pub fn device_wrote(&self, ram: &GuestRam, hit: Hit) {
+        let flags = |offset: u64| ram.watch().flags(offset as usize / PAGE_SIZE);
+        let last = hit.offset + u64::from(hit.len.max(1)) - 1;
+        let mut pages =
+            (hit.offset / PAGE_SIZE as u64..=last / PAGE_SIZE as u64).map(|page| page * PAGE_SIZE as u64);
+        if pages.any(|offset| flags(offset) & Tracer::CHECKER.stores() != 0) {
+            let pa = ram.base() + hit.offset;
+            self.smmus.iter().for_each(|checker| checker.device_store(pa, hit.len.into()));
+        }
+    }
+
+    fn finish(&self, now: u64) {
+        for checker in &self.smmus {
+            checker.set_time(now);
+            checker.finish();
+        }
+    }
+
+    /// Reports that were left out.
+    fn dropped(&self) -> u64 {
+        let smmus: u64 = self.smmus.iter().map(Checker::dropped).sum();
+        smmus + self.owners.as_ref().map_or(0, Owners::dropped)
+    }
+}
+
+/// Checkers of the machine's SMMUs and bounced devices, none of which has run yet. `rewrites`: as for [`Owners::new`].
+pub fn attach(machine: &mut Machine, patience: Patience, rewrites: bool) -> Checkers {
     let board = &mut machine.board;
     let watchers = Arc::default();
     let checker = |smmu: &SmmuAgents| {
@@ -80,37 +170,25 @@ pub fn attach(machine: &mut Machine, patience: Patience) -> Vec<Checker> {
         smmu.observe(Box::new(checker.clone()));
         checker
     };
-    let checkers: Vec<Checker> = board.smmus.iter().map(checker).collect();
-    board.checkers = checkers.clone();
-    checkers
+    let smmus = board.smmus.iter().map(checker).collect();
+    let owners = (!board.pools.is_empty()).then(|| Owners::new(board.ram.clone(), rewrites));
+    if let Some(owners) = &owners {
+        let onlooker: Arc<dyn Onlooker> = Arc::new(owners.clone());
+        board.pools.watch(&onlooker);
+    }
+    board.checkers = Checkers { smmus, owners };
+    board.checkers.clone()
 }
 
-/// Tells the checkers of a store by a vCPU.
-pub fn stored(checkers: &[Checker], access: &Traced<'_>) {
-    let Some(value) = access.value else { return };
-    if checkers.is_empty() || access.flags & Tracer::CHECKER.stores() == 0 {
-        return;
-    }
+/// Who makes an access.
+pub fn site(access: &Traced<'_>) -> Site {
     let (at, trace) = (access.core.at(), access.core.backtrace(access.ram));
-    let site =
-        Site { time: at.now, cpu: Some(at.cpu as u32), pc: trace.pc, lr: trace.lr, callers: trace.callers };
-    checkers.iter().for_each(|checker| checker.cpu_store(&site, access.pa, access.size, value));
-}
-
-/// Tells the checkers of a write by a device.
-pub fn device_wrote(checkers: &[Checker], ram: &GuestRam, hit: Hit) {
-    let flags = |offset: u64| ram.watch().flags(offset as usize / PAGE_SIZE);
-    let last = hit.offset + u64::from(hit.len.max(1)) - 1;
-    let mut pages =
-        (hit.offset / PAGE_SIZE as u64..=last / PAGE_SIZE as u64).map(|page| page * PAGE_SIZE as u64);
-    if pages.any(|offset| flags(offset) & Tracer::CHECKER.stores() != 0) {
-        checkers.iter().for_each(|checker| checker.device_store(ram.base() + hit.offset, hit.len.into()));
-    }
+    Site { time: at.now, cpu: Some(at.cpu as u32), pc: trace.pc, lr: trace.lr, callers: trace.callers }
 }
 
 /// Prints reports and counts them.
 pub struct Teller {
-    checkers: Vec<Checker>,
+    checkers: Checkers,
     symbols: Symbols,
     json: Option<File>,
     /// Reports so far.
@@ -122,7 +200,7 @@ impl Teller {
     ///
     /// # Errors
     /// When the file cannot be made.
-    pub fn new(checkers: Vec<Checker>, symbols: Symbols, json: Option<&PathBuf>) -> Result<Self> {
+    pub fn new(checkers: Checkers, symbols: Symbols, json: Option<&PathBuf>) -> Result<Self> {
         let create = |path: &PathBuf| {
             File::create(path).with_context(|| format!("cannot write the reports {}", path.display()))
         };
@@ -134,24 +212,20 @@ impl Teller {
     /// # Errors
     /// When the file cannot be written.
     pub fn tell(&mut self, machine: &Machine) -> Result<usize> {
-        if !self.checkers.iter().any(Checker::has_reports) {
+        if !self.checkers.has_reports() {
             return Ok(0);
         }
         self.symbols.locate(machine.cluster.core(0).sys.vbar[1]);
-        let (mut count, several) = (0, self.checkers.len() > 1);
-        for (n, checker) in self.checkers.iter().enumerate() {
-            for report in checker.take_reports() {
-                let _ = std::io::stderr()
-                    .write_all(text(several.then_some(n), &report, &self.symbols).as_bytes());
-                if let Some(mut file) = self.json.as_ref() {
-                    let line = object(n, &report, &self.symbols).to_string() + "\n";
-                    file.write_all(line.as_bytes()).context("cannot write the reports")?;
-                }
-                count += 1;
+        let reports = self.checkers.take_reports();
+        for (smmu, report) in &reports {
+            let _ = std::io::stderr().write_all(self.checkers.text(*smmu, report, &self.symbols).as_bytes());
+            if let Some(mut file) = self.json.as_ref() {
+                let line = object(*smmu, report, &self.symbols).to_string() + "\n";
+                file.write_all(line.as_bytes()).context("cannot write the reports")?;
             }
         }
-        self.count += count as u64;
-        Ok(count)
+        self.count += reports.len() as u64;
+        Ok(reports.len())
     }
 
     /// The run is over.
@@ -159,12 +233,9 @@ impl Teller {
     /// # Errors
     /// As [`Teller::tell`].
     pub fn finish(&mut self, machine: &Machine) -> Result<()> {
-        for checker in &self.checkers {
-            checker.set_time(machine.now());
-            checker.finish();
-        }
+        self.checkers.finish(machine.now());
         self.tell(machine)?;
-        let dropped: u64 = self.checkers.iter().map(Checker::dropped).sum();
+        let dropped = self.checkers.dropped();
         if dropped != 0 {
             crate::say::say(format_args!("check: {dropped} more reports of the same kinds"));
         }
@@ -172,8 +243,8 @@ impl Teller {
     }
 }
 
-/// A report for people, of one of several SMMUs if `smmu` is given.
-pub fn text(smmu: Option<usize>, r: &Report, symbols: &Symbols) -> String {
+/// A report for people; of this SMMU, if there are several.
+fn text(smmu: Option<usize>, r: &Report, symbols: &Symbols) -> String {
     let mut text = format!("smmulab: check: {}: {}\n", r.kind.name(), r.what);
     let mut about = vec![format!("at {}", seconds(r.time))];
     about.extend(smmu.map(|smmu| format!("SMMU {smmu}")));
@@ -182,6 +253,7 @@ pub fn text(smmu: Option<usize>, r: &Report, symbols: &Symbols) -> String {
     about.extend(r.world.map(|world| format!("{world:?}")));
     about.extend(r.asid.map(|asid| format!("ASID {asid}")));
     about.extend(r.vmid.map(|vmid| format!("VMID {vmid}")));
+    about.extend(r.queue.map(|queue| format!("queue {queue}")));
     about.extend(r.iova.map(|iova| format!("address {iova:#x}")));
     about.extend(r.level.map(|level| format!("level {level}")));
     text += &format!("    {}\n", about.join(", "));
@@ -207,6 +279,11 @@ fn name(role: Role) -> &'static str {
         Role::Unmap => "unmap",
         Role::Invalidation => "invalidation",
         Role::Reuse => "reuse",
+        Role::Submit => "submit",
+        Role::Take => "take",
+        Role::CopyIn => "copy-in",
+        Role::CopyOut => "copy-out",
+        Role::Access => "access",
     }
 }
 
@@ -229,9 +306,11 @@ fn code(site: &Site, symbols: &Symbols) -> Vec<String> {
 }
 
 /// A report for programs.
-fn object(smmu: usize, report: &Report, symbols: &Symbols) -> Value {
+fn object(smmu: Option<usize>, report: &Report, symbols: &Symbols) -> Value {
     let mut value = serde_json::to_value(report).unwrap_or_default();
-    value["smmu"] = smmu.into();
+    if let Some(smmu) = smmu {
+        value["smmu"] = smmu.into();
+    }
     value["sites"] = report
         .sites
         .iter()

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::ats::Ats;
 use crate::check::Mode;
-use crate::options::{Disk, Engine, PlacedSmmu, Restricted, Rings, Size, Span, TestDevice};
+use crate::options::{Addresses, Disk, Engine, PlacedSmmu, Restricted, Rings, Size, Span, TestDevice};
 use crate::plug::{Plug, RootPortKind, Unplug};
 use crate::pools::BounceOption;
 use crate::race::filter::Target;
@@ -260,15 +260,23 @@ pub struct RunArgs {
     /// Go on from a snapshot, with its guest and its machine, instead of booting
     #[arg(long, value_name = "FILE", help_heading = "Run", conflicts_with_all = NOT_WITH_FROM)]
     pub from: Option<PathBuf>,
-    /// Say what the guest does wrong with its SMMU, on stderr and with status 123 (docs/checker.md)
+    /// Say what the guest does wrong with its SMMU, and with buffers that bounced devices have, on stderr and with status
+    /// 123 (docs/checker.md)
     #[arg(long, value_enum, default_value = "off", value_name = "MODE", help_heading = "Run")]
     pub check: Mode,
+    /// Report as well that the data of a disk write changes while a bounced disk has it; Linux does that
+    #[arg(long, help_heading = "Run", requires = "check")]
+    pub check_rewrites: bool,
     /// Write each report of --check as one JSON object a line
     #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
     pub check_json: Option<PathBuf>,
     /// Names for the guest's code: a System.map or a copy of /proc/kallsyms, instead of the image's
     #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
     pub symbols: Option<PathBuf>,
+    /// Count each function's DMA to this physical memory apart in --stats (counted_dma: bytes read and written); END is the
+    /// first address behind it, as kernels print where their bounce pool is
+    #[arg(long, value_name = "START-END", help_heading = "Run", requires = "stats")]
+    pub count_dma: Option<Addresses>,
     /// Write counters and hashes of the run as one JSON object
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub stats: Option<PathBuf>,

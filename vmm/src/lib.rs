@@ -19,6 +19,7 @@ pub mod layout;
 pub mod load;
 pub mod machine;
 pub mod options;
+pub mod owners;
 pub mod plug;
 pub mod pools;
 pub mod psci;

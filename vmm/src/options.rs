@@ -208,6 +208,23 @@ impl FromStr for Size {
     }
 }
 
+/// Physical addresses as `START-END`, hexadecimal; END is not one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses(pub std::ops::Range<u64>);
+
+impl FromStr for Addresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        let range = text.split_once('-').and_then(|(start, end)| Some(number(start)?..number(end)?));
+        range
+            .filter(|r| !r.is_empty())
+            .map(Self)
+            .ok_or_else(|| "it is START-END, as in 0x76c00000-0x7ac00000".into())
+    }
+}
+
 /// A span of virtual time: a number with ns, us, ms, s, m or h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub u64);

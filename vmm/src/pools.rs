@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use devices::bounce::{Bounce, BounceStats, Pool, PoolConfig, PoolStats, SwiotlbState};
+use devices::bounce::{Bounce, BounceStats, Onlooker, Pool, PoolConfig, PoolStats, SwiotlbState};
 use devices::pci::{PciFunction, PciHost, Slot};
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +181,16 @@ impl Pools {
         let (index, place) = self.devices.get_mut(name)?;
         *place = Some(slot);
         self.pools.get(*index)?.pool.bounce().ok()
+    }
+
+    /// Lets somebody watch the buffers of the devices that use them.
+    pub fn watch(&self, onlooker: &Arc<dyn Onlooker>) {
+        self.pools.iter().for_each(|named| named.pool.watch(Arc::clone(onlooker)));
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pools.is_empty()
     }
 
     /// The state of all pools.

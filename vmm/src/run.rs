@@ -15,7 +15,7 @@ use crate::edge::{Answer, Edge, Identity, Passt, RawMode, VhostDisk};
 use crate::input::{Input, Player, Recorder, Served};
 use crate::load::Boot;
 use crate::machine::{Machine, Stop};
-use crate::options::{MachineOptions, RemoteDisk};
+use crate::options::{Addresses, MachineOptions, RemoteDisk};
 use crate::say::say;
 use crate::snapshot::{self, Snapshot};
 use crate::stats::{self, HashWriter, Host, Stats};
@@ -61,11 +61,14 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let stats_file = args.stats.as_deref().map(create).transpose()?;
     let plan = args.snapshot.clone().map(|path| Plan { path, at: args.snapshot_at.map(|span| span.0), exec });
     let mut machine = machine;
+    if let Some(Addresses(window)) = &args.count_dma {
+        machine.board.pci.fabric().count_window(window.clone());
+    }
     let checkers = match args.check {
         Mode::Off => None,
         Mode::Report | Mode::Abort => {
-            let checkers = check::attach(&mut machine, Patience::default());
-            anyhow::ensure!(!checkers.is_empty(), "--check needs an SMMU");
+            let checkers = check::attach(&mut machine, Patience::default(), args.check_rewrites);
+            anyhow::ensure!(!checkers.is_empty(), "--check needs an SMMU or --bounce");
             Some(checkers)
         }
     };
@@ -583,6 +586,7 @@ impl Session {
             more_smmus: smmus.collect(),
             bounce: machine.board.pools.report(&machine.board.pci),
             dma: stats::dma(machine),
+            counted_dma: stats::counted_dma(machine),
             host: Host::measure(elapsed, instructions, machine.board.ram.touched()),
         };
         serde_json::to_writer_pretty(&mut file, &stats)?;

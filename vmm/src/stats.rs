@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use devices::dma::DmaPort;
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -36,6 +37,9 @@ pub struct Stats {
     pub bounce: Vec<PoolReport>,
     /// The DMA of each PCI function, by bus, device and function.
     pub dma: BTreeMap<String, devices::dma::Stats>,
+    /// Of that, the bytes read and written in the memory that `--count-dma` names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counted_dma: BTreeMap<String, [u64; 2]>,
     /// What depends on the host.
     pub host: Host,
 }
@@ -62,11 +66,21 @@ impl Host {
     }
 }
 
+/// The ports of PCI functions, by name.
+fn ports(machine: &Machine) -> impl Iterator<Item = (String, &DmaPort)> {
+    let name = |sid: u32| format!("{:02x}:{:02x}.{}", sid >> 8, sid >> 3 & 31, sid & 7);
+    let ports = machine.board.pci.functions().filter_map(|(_, function)| function.port());
+    ports.map(move |port| (name(port.requester().sid), port))
+}
+
 /// The counters of every PCI function that makes DMA.
 pub fn dma(machine: &Machine) -> BTreeMap<String, devices::dma::Stats> {
-    let ports = machine.board.pci.functions().filter_map(|(_, function)| function.port());
-    let name = |sid: u32| format!("{:02x}:{:02x}.{}", sid >> 8, sid >> 3 & 31, sid & 7);
-    ports.map(|port| (name(port.requester().sid), port.stats())).collect()
+    ports(machine).map(|(name, port)| (name, port.stats())).collect()
+}
+
+/// What was counted apart of each.
+pub fn counted_dma(machine: &Machine) -> BTreeMap<String, [u64; 2]> {
+    ports(machine).filter_map(|(name, port)| Some((name, port.counted()?))).collect()
 }
 
 fn peak_rss_kib() -> u64 {

@@ -90,7 +90,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     );
     if args.until.is_some() || args.gdb.is_some() {
         // A checker looks forwards only.
-        machine.board.checkers.clear();
+        machine.board.checkers.stop();
         machine.follow(&record.holds);
         let begin = machine.now();
         let mut run = Timeless::new(machine);

@@ -128,8 +128,8 @@ impl Scenario {
         let mut machine = crate::assemble::assemble(&options, &boot)?;
         if args.check != check::Mode::Off {
             ensure!(
-                !check::attach(&mut machine, Patience::default()).is_empty(),
-                "run: --check needs an SMMU"
+                !check::attach(&mut machine, Patience::default(), args.check_rewrites).is_empty(),
+                "run: --check needs an SMMU or --bounce"
             );
         }
         let (mut text, mut job) = (Vec::new(), Vec::new());
@@ -142,7 +142,7 @@ impl Scenario {
             match stop {
                 Stop::Marked(Mark::Begin, _) => {
                     // What was wrong before is not the scenario's.
-                    machine.board.checkers.iter().for_each(|checker| drop(checker.take_reports()));
+                    drop(machine.board.checkers.take_reports());
                     let said = String::from_utf8_lossy(&job).into_owned();
                     return Ok(Prepared { machine, exec: args.exec.is_some(), said });
                 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::scenario::Scenario;
 use crate::machine::{Machine, Stop};
+use crate::run;
 use crate::symbols::Symbols;
-use crate::{check, run};
 
 /// What a Linux kernel prints when something is wrong with it.
 const COMPLAINTS: [&str; 14] = [
@@ -159,10 +159,9 @@ impl Judge {
     /// The first thing that a checker has to say.
     fn report(&self, machine: &Machine) -> Option<Failure> {
         let checkers = &machine.board.checkers;
-        let (n, report) =
-            checkers.iter().enumerate().find_map(|(n, c)| Some((n, c.take_reports().into_iter().next()?)))?;
+        let (smmu, report) = checkers.take_reports().into_iter().next()?;
         let of = report.sid.map_or_else(String::new, |sid| format!(", StreamID {sid:#x}"));
-        let detail = check::text((checkers.len() > 1).then_some(n), &report, &self.symbols);
+        let detail = checkers.text(smmu, &report, &self.symbols);
         let text = format!("checker: {}{of}", report.kind.name());
         Some(Failure { detail, ..Failure::new(Kind::Checker, &text) })
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use swiotlb::IO_TLB_SIZE;
 
-use super::{Bounce, MAX_PIECE};
+use super::{Bounce, Copied, MAX_PIECE};
 use crate::agent::Time;
 use crate::dma::{DmaError, DmaPort, Poll, Scatter, Segment, Transfer};
 use crate::virtio::{Chain, Timing};
@@ -197,6 +197,7 @@ impl Mapping {
         out: bool,
         port: &DmaPort,
         bounce: &Bounce,
+        now: Time,
         timing: &Timing,
     ) -> Result<Option<Time>, DmaError> {
         loop {
@@ -223,6 +224,7 @@ impl Mapping {
             let address = piece.address + (transfer.iova() - piece.original);
             let n = transfer.next_beat(bytes.len().min(timing.beat_len()));
             let data = &mut bytes[..n];
+            let copied = Copied { iova: transfer.iova(), len: n as u64, out };
             if out {
                 bounce.bounce_out(address, data)?;
                 port.beat_write(transfer, data)?;
@@ -231,6 +233,9 @@ impl Mapping {
                 bounce.bounce_in(address, data)?;
             }
             self.copied += n as u64;
+            if let Some(onlooker) = bounce.onlooker() {
+                onlooker.copied(port, now, &copied);
+            }
             return Ok(Some(timing.beat));
         }
     }
@@ -269,7 +274,7 @@ impl Chain {
         let Some(mapping) = &mut self.mapping else { return Ok(Step::Ready) };
         let step = match mapping.stage {
             Stage::Slots { .. } => mapping.find_slots(bounce, now, timing),
-            Stage::In => match mapping.copy(false, port, bounce, timing) {
+            Stage::In => match mapping.copy(false, port, bounce, now, timing) {
                 Ok(Some(time)) => Ok(Step::Later(now + time)),
                 Ok(None) => {
                     mapping.stage = Stage::Held;
@@ -304,7 +309,7 @@ impl Chain {
                 (mapping.next, mapping.copied, mapping.stage) = (0, 0, Stage::Out);
                 Ok(Step::Later(now + timing.translate))
             }
-            Stage::Out => match mapping.copy(true, port, bounce, timing)? {
+            Stage::Out => match mapping.copy(true, port, bounce, now, timing)? {
                 Some(time) => Ok(Step::Later(now + time)),
                 None => {
                     mapping.release(port, bounce);

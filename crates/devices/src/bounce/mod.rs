@@ -11,9 +11,11 @@
 //! zeroes, and what the device did not write is not copied out.
 
 mod mapping;
+mod onlooker;
 mod pool;
 
 pub use mapping::{MapError, Mapping, Step};
+pub use onlooker::{Copied, Onlooker, Taken};
 pub use pool::{BounceStats, Pool, PoolConfig, PoolError, PoolStats};
 
 pub use swiotlb::SwiotlbState;
@@ -29,6 +31,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 use crate::dma::{DmaError, DmaPort};
 use mapping::Piece;
+use onlooker::Seat;
 
 /// The longest piece of a buffer that one mapping can have.
 const MAX_PIECE: u32 = (IO_TLB_SEGSIZE * IO_TLB_SIZE) as u32;
@@ -53,6 +56,7 @@ impl<'a> From<&'a DmaPort> for Memory<'a> {
 pub struct Bounce {
     device: swiotlb::Device<PoolMemory>,
     stats: Mutex<BounceStats>,
+    onlooker: Seat,
 }
 
 impl Bounce {
@@ -70,6 +74,12 @@ impl Bounce {
     /// What the pool knows of the device.
     pub fn device(&self) -> &swiotlb::Device<PoolMemory> {
         &self.device
+    }
+
+    /// Who watches the device's buffers, if somebody does.
+    #[inline]
+    pub fn onlooker(&self) -> Option<&dyn Onlooker> {
+        self.onlooker.get().map(|onlooker| &**onlooker)
     }
 
     /// The pools.

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use swiotlb::{Device, Growth, IO_TLB_SHIFT, IO_TLB_SIZE, PoolMemory, Provider, Swiotlb, SwiotlbState};
 
-use super::Bounce;
+use super::onlooker::Seat;
+use super::{Bounce, Onlooker};
 use crate::pci::StateError;
 
 /// What a pool is to be.
@@ -36,6 +37,7 @@ pub struct Pool {
     tlb: Arc<Swiotlb<PoolMemory>>,
     /// Slots that it can have, growth included.
     most_slots: usize,
+    onlooker: Seat,
 }
 
 /// A pool's counters. All but `used` only grow.
@@ -102,7 +104,7 @@ impl Pool {
             (Swiotlb::new(memory, 1, growth), grown)
         };
         let tlb = tlb.map_err(|e| error(e.to_string()))?;
-        Ok(Self { tlb, most_slots: (bytes >> IO_TLB_SHIFT) + grown })
+        Ok(Self { tlb, most_slots: (bytes >> IO_TLB_SHIFT) + grown, onlooker: Seat::default() })
     }
 
     /// A device's share of it.
@@ -111,7 +113,15 @@ impl Pool {
     /// When another device has it to itself.
     pub fn bounce(&self) -> Result<Bounce, swiotlb::Error> {
         let stats = BounceStats { most_slots: self.most_slots, ..BounceStats::default() };
-        Ok(Bounce { device: Device::new(&self.tlb)?, stats: Mutex::new(stats) })
+        let onlooker = Arc::clone(&self.onlooker);
+        Ok(Bounce { device: Device::new(&self.tlb)?, stats: Mutex::new(stats), onlooker })
+    }
+
+    /// Lets somebody watch the buffers of all devices that have a share of it, now or later. The first one stays.
+    pub fn watch(&self, onlooker: Arc<dyn Onlooker>) {
+        if self.onlooker.set(onlooker).is_err() {
+            log::error!("a bounce pool is watched already");
+        }
     }
 
     /// Its counters.

@@ -1,6 +1,6 @@
 //! A requester's port: identity, the right to use it, and the accesses.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -13,7 +13,7 @@ use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
 use crate::bounce::{Bounce, Memory};
 
 use super::ats::AtsState;
-use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
+use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message, PhysMem};
 
 /// What lies behind every port.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub struct Fabric {
     discard: Option<GuestRam>,
     /// Physical address of GITS_TRANSLATER.
     pub doorbell: u64,
+    /// Physical memory whose DMA is counted apart, if somebody wants to know.
+    window: Arc<OnceLock<Range<u64>>>,
 }
 
 impl Fabric {
@@ -35,12 +37,17 @@ impl Fabric {
     pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
         let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64).ok();
         let smmus = smmu.into_iter().map(|smmu| (0..=u32::MAX, smmu)).collect();
-        Self { ram, smmus, inbox, discard, doorbell: GITS_TRANSLATER }
+        Self { ram, smmus, inbox, discard, doorbell: GITS_TRANSLATER, window: Arc::default() }
     }
 
     /// Puts requesters behind an SMMU. A StreamID that several have is the first's.
     pub fn add_smmu(&mut self, streams: RangeInclusive<u32>, smmu: Arc<Mutex<Smmu>>) {
         self.smmus.push((streams, smmu));
+    }
+
+    /// Counts the DMA of all ports to this physical memory apart, from now on. The first call counts.
+    pub fn count_window(&self, window: Range<u64>) {
+        let _ = self.window.set(window);
     }
 
     /// The SMMU that has a StreamID.
@@ -155,6 +162,8 @@ pub(super) struct Counters {
     pub(super) bytes_written: AtomicU64,
     pub(super) msis: AtomicU64,
     pub(super) aborts: AtomicU64,
+    /// Bytes read and written of the memory whose DMA is counted apart.
+    window: [AtomicU64; 2],
 }
 
 /// Adds to a counter.
@@ -338,6 +347,7 @@ impl DmaPort {
     pub(super) fn load_physical(&self, pa: u64, data: &mut [u8]) -> Result<(), DmaError> {
         if self.0.fabric.ram.read_by(Reader::Device, pa, data) {
             count(&self.0.counters.bytes_read, data.len() as u64);
+            self.count_in_window(0, pa, data.len() as u64);
             return Ok(());
         }
         Err(self.refused(DmaError::External))
@@ -348,6 +358,7 @@ impl DmaPort {
         let fabric = &self.0.fabric;
         if fabric.ram.write(pa, data) {
             count(&self.0.counters.bytes_written, data.len() as u64);
+            self.count_in_window(1, pa, data.len() as u64);
             return Ok(());
         }
         if pa == fabric.doorbell {
@@ -365,6 +376,32 @@ impl DmaPort {
             }
         }
         Err(self.refused(DmaError::External))
+    }
+
+    /// Where an access to `iova` would go by what is in memory now: the physical address, and how many bytes from there
+    /// on. For whoever looks on: nothing changes, and it is no access. `None` where it would be refused.
+    pub fn peek(&self, iova: u64, write: bool) -> Option<(u64, u64)> {
+        let reach = match self.0.reach.get() {
+            None => u64::MAX,
+            Some(reach) => reach.contains(&iova).then(|| (reach.end() - iova).saturating_add(1))?,
+        };
+        let Some(smmu) = self.lock_smmu() else { return Some((iova, reach)) };
+        let transaction = self.transaction(iova, write, self.attributes());
+        let translation = smmu.peek(&transaction, &PhysMem::new(&self.0.fabric.ram))?;
+        Some((translation.pa, translation.bytes.min(reach)))
+    }
+
+    fn count_in_window(&self, which: usize, pa: u64, len: u64) {
+        if let Some(window) = self.0.fabric.window.get() {
+            let inside = pa.saturating_add(len).min(window.end).saturating_sub(pa.max(window.start));
+            count(&self.0.counters.window[which], inside);
+        }
+    }
+
+    /// Bytes read and written of the memory whose DMA is counted apart ([`Fabric::count_window`]), if any is. Rings are
+    /// not counted, and it is no part of the state.
+    pub fn counted(&self) -> Option<[u64; 2]> {
+        self.0.fabric.window.get().map(|_| self.0.counters.window.each_ref().map(|n| n.load(Relaxed)))
     }
 
     /// Counts an abort.

@@ -24,7 +24,7 @@ pub use transport::{VirtioPci, VirtioState};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Time;
-use crate::bounce::Memory;
+use crate::bounce::{Memory, Taken};
 use crate::dma::DmaPort;
 use crate::pci::{Msix, StateError};
 
@@ -100,6 +100,7 @@ pub struct Io<'a> {
     pub timing: &'a Timing,
     /// Virtual time of the step.
     pub now: Time,
+    kind: u16,
     msix: &'a mut Msix,
     isr: &'a mut u8,
     fault: &'a mut bool,
@@ -109,9 +110,17 @@ impl Io<'_> {
     /// Takes the next request off a queue. An unusable ring or chain makes the device need a
     /// reset, and is answered with `None` like an empty ring.
     pub fn pop(&mut self, queue: usize) -> Option<Chain> {
-        let queue = self.queues.get_mut(queue)?;
-        match queue.pop(self.port) {
-            Ok(chain) => chain,
+        let q = self.queues.get_mut(queue)?;
+        match q.pop(self.port) {
+            Ok(chain) => {
+                if let (Some(chain), Some(onlooker)) = (&chain, self.port.onlooker()) {
+                    let Chain { head, readable, writable, .. } = chain;
+                    let (kind, announced) = (self.kind, q.announced(*head));
+                    let taken = Taken { kind, queue, head: *head, announced, readable, writable };
+                    onlooker.taken(self.port, self.now, &taken);
+                }
+                chain
+            }
             Err(e) => {
                 self.fail(&e);
                 None
@@ -129,11 +138,17 @@ impl Io<'_> {
         if let Some(queue) = self.queues.get_mut(queue) {
             queue.put_back(head);
         }
+        if let Some(onlooker) = self.port.onlooker() {
+            onlooker.given_back(self.port, queue, head);
+        }
     }
 
     /// Returns a request to the driver: `written` bytes of it were filled. Interrupts if the driver wants that.
     pub fn used(&mut self, queue: usize, head: Head, written: u32) {
         let Some(q) = self.queues.get_mut(queue) else { return };
+        if let Some(onlooker) = self.port.onlooker() {
+            onlooker.given_back(self.port, queue, head);
+        }
         match q.push(self.port, head, written) {
             Ok(true) => {
                 *self.isr |= 1;

@@ -5,6 +5,7 @@
 //! the last. A look at the ring is one step of the machine, so a descriptor is read whole, and written used with one
 //! store.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::dma::{DmaPort, Segment};
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: u64 = 16;
+/// Where its flags are.
+const FLAGS: u64 = 14;
 
 /// Flags of a descriptor.
 mod flag {
@@ -166,6 +169,17 @@ impl Packed {
         chain.head = Head { id: last.id, slots };
         self.avail = start.forth(slots, self.areas.size);
         Ok(Some(chain))
+    }
+
+    /// Where the driver makes requests available, as device addresses: the ring.
+    pub(super) fn announcements(&self) -> Range<u64> {
+        self.areas.desc..self.areas.desc + DESCRIPTOR * u64::from(self.areas.size)
+    }
+
+    /// The flags of the first descriptor of the last request that was taken.
+    pub(super) fn announced(&self, head: Head) -> Range<u64> {
+        let flags = self.slot(self.avail.back(head.slots, self.areas.size), FLAGS).0;
+        flags..flags + 2
     }
 
     pub(super) fn put_back(&mut self, head: Head) {

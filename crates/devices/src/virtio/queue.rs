@@ -1,5 +1,7 @@
 //! A virtqueue as a device sees it, whatever its layout: requests come out, and go back used.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::feature;
@@ -181,6 +183,24 @@ impl Virtqueue {
             Ring::Off => Ok(None),
             Ring::Split(ring) => ring.pop(port),
             Ring::Packed(ring) => ring.pop(port),
+        }
+    }
+
+    /// Device addresses of what the driver writes to make requests available; of a queue that is not enabled, none.
+    pub(super) fn announcements(&self) -> Range<u64> {
+        match &self.ring {
+            Ring::Off => 0..0,
+            Ring::Split(ring) => ring.announcements(),
+            Ring::Packed(ring) => ring.announcements(),
+        }
+    }
+
+    /// What of that made the last request available that [`Virtqueue::pop`] gave.
+    pub(super) fn announced(&self, head: Head) -> Range<u64> {
+        match &self.ring {
+            Ring::Off => 0..0,
+            Ring::Split(ring) => ring.announced(),
+            Ring::Packed(ring) => ring.announced(head),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The split layout (virtio 1.3 §2.7): rust-vmm's queue, driven over a DMA port, with what it leaves to its user.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use super::queue::{Areas, Chain, Head, QueueError};
 use crate::dma::{DmaPort, Segment};
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// Bytes before the available ring's first element, and of each.
+const AVAIL_HEADER: u64 = 4;
+const AVAIL_ELEMENT: u64 = 2;
 
 /// An enabled split queue.
 #[derive(Debug)]
@@ -71,6 +75,19 @@ impl Split {
             }
         }
         Err(QueueError::Chain(self.queue.next_avail()))
+    }
+
+    /// Where the driver makes requests available, as device addresses: the available ring's elements.
+    pub(super) fn announcements(&self) -> Range<u64> {
+        let first = self.driver.0 + AVAIL_HEADER;
+        first..first + AVAIL_ELEMENT * u64::from(self.queue.size())
+    }
+
+    /// The element of the last request that was taken.
+    pub(super) fn announced(&self) -> Range<u64> {
+        let index = self.queue.next_avail().wrapping_sub(1) % self.queue.size().max(1);
+        let first = self.driver.0 + AVAIL_HEADER + AVAIL_ELEMENT * u64::from(index);
+        first..first + AVAIL_ELEMENT
     }
 
     pub(super) fn put_back(&mut self) {

@@ -138,12 +138,18 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.device.reset(&self.port);
         self.queues.iter_mut().for_each(Virtqueue::reset);
         self.common = Common::new();
+        if let Some(onlooker) = self.port.onlooker() {
+            onlooker.reset(&self.port, None);
+        }
     }
 
     fn reset_queue(&mut self, index: usize) {
         self.device.reset_queue(index, &self.port);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.reset();
+        }
+        if let Some(onlooker) = self.port.onlooker() {
+            onlooker.reset(&self.port, Some(index));
         }
     }
 
@@ -215,6 +221,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
                         self.port.requester().sid
                     );
                     self.needs_reset(at);
+                } else if value == 1
+                    && let Some(onlooker) = self.port.onlooker()
+                {
+                    onlooker.enabled(&self.port, index, queue.announcements());
                 }
             }
             (field::QUEUE_DESC..field::QUEUE_RESET, _) => {
@@ -321,6 +331,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             features: self.common.driver_features,
             timing: &self.timing,
             now,
+            kind: self.device.device_id(),
             msix: &mut self.msix,
             isr: &mut self.common.isr,
             fault: &mut fault,

@@ -73,6 +73,10 @@ kinds! {
     PageRequestUnanswered = "page-request-unanswered",
     /// An overflow of the event or PRI queue was never acknowledged.
     OverflowUnacknowledged = "overflow-unacknowledged",
+    /// A CPU wrote to a buffer that belongs to a bounced device.
+    BufferWritten = "buffer-written",
+    /// A CPU read a buffer that a bounced device writes, before it was given back.
+    BufferRead = "buffer-read",
 }
 
 /// One mistake.
@@ -100,6 +104,12 @@ pub struct Report {
     /// The address that a device uses, or the IPA at stage 2.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iova: Option<u64>,
+    /// Queue of the device whose buffer it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queue: Option<u16>,
+    /// Bytes of the buffer that were accessed, from `iova` on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bytes: Option<u64>,
     /// Level of the descriptor.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub level: Option<i8>,
@@ -113,7 +123,9 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(kind: Kind, time: u64, what: String) -> Self {
+    /// A report that says nothing but this.
+    #[must_use]
+    pub fn new(kind: Kind, time: u64, what: String) -> Self {
         Report {
             kind,
             time,
@@ -123,6 +135,8 @@ impl Report {
             vmid: None,
             asid: None,
             iova: None,
+            queue: None,
+            bytes: None,
             level: None,
             what,
             missing: None,

@@ -40,4 +40,14 @@ pub enum Role {
     Invalidation,
     /// Used the memory or the address for something else.
     Reuse,
+    /// Made a request available to a device.
+    Submit,
+    /// Took the request.
+    Take,
+    /// Copied what the device reads.
+    CopyIn,
+    /// Copied what the device wrote.
+    CopyOut,
+    /// Accessed its buffer.
+    Access,
 }

@@ -5,6 +5,7 @@
 mod attrs;
 mod context;
 mod fault;
+mod peek;
 mod stages;
 mod stream;
 mod tables;
