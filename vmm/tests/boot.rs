@@ -427,3 +427,57 @@ fn a_disk_behind_ats() {
         run("debian-newest", "confirm=never,timeout=10ms", "quiet", "dd if=/dev/vda of=/dev/null count=1");
     assert!(stderr(&late).contains("ATC invalidate timeout") || smmu()[3] > 0, "{}", stderr(&late));
 }
+
+/// A disk behind an external-facing port, read before and after the kernel is told not to trust it. Each time: the requests
+/// that the disk has done, and the slots of the kernel's bounce pool that were in use at most.
+const UNTRUSTED: &str = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; pool=/sys/kernel/debug/swiotlb
+     work() { dd if=/dev/vda bs=4k count=100 iflag=direct 2>/dev/null | sha256sum
+       echo $(cut -c 1-9 /sys/block/vda/stat) $(cat $pool/io_tlb_used $pool/io_tlb_used_hiwater); }
+     work; cd /sys/bus/pci/drivers/virtio-pci; echo 0000:01:00.0 > unbind
+     insmod /smmulab/smmulab_engine.ko untrust=1; echo 0000:01:00.0 > bind; work";
+
+#[test]
+fn linux_bounces_parts_of_pages_for_what_is_behind_an_external_port() {
+    if skipped() {
+        return;
+    }
+    if !smmulab().args(["image", "fetch", "lab"]).output().unwrap().status.success() {
+        return skip("no lab kernel (smmulab image build lab)");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, log, stats) = (dir.path().join("disk"), dir.path().join("log"), dir.path().join("stats"));
+    random_file(&disk, 4 << 20, 31).unwrap();
+    let head = Sha256::digest(&std::fs::read(&disk).unwrap()[..400 << 10]);
+    let head: String = head.iter().map(|b| format!("{b:02x}")).collect();
+    let plug = format!("0:1:disk={},ro", disk.display());
+    let run = |port: &str, window: &str| {
+        let output = smmulab()
+            .args(["run", "--image", "lab", "--tools", "--append", "swiotlb=force", "--exec", UNTRUSTED])
+            .args(["--root-port", port, "--plug", &plug, "--count-dma", window])
+            .args(["--kernel-log", log.to_str().unwrap(), "--stats", stats.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let text = ok(&output);
+        let lines: Vec<&str> = text.lines().collect();
+        let [first, before, second, after] = lines[..] else { panic!("{text}") };
+        assert!(first.starts_with(&head) && second.starts_with(&head), "{text}");
+        let numbers = |line: &str| line.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u64>>();
+        let stats: serde_json::Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+        let counted = stats["counted_dma"]["01:00.0"].clone();
+        let log = std::fs::read_to_string(&log).unwrap();
+        (numbers(before), numbers(after), [counted[0].as_u64().unwrap(), counted[1].as_u64().unwrap()], log)
+    };
+    // Where the kernel has its pool is what it says in its log, and the same in each run.
+    let (.., log) = run("internal", "0x0-0x1");
+    let pool = log.lines().find_map(|l| l.split_once("software IO TLB: mapped [mem ")?.1.split_once(']'));
+    let (pool, _) = pool.unwrap_or_else(|| panic!("no pool: {log}"));
+    let (before, after, counted, _) = run("internal", pool);
+    assert_eq!((before[1..].to_vec(), after[1..].to_vec(), counted), (vec![0, 0], vec![0, 0], [0, 0]));
+    let (before, after, [read, written], log) = run("external", pool);
+    assert!(log.contains("is behind an external-facing port: not trusted"), "{log}");
+    assert_eq!(before[1..], [0, 0], "it was trusted at first");
+    // A request has a header of 16 bytes and a status of one: parts of pages, a slot each. Its data are whole pages.
+    let requests = after[0];
+    assert!(requests >= 100 && after[1] == 0 && after[2] >= 2, "{after:?}");
+    assert_eq!([read, written], [16 * requests, requests], "the pool's DMA, as the machine saw it");
+}

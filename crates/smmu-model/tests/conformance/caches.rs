@@ -228,6 +228,23 @@ fn cache_sizes() {
     assert_eq!(lab.smmu.stats().tlb_evictions, 252);
 }
 
+/// Who only looks sees what memory says, whatever is cached, and changes nothing.
+#[test]
+fn peeking() {
+    let (mut lab, mut tables) = Lab::stage1(linux());
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    assert_eq!(lab.read(0x1000), End::To(0x8000_1000));
+    lab.unmap(&mut tables, 3, 0x1000);
+    lab.map(&mut tables, 0x2000, 0x8000_2000, 0x1000, RW);
+    let before = serde_json::to_string(&lab.smmu).unwrap();
+    let peek = |lab: &Lab, address, kind| lab.smmu.peek(&Transaction::new(SID, address, kind), &lab.ram);
+    assert_eq!(peek(&lab, 0x1000, AccessKind::Read), None);
+    let there = peek(&lab, 0x2008, AccessKind::Write).unwrap();
+    assert_eq!((there.pa, there.bytes), (0x8000_2008, 0xff8));
+    assert_eq!(serde_json::to_string(&lab.smmu).unwrap(), before);
+    assert_eq!(lab.read(0x1000), End::To(0x8000_1000), "still cached");
+}
+
 /// The state is plain data: an SMMU restored from a snapshot does what the original does.
 #[test]
 fn snapshots() {
