@@ -283,6 +283,42 @@ fn watching_changes_nothing() {
     assert_eq!(run("report"), run("off"));
 }
 
+/// A driver that gives the device four microseconds in place of a look at the used ring.
+#[test]
+fn the_race_lab_finds_a_driver_that_does_not_wait_for_its_device() {
+    /// The lab device's MARK register, and two of its marks.
+    const MARK: u64 = 0x0c00_0008;
+    const BEGIN: u64 = 1;
+    const PASS: u64 = 3;
+    let mut g = Guest::new(RNG, false);
+    let p = &mut g.p;
+    p.poke(8, DESC, BUFFER).poke(8, DESC + 8, LEN | 2 << 32).poke(4, MARK, BEGIN);
+    p.poke(2, AVAIL + 4, 0).poke(2, AVAIL + 2, 1).poke(4, RNG.registers() + 0x3000, 0);
+    p.li(0, 2000).label("delay").subi(0, 0, 1).cbnz(0, "delay");
+    load(8, DATA + 8)(p);
+    p.poke(4, MARK, PASS).label("stay").b("stay");
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    std::fs::write(path("Image"), g.p.image()).unwrap();
+    let scenario = format!(
+        "about = 'A driver that does not wait'\nlimit = '1ms'\nrun = ['--kernel', '{}', '--mem', '64M', '--bounce', \
+         'rng,size=64K', '--check', 'report']\n",
+        path("Image")
+    );
+    std::fs::write(path("impatient.toml"), scenario).unwrap();
+    let race = |args: &[&str]| {
+        let output =
+            smmulab().args(["race", &path("impatient.toml"), "--out", &path("races")]).args(args).output();
+        let output = output.unwrap();
+        (output.status.code(), common::stdout(&output) + &stderr(&output))
+    };
+    let (code, said) = race(&["--policy", "fixed"]);
+    assert_eq!(code, Some(0), "the default order hides it: {said}");
+    let (code, said) = race(&["--runs", "300", "--seed", "1"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("checker: buffer-read, StreamID 0x10"), "{said}");
+}
+
 /// What a guest does with disks, network and entropy; pages are rewritten while the disk has them.
 const WORK: &str = "dd if=/dev/vda of=/dev/vdb bs=1M 2>/dev/null && sync && echo 3 > /proc/sys/vm/drop_caches && \
      sha256sum /dev/vdb | cut -c 1-64 && dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c && \
