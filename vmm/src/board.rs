@@ -20,7 +20,7 @@ use crate::layout as at;
 use crate::plug::Script;
 use crate::pools::Pools;
 use crate::smmu_agents::{Effect, SmmuAgents};
-use crate::touch::Witness;
+use crate::touch::{self, Witness};
 
 /// The machine without its vCPUs.
 pub struct Board {
@@ -520,7 +520,9 @@ impl Platform for Board {
 
     fn traced(&mut self, access: &Traced<'_>) {
         self.checkers.accessed(access);
-        if let Some(witness) = &mut self.witness {
+        if access.flags & touch::FLAGS != 0
+            && let Some(witness) = &mut self.witness
+        {
             witness.cpu(access);
         }
     }

@@ -58,6 +58,7 @@ The same options, images and seed give the same run to the bit. Input from a key
 const RACE_HELP: &str = "\
 A scenario is a guest that writes a begin mark to the lab device; docs/race.md says how to make one.
 The same scenario, policy and seed give the same schedules and the same result, whatever the number of jobs.
+Ctrl-C ends the search, and what it found is shrunk and kept; another Ctrl-C keeps it as it is.
 
 Exit status:
   0    no schedule failed

@@ -219,8 +219,8 @@ fn word(ram: &GuestRam, pa: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The way of one unmap to the devices: it, the invalidation and the CMD_SYNC behind it, and the first beat that went to what was
-/// unmapped all the same.
+/// The way of one unmap to the devices: it, the invalidation and the CMD_SYNC behind it, and the first access that went to what
+/// was unmapped all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmap<'a> {
     /// The store.
@@ -229,7 +229,7 @@ pub struct Unmap<'a> {
     pub invalidation: Option<&'a Event>,
     /// The first CMD_SYNC behind that.
     pub sync: Option<&'a Event>,
-    /// The beat that raced, if one did.
+    /// The beat that raced, or the step of a walk that found nothing there any more.
     pub raced: Option<&'a Event>,
 }
 
@@ -251,7 +251,12 @@ fn unmap<'a>(store: &'a Event, after: &'a [Event]) -> Option<Unmap<'a>> {
         let What::Store { new, .. } = *what else { return false };
         new & VALID != 0 && (first..end).contains(&(new & OUTPUT))
     };
-    let into = |what: &What| matches!(*what, What::Beat { at, len, .. } if at < end && first < at + len);
+    let What::Store { at: cleared, .. } = store.what else { return None };
+    let into = |what: &What| match *what {
+        What::Beat { at, len, .. } => at < end && first < at + len,
+        What::Descriptor { at, value } => at == cleared && value & VALID == 0,
+        _ => false,
+    };
     let raced = after.iter().take_while(|event| !mapped(&event.what)).find(|event| into(&event.what));
     let at = |index: Option<usize>| index.map(|index| &after[index]);
     Some(Unmap { store, invalidation: at(invalidation), sync: at(sync), raced })
@@ -282,6 +287,8 @@ mod tests {
             event(6, QUEUE, command(0x46)),
             event(7, Actor::Cpu(0), store(0, 0x4800_0f43)),
             event(8, Actor::Cpu(0), store(0x4800_0f43, 0)),
+            event(9, ENGINE, What::Descriptor { at: 0x4000_2000, value: 0 }),
+            event(10, ENGINE, What::Descriptor { at: 0x4000_2008, value: 0 }),
         ];
         let found = unmaps(&events);
         let times = |unmap: &Unmap<'_>| {
@@ -289,7 +296,7 @@ mod tests {
         };
         assert_eq!(
             found.iter().map(times).collect::<Vec<_>>(),
-            [[Some(2), Some(4), Some(6), Some(5)], [Some(8), None, None, None],]
+            [[Some(2), Some(4), Some(6), Some(5)], [Some(8), None, None, Some(10)],]
         );
         assert_eq!(events[1].what.name(), "unmaps 0x48000000 (descriptor at 0x40002008)");
         assert_eq!(events[3].what.name(), "CMD_TLBI_NH_VA 0x12 0x0");

@@ -11,6 +11,8 @@ use crate::sharing::{Reached, Sharing};
 
 /// Bytes that count as one place: an access overlaps another if it touches the same ones.
 pub const GRANULE: u64 = 8;
+/// The flags of pages that the race lab traces.
+pub const FLAGS: u8 = Tracer::RACE.stores() | Tracer::RACE.loads();
 /// Granules of a page.
 pub const GRANULES: usize = PAGE_SIZE / GRANULE as usize;
 
@@ -130,12 +132,11 @@ impl Witness {
 
 /// Traces pages of RAM, by number, for the race lab, and no others.
 pub fn trace(ram: &GuestRam, mut wanted: impl FnMut(usize) -> bool) {
-    let both = Tracer::RACE.stores() | Tracer::RACE.loads();
     for page in 0..ram.size() as usize / PAGE_SIZE {
         if wanted(page) {
-            ram.watch().trace(page, both);
+            ram.watch().trace(page, FLAGS);
         } else {
-            ram.watch().clear(page, both);
+            ram.watch().clear(page, FLAGS);
         }
     }
 }

@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use common::a64::{NE, Program};
-use common::rsp::Gdb;
+use common::rsp::Server;
 use common::{smmulab, stderr, stdout};
 use tempfile::TempDir;
 
@@ -57,6 +56,37 @@ fn counter(atomic: bool) -> Program {
     p.label("second");
     add(&mut p, "second adds");
     p.psci(CPU_OFF, &[]);
+    p
+}
+
+/// The first vCPU sets three words for a moment, one behind the other, among stores that mean nothing; the second fails if it
+/// sees the first, later the second, later the third of them set.
+fn staircase() -> Program {
+    let mut p = Program::new();
+    let (words, decoys) = (COUNTER, 8);
+    let at = |index: u64| words + 0x40 * index;
+    p.label("main").poke(4, MARK, BEGIN);
+    p.li(1, 1).adr(2, "second").li(3, 0).li(0, CPU_ON).hvc();
+    for stair in 0..3 {
+        for decoy in 0..decoys {
+            p.poke(8, at(8 + decoy), stair);
+        }
+        p.poke(8, at(stair), 1).poke(8, at(stair), 0);
+    }
+    p.poke(8, at(3), 1);
+    p.label("wait").psci(AFFINITY_INFO, &[1, 0]).cbz(0, "wait");
+    p.poke(4, MARK, PASS).label("stay").b("stay");
+    p.label("second");
+    for stair in 0..3 {
+        p.label(&format!("stair {stair}"));
+        p.li(9, at(3)).load(8, 10, 9).cbnz(10, "over");
+        for decoy in 0..decoys {
+            p.li(9, at(8 + decoy)).load(8, 10, 9);
+        }
+        p.li(9, at(stair)).load(8, 10, 9).cbz(10, &format!("stair {stair}"));
+    }
+    p.poke(4, MARK, FAIL);
+    p.label("over").psci(CPU_OFF, &[]);
     p
 }
 
@@ -232,6 +262,15 @@ fn a_guided_search_is_the_same_however_many_run_at_a_time() {
     assert!(behaviours > search("1", "fixed"), "{behaviours}");
 }
 
+/// Each stair is a behaviour of its own: a search that builds upon what it saw gets there, one that only draws does not.
+#[test]
+fn a_guided_search_climbs() {
+    let lab = Lab::new(staircase());
+    let found = lab.race(&["--policy", "guided", "--seed", "1", "--runs", "4000"]);
+    assert_eq!(found.status.code(), Some(1), "{}{}", stdout(&found), stderr(&found));
+    assert!(stdout(&found).contains("to 3 holds"), "{}", stdout(&found));
+}
+
 /// Only at exclusives, only where the counter is.
 #[test]
 fn decision_points_are_chosen_by_kind_and_by_address() {
@@ -284,40 +323,14 @@ fn a_replay_stops_where_it_is_told_to() {
     assert_eq!(on.status.code(), Some(124), "{}", stderr(&on));
 }
 
-/// A replay that waits for gdb.
-struct Server(std::process::Child);
-
-impl Server {
-    fn start(lab: &Lab, args: &[&str]) -> (Self, Gdb) {
-        let mut server = smmulab()
-            .arg("replay")
-            .arg(lab.path("races/race-1.json"))
-            .args(["--gdb", "127.0.0.1:0"])
-            .args(args)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(server.stderr.take().unwrap()).read_line(&mut line).unwrap();
-        (Self(server), Gdb::connect(line.trim().rsplit(' ').next().unwrap()))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// From the middle of the run on: watchpoints for reads, and memory as a device sees it.
 #[test]
 fn gdb_sees_who_reads_and_what_devices_see() {
     let lab = Lab::new(counter(false));
     assert_eq!(script(&lab, "cpu1 does 100").status.code(), Some(1));
     let load = first_load();
-    let (_server, mut gdb) = Server::start(&lab, &["--until", &format!("cpu0 at {load:#x}")]);
+    let (_server, mut gdb) =
+        Server::start(&lab.path("races/race-1.json"), &["--until", &format!("cpu0 at {load:#x}")]);
     gdb.ask("qSupported:swbreak+;multiprocess+");
     assert_eq!(gdb.pc(), load, "it begins where the replay stopped");
     assert_eq!(gdb.ask(&format!("Z3,{COUNTER:x},8")), "OK");
@@ -346,7 +359,7 @@ fn gdb_sees_who_reads_and_what_devices_see() {
 fn gdb_goes_both_ways() {
     let lab = Lab::new(counter(false));
     assert_eq!(script(&lab, "cpu1 does 100").status.code(), Some(1));
-    let (_server, mut gdb) = Server::start(&lab, &[]);
+    let (_server, mut gdb) = Server::start(&lab.path("races/race-1.json"), &[]);
     let store = first_load() + 8;
 
     assert!(gdb.ask("qSupported:swbreak+;multiprocess+").contains("ReverseStep+"));
@@ -372,6 +385,72 @@ fn gdb_goes_both_ways() {
     let stop = gdb.ask("c");
     assert!(stop.contains(&format!("watch:{COUNTER:x}")), "{stop}");
     assert_eq!(gdb.pc(), store + 4);
+}
+
+#[test]
+fn a_damaged_scenario_is_one_clear_line_and_nothing_is_made() {
+    let lab = Lab::new(counter(false));
+    let file = lab.path("counter.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let error = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        let output = lab.race(&[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+        assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+        assert!(stderr(&output).contains("counter.toml") && !lab.path("races").exists());
+        stderr(&output)
+    };
+    assert!(error(&good.as_bytes()[..good.len() - 3]).contains("line 3"));
+    assert!(error(b"\xff\xfe\x00").contains("UTF-8"));
+    assert!(error(b"").contains("missing field"));
+    assert!(error(format!("{good}weather = 'fine'\n").as_bytes()).contains("weather"));
+    assert!(
+        error(format!("{good}symbols = 'none'\n").replace("about", "abuot").as_bytes()).contains("line 1")
+    );
+    std::fs::remove_file(&file).unwrap();
+    let output = lab.race(&[]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("cannot read the scenario"));
+}
+
+#[test]
+fn what_is_there_is_not_overwritten() {
+    let lab = Lab::new(counter(false));
+    let read = |name: &str| std::fs::read_to_string(lab.path(name)).unwrap();
+    std::fs::create_dir(lab.path("races")).unwrap();
+    std::fs::write(lab.path("races/race-1.html"), "precious").unwrap();
+    assert_eq!(lab.race(&["--seed", "1"]).status.code(), Some(1));
+    assert_eq!(lab.race(&["--seed", "1"]).status.code(), Some(1));
+    assert_eq!(read("races/race-1.html"), "precious");
+    assert!(!lab.path("races/race-1.json").exists() && lab.path("races/race-3.html").exists());
+    assert_eq!(read("races/race-2.json"), read("races/race-3.json"));
+
+    // A replay that fails leaves the trace that was there.
+    let record = read("races/race-2.json");
+    std::fs::write(lab.path("races/race-1.json"), record.replace("\"begin\": \"", "\"begin\": \"0")).unwrap();
+    std::fs::write(lab.path("trace.json"), "precious").unwrap();
+    let trace = lab.path("trace.json");
+    let output = lab.replay(&["--trace", trace.to_str().unwrap()]);
+    assert!(
+        output.status.code() == Some(2) && stderr(&output).contains("not the one"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(read("trace.json"), "precious");
+    assert_eq!(lab.replay(&["--trace", "/nowhere/trace.json"]).status.code(), Some(2));
+
+    // Nor does a snapshot that cannot be used become one.
+    let file = lab.path("snapshot");
+    std::fs::write(&file, "precious").unwrap();
+    let output = smmulab().args(["run", "--from"]).arg(&file).output().unwrap();
+    assert!(
+        output.status.code() == Some(2) && stderr(&output).contains("not a snapshot"),
+        "{}",
+        stderr(&output)
+    );
+    let args = ["--until", "never", "--snapshot", file.to_str().unwrap()];
+    std::fs::write(lab.path("races/race-1.json"), record).unwrap();
+    assert_eq!(lab.replay(&args).status.code(), Some(2));
+    assert_eq!(read("snapshot"), "precious");
 }
 
 /// What was found before Ctrl-C is told, and no process is left behind.

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::cli::RaceBenchArgs;
 use crate::race::fork::Child;
+use crate::race::interrupt::Interrupt;
 use crate::race::policy::{Choice, Policy};
 use crate::race::scenario::Scenario;
 use crate::race::search::{Explorer, Limits, Work, search};
@@ -144,7 +145,7 @@ fn measure(
     let choice = Choice { policy: Policy::Random, depth: 2, seed: 0 };
     let limits = Limits { runs: schedules, time: None, jobs: args.jobs, keep_going: true };
     let start = Instant::now();
-    let found = search(&mut explorer, limits, choice)?;
+    let found = search(&mut explorer, limits, choice, &Interrupt::watch()?)?;
     Ok(Figures {
         name: name.into(),
         instructions: explorer.plain.instructions,

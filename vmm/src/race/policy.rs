@@ -113,7 +113,7 @@ fn hold(rng: &mut impl Rng, progress: &Progress, longest: u64) -> Option<Hold> {
     Some(Hold { who, at, ns: log_uniform(rng, SHORTEST, longest) })
 }
 
-/// One of the leads with the most news, the newer the likelier.
+/// One of the leads with the most news, the more the likelier; of as many, the newer ones.
 fn best<'a>(rng: &mut impl Rng, leads: &'a [Lead]) -> Option<&'a Lead> {
     let mut order: Vec<&Lead> = leads.iter().collect();
     order.sort_by_key(|lead| std::cmp::Reverse((lead.new, lead.number)));

@@ -1,6 +1,8 @@
 //! `smmulab replay`: one recorded schedule again, and whether it went as recorded.
 
+use std::fs::Permissions;
 use std::io::BufWriter;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -68,7 +70,8 @@ pub fn in_detail(machine: &mut Machine, judge: &Judge, holds: &[Hold], symbols: 
 /// A new file next to `path`, which is to take its place.
 fn beside(path: &Path) -> Result<NamedTempFile> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    NamedTempFile::new_in(dir).with_context(|| format!("cannot write {}", path.display()))
+    let file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(dir);
+    file.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Carries out `smmulab replay`; the result is the exit status.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
@@ -118,8 +119,8 @@ pub struct Explorer {
 }
 
 /// Of so many instructions, one may be an access to memory that is watched, beside that of devices; and so many more.
-const WATCHED_SHARE: u64 = 256;
-const WATCHED_ALWAYS: u64 = 4096;
+const WATCHED_SHARE: u64 = 512;
+const WATCHED_ALWAYS: u64 = 2048;
 
 impl Explorer {
     /// Runs the default order once, to know what there is to choose from.
@@ -177,7 +178,7 @@ impl Explorer {
         })
     }
 
-    /// How long the default order takes, on the host's clock, with so much of what a search does to a schedule.
+    /// How much of the host's CPU the default order takes, with so much of what a search does to a schedule.
     ///
     /// # Errors
     /// When the host has no room for it.
@@ -189,9 +190,9 @@ impl Explorer {
             if work == Work::Cover {
                 self.machine.cover(&self.watched);
             }
-            let start = Instant::now();
+            let start = cpu_time();
             self.judge.run(&mut self.machine);
-            start.elapsed()
+            cpu_time().saturating_sub(start)
         })?;
         child.join()
     }
@@ -244,7 +245,9 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         jobs: args.jobs,
         keep_going: args.keep_going,
     };
-    let found = search(&mut explorer, limits, choice)?;
+    // It outlives the search: what was found is still to be shrunk and kept.
+    let interrupt = Interrupt::watch().context("cannot watch for signals")?;
+    let found = search(&mut explorer, limits, choice, &interrupt)?;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} behaviours, {}",
@@ -263,7 +266,11 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         println!("Ended early, by a signal.");
     }
     for (number, holds, failure) in &found.failures {
-        let small = shrink(holds, |holds| explorer.fails_with(holds, failure));
+        let mut hurry = false;
+        let small = shrink(holds, |holds| {
+            hurry |= interrupt.received().is_some();
+            !hurry && explorer.fails_with(holds, failure)
+        });
         println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
         let (record, line) = explorer.record(&scenario, small)?;
         keep(&record, &line, args)?;
@@ -327,7 +334,7 @@ fn run_script(scenario: &Scenario, explorer: &mut Explorer, args: &RaceArgs) -> 
 ///
 /// # Errors
 /// When the host has no room for a process, or one dies.
-pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<Found> {
+pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice, interrupt: &Interrupt) -> Result<Found> {
     let jobs =
         args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     let bar = ProgressBar::new(args.runs).with_style(
@@ -335,7 +342,6 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let start = Instant::now();
-    let interrupt = Interrupt::watch().context("cannot watch for signals")?;
     let mut found = Found { behaviours: explorer.known.clone(), ..Found::default() };
     let mut running: Vec<Running> = Vec::new();
     let mut waiting: BTreeMap<u64, (Vec<Hold>, Ran)> = BTreeMap::new();
@@ -355,7 +361,7 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
         if running.is_empty() {
             break;
         }
-        let ended = ready(&running, &interrupt)?;
+        let ended = ready(&running, interrupt)?;
         if let Some(signal) = interrupt.received() {
             found.signal = Some(signal);
             break;
@@ -377,6 +383,11 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice) -> Result<F
     }
     bar.finish_and_clear();
     Ok(found)
+}
+
+/// How long this process has run on a CPU, whatever else the host does.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// A schedule that runs.

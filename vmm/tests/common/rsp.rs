@@ -2,6 +2,38 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use super::smmulab;
+
+/// A replay that waits for gdb.
+pub(crate) struct Server(Child);
+
+impl Server {
+    /// Starts it, and connects to it.
+    pub(crate) fn start(record: &Path, args: &[&str]) -> (Self, Gdb) {
+        let mut server = smmulab()
+            .arg("replay")
+            .arg(record)
+            .args(["--gdb", "127.0.0.1:0"])
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        (Self(server), Gdb::connect(line.trim().rsplit(' ').next().unwrap()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A connection to a stub.
 pub(crate) struct Gdb(BufReader<TcpStream>);
