@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use aarch64::Traced;
 use devices::Time;
 use devices::bounce::{Copied, Onlooker, Taken};
-use devices::dma::DmaPort;
+use devices::dma::{DmaPort, Scatter};
 use devices::virtio::Head;
 use guest_ram::{GuestRam, PAGE_SIZE, Tracer};
 use smmu_model::checker::{Kind, Report, Role, Site};
@@ -62,6 +62,9 @@ struct Request {
     head: Head,
     submitted: Option<Site>,
     time: Time,
+    /// Device addresses of its buffers.
+    readable: Vec<Range<u64>>,
+    writable: Vec<Range<u64>>,
     copies: Vec<(Time, Copied)>,
     /// The pages that it has pieces in.
     pages: Vec<u64>,
@@ -222,13 +225,16 @@ impl State {
         let submitted = port.peek(taken.announced.start, false);
         let submitted = submitted.and_then(|(pa, _)| self.announced.get(&(pa & !1)).copied());
         let (budget, mut pieces) = (Cell::new(MAX_PAGES), Vec::new());
-        for (scatter, writable) in [(taken.readable, false), (taken.writable, true)] {
+        let ranges = |scatter: &Scatter| -> Vec<Range<u64>> {
+            scatter.iter().map(|s| s.iova..s.iova.saturating_add(s.len.into())).collect()
+        };
+        let (readable, writable) = (ranges(taken.readable), ranges(taken.writable));
+        for (buffers, writable) in [(&readable, false), (&writable, true)] {
             let mut header = if taken.kind == BLOCK && !writable { BLOCK_HEADER } else { u64::MAX };
-            for segment in scatter.iter() {
-                let end = segment.iova.saturating_add(segment.len.into());
-                let data = segment.iova.saturating_add(header).min(end);
-                header -= data - segment.iova;
-                for (range, loose) in [(segment.iova..data, false), (data..end, true)] {
+            for buffer in buffers {
+                let data = buffer.start.saturating_add(header).min(buffer.end);
+                header -= data - buffer.start;
+                for (range, loose) in [(buffer.start..data, false), (data..buffer.end, true)] {
                     let piece = |(iova, pa, len)| Piece { request: number, iova, pa, len, writable, loose };
                     pieces.extend(pages(port, range, writable, &budget).map(piece));
                 }
@@ -239,6 +245,8 @@ impl State {
             head: taken.head,
             submitted,
             time: now,
+            readable,
+            writable,
             copies: Vec::new(),
             pages: Vec::new(),
         };
@@ -254,19 +262,12 @@ impl State {
     }
 
     fn copied(&mut self, sid: u32, now: Time, copied: &Copied) {
-        let inside = |at: u64, piece: &Piece| at.wrapping_sub(piece.iova) < piece.len;
-        let pages = &self.pages;
-        let of = |(&number, request): (&u64, &mut Request)| {
-            let mut pieces = request.pages.iter().filter_map(|page| pages.get(page)).flatten();
-            let mine = |piece: &Piece| {
-                piece.request == number && piece.writable == copied.out && inside(copied.iova, piece)
-            };
-            let known = request.copies.iter().any(|(_, c)| c.out == copied.out && c.iova == copied.iova);
-            request.queue.0 == sid && !known && pieces.any(mine)
+        let held = |r: &&mut Request| {
+            let buffers = if copied.out { &r.writable } else { &r.readable };
+            let has = |buffer: &Range<u64>| buffer.contains(&copied.iova);
+            (r.queue.0, r.head) == (sid, copied.head) && buffers.iter().any(has)
         };
-        let request =
-            self.requests.iter_mut().find_map(|(number, request)| of((number, request)).then_some(request));
-        if let Some(request) = request {
+        if let Some(request) = self.requests.values_mut().find(held) {
             request.copies.push((now, *copied));
         }
     }

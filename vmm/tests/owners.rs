@@ -190,6 +190,20 @@ fn the_cpu_writes_what_a_device_reads() {
 }
 
 #[test]
+fn what_is_written_after_the_copy_does_not_reach_the_device() {
+    let report = planted(CONSOLE, false, BOUNCE, |p| {
+        if p.at("guest_race", 0) {
+            p.li(0, 200).label("guest_race, later").subi(0, 0, 1).cbnz(0, "guest_race, later");
+        }
+        store(8, DATA + 8)(p);
+    });
+    assert_eq!(what(&report), ("buffer-written", 5, 8));
+    assert!(report["what"].as_str().unwrap().ends_with("and does not see this"), "{report:#}");
+    let roles: Vec<_> = report["sites"].as_array().unwrap().iter().map(|site| &site["role"]).collect();
+    assert_eq!(roles, ["submit", "take", "copy-in", "access"]);
+}
+
+#[test]
 fn the_cpu_writes_what_a_device_writes() {
     let report = planted(RNG, false, BOUNCE, store(4, DATA + 0x20));
     assert_eq!(what(&report), ("buffer-written", 0x1d, 4));

@@ -6,7 +6,7 @@ use swiotlb::IO_TLB_SIZE;
 use super::{Bounce, Copied, MAX_PIECE};
 use crate::agent::Time;
 use crate::dma::{DmaError, DmaPort, Poll, Scatter, Segment, Transfer};
-use crate::virtio::{Chain, Timing};
+use crate::virtio::{Chain, Head, Timing};
 
 /// What [`Chain::map`] and [`Chain::unmap`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +194,7 @@ impl Mapping {
     /// One step of copying `parts`; `None` when all are copied.
     fn copy(
         &mut self,
+        head: Head,
         out: bool,
         port: &DmaPort,
         bounce: &Bounce,
@@ -224,7 +225,7 @@ impl Mapping {
             let address = piece.address + (transfer.iova() - piece.original);
             let n = transfer.next_beat(bytes.len().min(timing.beat_len()));
             let data = &mut bytes[..n];
-            let copied = Copied { iova: transfer.iova(), len: n as u64, out };
+            let copied = Copied { head, iova: transfer.iova(), len: n as u64, out };
             if out {
                 bounce.bounce_out(address, data)?;
                 port.beat_write(transfer, data)?;
@@ -274,7 +275,7 @@ impl Chain {
         let Some(mapping) = &mut self.mapping else { return Ok(Step::Ready) };
         let step = match mapping.stage {
             Stage::Slots { .. } => mapping.find_slots(bounce, now, timing),
-            Stage::In => match mapping.copy(false, port, bounce, now, timing) {
+            Stage::In => match mapping.copy(self.head, false, port, bounce, now, timing) {
                 Ok(Some(time)) => Ok(Step::Later(now + time)),
                 Ok(None) => {
                     mapping.stage = Stage::Held;
@@ -309,7 +310,7 @@ impl Chain {
                 (mapping.next, mapping.copied, mapping.stage) = (0, 0, Stage::Out);
                 Ok(Step::Later(now + timing.translate))
             }
-            Stage::Out => match mapping.copy(true, port, bounce, now, timing)? {
+            Stage::Out => match mapping.copy(self.head, true, port, bounce, now, timing)? {
                 Some(time) => Ok(Step::Later(now + time)),
                 None => {
                     mapping.release(port, bounce);

@@ -27,6 +27,8 @@ pub struct Taken<'a> {
 /// Bytes of a buffer that are copied to or from the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copied {
+    /// What names the request in its queue.
+    pub head: Head,
     /// Device address of the first.
     pub iova: u64,
     /// How many.
