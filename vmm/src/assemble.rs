@@ -22,7 +22,7 @@ use crate::layout as at;
 use crate::load::{Boot, load};
 use crate::machine::Machine;
 use crate::options::{Disk, Engine, Function, MachineOptions, Restricted, Rings, TestDevice};
-use crate::plug::{Event, Make, Pluggable, RootPortKind, Script, What};
+use crate::plug::{Event, Make, Plug, Pluggable, RootPortKind, Script, What};
 use crate::pools::Pools;
 use crate::smmu_agents::{Latency, SmmuAgents};
 
@@ -62,7 +62,9 @@ fn open(disk: &Disk) -> Result<FileBackend> {
 fn names(options: &MachineOptions) -> Vec<String> {
     let net = options.net.then(|| "net".to_owned());
     let disks = (0..options.disks.len() + options.remote.len()).map(|n| format!("disk{n}"));
-    ["console".to_owned(), "rng".to_owned()].into_iter().chain(net).chain(disks).collect()
+    let virtio = |(_, plug): &(usize, &Plug)| !matches!(plug.device, Pluggable::Test(_));
+    let plugs = options.plugs.iter().enumerate().filter(virtio).map(|(n, _)| format!("plug{n}"));
+    ["console".to_owned(), "rng".to_owned()].into_iter().chain(net).chain(disks).chain(plugs).collect()
 }
 
 /// Features that the options add to those that every virtio device offers.
@@ -73,9 +75,8 @@ fn rings(options: &MachineOptions) -> u64 {
     }
 }
 
-/// Where virtio devices go.
+/// What virtio devices have in common.
 struct Virtio<'a> {
-    pci: &'a mut PciHost,
     pools: &'a mut Pools,
     /// Features beside those that every device offers.
     offered: u64,
@@ -85,9 +86,14 @@ struct Virtio<'a> {
 
 impl Virtio<'_> {
     /// Puts a device into a slot, bounced or not.
-    fn add(&mut self, name: &str, slot: Slot, device: impl VirtioDevice) {
-        let (bounce, offered, atc) = (self.pools.share(name, slot), self.offered, self.atc);
-        self.pci.add(slot, |port| {
+    fn add(&mut self, pci: &mut PciHost, name: &str, slot: Slot, device: impl VirtioDevice) {
+        pci.add(slot, self.function(name, device));
+    }
+
+    /// Makes a device, bounced or not, when there is a port for it.
+    fn function(&mut self, name: &str, device: impl VirtioDevice) -> Make {
+        let (bounce, offered, atc) = (self.pools.share(name), self.offered, self.atc);
+        Box::new(move |port| {
             if let Some(bounce) = bounce {
                 port.set_bounce(bounce);
             }
@@ -96,7 +102,7 @@ impl Virtio<'_> {
                 Some(atc) => Box::new(function.with_ats(atc)),
                 None => Box::new(function),
             }
-        });
+        })
     }
 }
 
@@ -174,27 +180,20 @@ fn engine(port: DmaPort, ats: Option<&Ats>) -> Box<dyn PciFunction> {
     }
 }
 
-/// A virtio device to be plugged in.
-fn virtio(options: &MachineOptions, device: impl VirtioDevice) -> Make {
-    let (offered, atc) = (rings(options), options.ats.as_ref().map(|ats| ats.function.atc));
-    Box::new(move |port| {
-        let function = VirtioPci::new(port, device, Timing::default()).offering(offered);
-        match atc {
-            Some(atc) => Box::new(function.with_ats(atc)),
-            None => Box::new(function),
-        }
-    })
-}
-
 /// What is plugged and unplugged: files are opened now, so that one that cannot be used is known before the run.
-fn script(options: &MachineOptions, ports: &[Slot], fabric: &Fabric) -> Result<Script> {
+fn script(
+    options: &MachineOptions,
+    ports: &[Slot],
+    fabric: &Fabric,
+    virtio: &mut Virtio<'_>,
+) -> Result<Script> {
     let mut events = Vec::new();
     let slot = |port: usize| ports.get(port.wrapping_sub(1)).copied().context("no such root port");
     for (index, plug) in options.plugs.iter().enumerate() {
-        let timing = testdev::Timing::default();
+        let (name, timing) = (format!("plug{index}"), testdev::Timing::default());
         let make: Make = match &plug.device {
-            Pluggable::Rng => virtio(options, Rng::new(derive(options.seed, 32 + index as u64))),
-            Pluggable::Disk(disk) => virtio(options, Blk::new(Box::new(open(disk)?))),
+            Pluggable::Rng => virtio.function(&name, Rng::new(derive(options.seed, 32 + index as u64))),
+            Pluggable::Disk(disk) => virtio.function(&name, Blk::new(Box::new(open(disk)?))),
             Pluggable::Test(TestDevice::Testdev) => {
                 let inspector = fabric.inspector();
                 Box::new(move |port| Box::new(IommuTestdev::new(port, inspector, timing)))
@@ -254,19 +253,19 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     let mut pci = PciHost::new(fabric.clone());
     let mut pools = Pools::new(&options.bounce, &names(options))?;
     let atc = options.ats.map(|ats| ats.function.atc);
-    let mut virtio = Virtio { pci: &mut pci, pools: &mut pools, offered: rings(options), atc };
-    virtio.add("console", Slot::device(CONSOLE), Console::new());
-    virtio.add("rng", Slot::device(RNG), Rng::new(derive(options.seed, 16)));
+    let mut virtio = Virtio { pools: &mut pools, offered: rings(options), atc };
+    virtio.add(&mut pci, "console", Slot::device(CONSOLE), Console::new());
+    virtio.add(&mut pci, "rng", Slot::device(RNG), Rng::new(derive(options.seed, 16)));
     if options.net {
-        virtio.add("net", Slot::device(NET), Net::new(MAC));
+        virtio.add(&mut pci, "net", Slot::device(NET), Net::new(options.mac.unwrap_or(MAC)));
     }
     let mut slots = (FIRST_DISK..=LAST_SLOT).map(Slot::device);
     for (n, (disk, slot)) in disks.into_iter().zip(&mut slots).enumerate() {
-        virtio.add(&format!("disk{n}"), slot, Blk::new(Box::new(disk)));
+        virtio.add(&mut pci, &format!("disk{n}"), slot, Blk::new(Box::new(disk)));
     }
     for (n, (disk, slot)) in options.remote.iter().zip(&mut slots).enumerate() {
         let backend = RemoteBackend::new(disk.sectors, disk.read_only);
-        virtio.add(&format!("disk{}", options.disks.len() + n), slot, Blk::new(Box::new(backend)));
+        virtio.add(&mut pci, &format!("disk{}", options.disks.len() + n), slot, Blk::new(Box::new(backend)));
     }
     let mut platform = Vec::new();
     for device in &options.devices {
@@ -292,7 +291,7 @@ pub fn build(options: &MachineOptions) -> Result<Machine> {
     for (&slot, number) in root_ports.iter().zip(1..) {
         pci.add_root_port(slot, number);
     }
-    let script = script(options, &root_ports, &fabric)?;
+    let script = script(options, &root_ports, &fabric, &mut virtio)?;
 
     confine(options, &pci);
     let gic = Gic::new(

@@ -53,7 +53,7 @@ Exit status:
 On the terminal: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
 With --exec, CMD's output is stdout and the kernel log goes to stderr, or to --kernel-log FILE.
 The same options, images and seed give the same run to the bit. Input from a keyboard, a pipe,
---net or --vhost-user-blk is part of a run: --record keeps it, --play gives it again.";
+--net or --vhost-user-… is part of a run: --record keeps it, --play gives it again.";
 
 const RACE_HELP: &str = "\
 A scenario is a guest that writes a begin mark to the lab device; docs/race.md says how to make one.
@@ -124,6 +124,9 @@ pub struct GuestArgs {
     /// A disk that another process serves, by vhost-user, attached as virtio-blk behind the other disks; repeatable
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
+    /// A virtio-net device on a network that another process serves, by vhost-user
+    #[arg(long, value_name = "SOCKET", conflicts_with = "net")]
+    pub vhost_user_net: Option<PathBuf>,
     /// A virtio-net device on the host's network, by passt
     #[arg(long)]
     pub net: bool,
@@ -149,7 +152,8 @@ pub struct MachineArgs {
     /// Virtqueue layout that virtio devices offer; with `packed`, a driver may still choose split ones
     #[arg(long, value_enum, default_value = "split", value_name = "LAYOUT")]
     pub virtio: Rings,
-    /// Let devices see a bounce pool instead of guest memory: off, all, or console, rng, net, disk0, …; repeatable. size= and
+    /// Let devices see a bounce pool instead of guest memory: off, all, or console, rng, net, disk0, …, plug0 (the first
+    /// --plug's), …; repeatable. size= and
     /// dynamic= (what may be added) are the shared pool's; restricted=on gives a device its own (docs/swiotlb.md)
     #[arg(long, value_name = "off|all|DEVICE[,size=…,dynamic=…,restricted=…]")]
     pub bounce: Vec<BounceOption>,
@@ -198,7 +202,7 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 26] = [
+const NOT_WITH_FROM: [&str; 28] = [
     "check",
     "image",
     "kernel",
@@ -207,6 +211,8 @@ const NOT_WITH_FROM: [&str; 26] = [
     "disk",
     "tools",
     "net",
+    "vhost_user_blk",
+    "vhost_user_net",
     "cpus",
     "mem",
     "smmu",
@@ -246,7 +252,7 @@ pub struct RunArgs {
     /// Where the kernel log (the UART) goes, instead of stderr with --exec and stdout without
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub kernel_log: Option<PathBuf>,
-    /// Record what the keyboard, --net and --vhost-user-blk bring, with the virtual time at which the machine was given it
+    /// Record what the keyboard, --net and --vhost-user-… bring, with the virtual time at which the machine was given it
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub record: Option<PathBuf>,
     /// Give the machine a recording instead of live input: the same run again, to the bit

@@ -1,8 +1,9 @@
 //! Input from outside the machine, stamped with the virtual time at which it was given, recorded and given again.
 //!
 //! A recording is text: one JSON object a line, `{"at":NANOSECONDS,"keys":"HEX"}`, `{"at":NANOSECONDS,"frame":"HEX"}`,
-//! `{"at":NANOSECONDS,"quit":true}`, and for disks that another process serves `{"at":0,"disk":{…}}` and
-//! `{"at":NANOSECONDS,"served":{…}}`, in the order of time. With the same images, options and seed it gives the same run to the bit.
+//! `{"at":NANOSECONDS,"quit":true}`, for disks that another process serves `{"at":0,"disk":{…}}` and
+//! `{"at":NANOSECONDS,"served":{…}}`, and for such a network that gives the guest its address `{"at":0,"mac":"HEX"}`, in the
+//! order of time. With the same images, options and seed it gives the same run to the bit.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -26,6 +27,8 @@ pub enum Input {
     Quit,
     /// There is a disk that another process serves. Comes before all else.
     Disk(RemoteDisk),
+    /// The network device has this address. Comes before all else.
+    Mac([u8; 6]),
     /// A process has done what a disk asked for.
     Served(Served),
 }
@@ -72,6 +75,8 @@ struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     disk: Option<RemoteDisk>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     served: Option<Served>,
 }
 
@@ -117,6 +122,7 @@ impl Recorder {
             Input::Frame(bytes) => Line { at, frame: Some(to_hex(bytes)), ..Line::default() },
             Input::Quit => Line { at, quit: true, ..Line::default() },
             Input::Disk(disk) => Line { at, disk: Some(*disk), ..Line::default() },
+            Input::Mac(mac) => Line { at, mac: Some(to_hex(mac)), ..Line::default() },
             Input::Served(served) => Line { at, served: Some(served.clone()), ..Line::default() },
         };
         serde_json::to_writer(&mut self.0, &line).context("cannot write the recording")?;
@@ -149,14 +155,16 @@ impl Player {
             let place = || Place { path: path.into(), line: number + 1 }.to_string();
             let line = line.with_context(place)?;
             let line: Line = serde_json::from_str(&line).with_context(place)?;
-            let Line { at: _, keys, frame, quit, disk, served } = &line;
-            let input = match (keys, frame, quit, disk, served) {
-                (Some(keys), None, false, None, None) => from_hex(keys).map(Input::Keys),
-                (None, Some(frame), false, None, None) => from_hex(frame).map(Input::Frame),
-                (None, None, true, None, None) => Some(Input::Quit),
-                (None, None, false, Some(disk), None) => Some(Input::Disk(*disk)),
-                (None, None, false, None, Some(served)) => Some(Input::Served(served.clone())),
-                _ => bail!("{}: not one of keys, frame, quit, disk and served", place()),
+            let Line { at: _, keys, frame, quit, disk, mac, served } = &line;
+            let address = |mac: &String| from_hex(mac)?.try_into().ok().map(Input::Mac);
+            let input = match (keys, frame, quit, disk, mac, served) {
+                (Some(keys), None, false, None, None, None) => from_hex(keys).map(Input::Keys),
+                (None, Some(frame), false, None, None, None) => from_hex(frame).map(Input::Frame),
+                (None, None, true, None, None, None) => Some(Input::Quit),
+                (None, None, false, Some(disk), None, None) => Some(Input::Disk(*disk)),
+                (None, None, false, None, Some(mac), None) => address(mac),
+                (None, None, false, None, None, Some(served)) => Some(Input::Served(served.clone())),
+                _ => bail!("{}: not one of keys, frame, quit, disk, mac and served", place()),
             };
             let input = input.with_context(|| format!("{}: not hexadecimal", place()))?;
             if line.at < last {
@@ -172,6 +180,11 @@ impl Player {
     pub fn disks(&self) -> Vec<RemoteDisk> {
         let disk = |(_, input): &(u64, Input)| if let Input::Disk(disk) = input { Some(*disk) } else { None };
         self.0.iter().filter_map(disk).collect()
+    }
+
+    /// The network device's address, if it was not the usual one.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        self.0.iter().find_map(|(_, input)| if let Input::Mac(mac) = input { Some(*mac) } else { None })
     }
 
     /// When the next input is due.
@@ -206,11 +219,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("input");
         let mut recorder = Recorder::create(&path).unwrap();
+        recorder.note(0, &Input::Mac([2, 0, 0, 0, 0, 1])).unwrap();
         recorder.note(5, &Input::Keys(b"a\xff".to_vec())).unwrap();
         recorder.note(9, &Input::Frame(vec![0; 60])).unwrap();
         recorder.note(11, &Input::Quit).unwrap();
         recorder.finish().unwrap();
         let mut player = Player::open(&path).unwrap();
+        assert_eq!(player.mac(), Some([2, 0, 0, 0, 0, 1]));
+        assert_eq!(player.take(4), Some(Input::Mac([2, 0, 0, 0, 0, 1])));
         assert_eq!(player.take(4), None);
         assert_eq!(player.take(5), Some(Input::Keys(b"a\xff".to_vec())));
         assert_eq!(player.take(5), None);
@@ -224,9 +240,13 @@ mod tests {
     fn bad_lines_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("input");
-        for bad in
-            ["{\"at\":1}", "{\"at\":1,\"keys\":\"0g\"}", "nonsense", "{\"at\":1,\"keys\":\"\",\"x\":0}"]
-        {
+        for bad in [
+            "{\"at\":1}",
+            "{\"at\":1,\"keys\":\"0g\"}",
+            "{\"at\":1,\"mac\":\"02\"}",
+            "nonsense",
+            "{\"at\":1,\"keys\":\"\",\"x\":0}",
+        ] {
             std::fs::write(&path, format!("{{\"at\":0,\"keys\":\"00\"}}\n{bad}\n")).unwrap();
             let error = format!("{:#}", Player::open(&path).unwrap_err());
             assert!(error.contains("line 2"), "{bad}: {error}");

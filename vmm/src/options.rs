@@ -280,6 +280,8 @@ pub struct MachineOptions {
     pub unplugs: Vec<Unplug>,
     /// Whether there is a network device.
     pub net: bool,
+    /// Its address, if it is not the usual one.
+    pub mac: Option<[u8; 6]>,
     /// The layout of virtqueues.
     pub virtio: Rings,
     /// Which devices are bounced.
@@ -318,6 +320,7 @@ impl Default for MachineOptions {
             plugs: Vec::new(),
             unplugs: Vec::new(),
             net: false,
+            mac: None,
             virtio: Rings::default(),
             bounce: Vec::new(),
             ats: None,

@@ -5,8 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use devices::bounce::{Bounce, BounceStats, Onlooker, Pool, PoolConfig, PoolStats, SwiotlbState};
-use devices::pci::{PciFunction, PciHost, Slot};
+use devices::bounce::{Bounce, BounceStats, Counters, Onlooker, Pool, PoolConfig, PoolStats, SwiotlbState};
 use serde::{Deserialize, Serialize};
 
 use crate::options::Size;
@@ -28,7 +27,7 @@ pub enum BounceOption {
     Off,
     /// Every virtio device is, or the one with this name.
     On {
-        /// `console`, `rng`, `net`, `disk0` and so on; none for all.
+        /// `console`, `rng`, `net`, `disk0`, `plug0` and so on; none for all.
         device: Option<String>,
         /// What the pool is to be, as far as it was said.
         pool: PoolOption,
@@ -65,10 +64,11 @@ impl FromStr for BounceOption {
             name => Some(name.to_owned()),
         };
         if let Some(name) = &device {
-            let number = name.strip_prefix("disk").is_some_and(|n| n.parse::<u8>().is_ok());
+            let number = name.strip_prefix("disk").or(name.strip_prefix("plug"));
+            let number = number.is_some_and(|n| n.parse::<u8>().is_ok());
             if !number && !["console", "rng", "net"].contains(&name.as_str()) {
                 return Err(format!(
-                    "it is off, all or one of console, rng, net, disk0, disk1, …; not `{name}`"
+                    "it is off, all or one of console, rng, net, disk0, disk1, …, plug0, …; not `{name}`"
                 ));
             }
         }
@@ -103,8 +103,15 @@ struct Named {
 #[derive(Default)]
 pub struct Pools {
     pools: Vec<Named>,
-    /// By device: which pool, and where the device is once it has been made.
-    devices: BTreeMap<String, (usize, Option<Slot>)>,
+    /// By device: which pool, and its counters once it has been made.
+    devices: BTreeMap<String, (usize, Option<Counters>)>,
+}
+
+/// The state of all pools, and the counters of all devices, also of those that have been unplugged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolsState {
+    pools: Vec<SwiotlbState>,
+    devices: BTreeMap<String, BounceStats>,
 }
 
 /// A pool's part of the statistics.
@@ -176,11 +183,16 @@ impl Pools {
         Ok(())
     }
 
-    /// The share of the device with this name that goes into `slot`, if it is bounced.
-    pub fn share(&mut self, name: &str, slot: Slot) -> Option<Bounce> {
-        let (index, place) = self.devices.get_mut(name)?;
-        *place = Some(slot);
-        self.pools.get(*index)?.pool.bounce().ok()
+    /// The share of the device with this name, if it is bounced.
+    pub fn share(&mut self, name: &str) -> Option<Bounce> {
+        let (index, counters) = self.devices.get_mut(name)?;
+        let bounce = self.pools.get(*index)?.pool.bounce().ok()?;
+        *counters = Some(bounce.shared_counters());
+        Some(bounce)
+    }
+
+    fn counters(&self) -> impl Iterator<Item = (&String, &Counters)> {
+        self.devices.iter().filter_map(|(name, (_, counters))| Some((name, counters.as_ref()?)))
     }
 
     /// Lets somebody watch the buffers of the devices that use them.
@@ -194,28 +206,36 @@ impl Pools {
     }
 
     /// The state of all pools.
-    pub fn save(&self) -> Vec<SwiotlbState> {
-        self.pools.iter().map(|named| named.pool.save()).collect()
+    pub fn save(&self) -> PoolsState {
+        PoolsState {
+            pools: self.pools.iter().map(|named| named.pool.save()).collect(),
+            devices: self.counters().map(|(name, counters)| (name.clone(), counters.get())).collect(),
+        }
     }
 
     /// Takes over a state. `false` when it is not one of these pools.
-    pub fn restore(&self, states: &[SwiotlbState]) -> bool {
+    pub fn restore(&self, state: &PoolsState) -> bool {
         let each = |(named, state): (&Named, &SwiotlbState)| named.pool.restore(state).is_ok();
-        self.pools.len() == states.len() && self.pools.iter().zip(states).all(each)
+        let mut same = self.counters().map(|(name, _)| name).eq(state.devices.keys());
+        same &= self.pools.len() == state.pools.len() && self.pools.iter().zip(&state.pools).all(each);
+        for ((_, counters), stats) in self.counters().zip(state.devices.values()) {
+            counters.set(stats);
+        }
+        same
     }
 
-    /// Their counters, and those of the devices on `pci` that use them.
-    pub fn report(&self, pci: &PciHost) -> Vec<PoolReport> {
-        let stats = |slot: Option<Slot>| {
-            let function = pci.functions().find(|(at, _)| Some(*at) == slot);
-            function.and_then(|(_, f)| Some(PciFunction::port(f)?.bounce()?.stats())).unwrap_or_default()
-        };
+    /// Their counters, and those of the devices that use them.
+    pub fn report(&self) -> Vec<PoolReport> {
         let report = |(index, named): (usize, &Named)| {
             let mine = self.devices.iter().filter(|(_, (pool, _))| *pool == index);
             PoolReport {
                 name: named.name.clone(),
                 stats: named.pool.stats(),
-                devices: mine.map(|(name, (_, slot))| (name.clone(), stats(*slot))).collect(),
+                devices: mine
+                    .map(|(name, (_, counters))| {
+                        (name.clone(), counters.as_ref().map(Counters::get).unwrap_or_default())
+                    })
+                    .collect(),
             }
         };
         self.pools.iter().enumerate().map(report).collect()
@@ -244,6 +264,7 @@ mod tests {
             "off,size=1M",
             "tape",
             "disk",
+            "plug",
             "all,restricted=on",
             "net,size=1",
             "net,dynamic=1M,restricted=on",

@@ -11,7 +11,7 @@ use guest_images::ExitTrailer;
 use crate::assemble::{CONSOLE, NET, assemble, disk_slot};
 use crate::check::{self, Mode, Teller};
 use crate::cli::{GuestArgs, MachineArgs, RunArgs, status};
-use crate::edge::{Answer, Edge, Identity, Passt, RawMode, VhostDisk};
+use crate::edge::{Answer, Edge, Identity, Passt, RawMode, VhostDisk, VhostNet, Wire};
 use crate::input::{Input, Player, Recorder, Served};
 use crate::load::Boot;
 use crate::machine::{Machine, Stop};
@@ -39,7 +39,7 @@ const SLICE: u64 = 2_000_000;
 /// One line for the user; the status is then [`status::USAGE`].
 pub fn run(args: &RunArgs) -> Result<u8> {
     let player = args.play.as_deref().map(Player::open).transpose()?;
-    let mut served = Vec::new();
+    let (mut served, mut network) = (Vec::new(), None);
     let (machine, options, exec) = match &args.from {
         Some(path) => {
             let Snapshot { machine, options, exec } = snapshot::load(path)?;
@@ -48,6 +48,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         None => {
             let (mut options, boot) = plan(args)?;
             served = serve(args, player.as_ref(), &mut options)?;
+            network = serve_network(args, player.as_ref(), &mut options)?;
             let machine = assemble(&options, &boot)?;
             (machine, options, args.exec.is_some())
         }
@@ -79,7 +80,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         teller: checkers.map(teller).transpose()?,
         abort: args.check == Mode::Abort,
         options,
-        passt: None,
+        wire: None,
         served,
         typed: Vec::new(),
         recorder: args.record.as_deref().map(Recorder::create).transpose()?,
@@ -98,11 +99,17 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         for disk in &session.options.remote {
             recorder.note(0, &Input::Disk(*disk))?;
         }
+        if let Some(mac) = session.options.mac {
+            recorder.note(0, &Input::Mac(mac))?;
+        }
     }
-    if session.options.net && live {
+    if let Some(network) = network {
+        session.edge.watch(&network);
+        session.wire = Some(Box::new(network));
+    } else if session.options.net && live {
         let passt = Passt::start()?;
         session.edge.watch(&passt);
-        session.passt = Some(passt);
+        session.wire = Some(Box::new(passt));
     }
     let raw = if !exec && live {
         session.edge.watch_stdin();
@@ -175,6 +182,22 @@ fn serve(args: &RunArgs, player: Option<&Player>, options: &mut MachineOptions) 
     Ok(served)
 }
 
+/// Connects to the process that serves the network, or takes from a recording what it said.
+fn serve_network(
+    args: &RunArgs,
+    player: Option<&Player>,
+    options: &mut MachineOptions,
+) -> Result<Option<VhostNet>> {
+    if let Some(player) = player {
+        options.mac = player.mac();
+        return Ok(None);
+    }
+    let Some(socket) = &args.guest.vhost_user_net else { return Ok(None) };
+    let network = VhostNet::connect(socket)?;
+    options.mac = network.mac();
+    Ok(Some(network))
+}
+
 /// The machine and the guest that `args` ask for.
 ///
 /// # Errors
@@ -218,7 +241,8 @@ fn machine_options(machine: &MachineArgs, guest: &GuestArgs) -> Result<MachineOp
         root_ports: machine.root_port.clone(),
         plugs: machine.plug.clone(),
         unplugs: machine.unplug.clone(),
-        net: guest.net,
+        net: guest.net || guest.vhost_user_net.is_some(),
+        mac: None,
         virtio: machine.virtio,
         bounce: machine.bounce.clone(),
         ats: machine.ats,
@@ -306,7 +330,7 @@ fn give(machine: &mut Machine, now: u64, input: &Input) {
             let end = |disk: &mut Blk| disk.complete(now, *token, data.clone());
             machine.board.pci.with_device(*slot, end);
         }
-        Input::Quit | Input::Disk(_) => {}
+        Input::Quit | Input::Disk(_) | Input::Mac(_) => {}
     }
 }
 
@@ -348,7 +372,8 @@ struct Session {
     /// Its first report ends the run.
     abort: bool,
     options: MachineOptions,
-    passt: Option<Passt>,
+    /// The network.
+    wire: Option<Box<dyn Wire>>,
     /// The disks that other processes serve.
     served: Vec<VhostDisk>,
     /// Typed and not yet given to the UART, which had no room.
@@ -480,11 +505,11 @@ impl Session {
         if room > 0 {
             inputs.push(Input::Keys(self.typed.drain(..room).collect()));
         }
-        if let Some(passt) = &mut self.passt {
-            passt.flush();
+        if let Some(wire) = &mut self.wire {
+            wire.flush();
             let room = self.machine.board.pci.with_device(Slot::device(NET), |net: &mut Net| net.room());
             for _ in 0..room.unwrap_or(0) {
-                let Some(frame) = passt.receive() else { break };
+                let Some(frame) = wire.receive() else { break };
                 inputs.push(Input::Frame(frame));
             }
         }
@@ -529,9 +554,9 @@ impl Session {
             }
         }
         let sent = self.machine.board.pci.with_device(Slot::device(NET), Net::take_sent);
-        if let Some(passt) = &mut self.passt {
+        if let Some(wire) = &mut self.wire {
             for frame in sent.unwrap_or_default() {
-                passt.send(&frame);
+                wire.send(&frame);
             }
         }
         Ok(())
@@ -584,7 +609,7 @@ impl Session {
             state_hash: stats::state_hash(machine)?,
             smmu: smmus.next(),
             more_smmus: smmus.collect(),
-            bounce: machine.board.pools.report(&machine.board.pci),
+            bounce: machine.board.pools.report(),
             dma: stats::dma(machine),
             counted_dma: stats::counted_dma(machine),
             host: Host::measure(elapsed, instructions, machine.board.ram.touched()),

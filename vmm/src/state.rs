@@ -1,7 +1,6 @@
 //! All of a machine's state but RAM, as plain data (design contract 7): what is saved, restored and hashed.
 
 use aarch64::State;
-use devices::bounce::SwiotlbState;
 use devices::gic::GicState;
 use devices::lab::Lab;
 use devices::pci::PciHostState;
@@ -14,6 +13,7 @@ use smmu_model::Smmu;
 use crate::its_agent::ItsAgent;
 use crate::machine::{Machine, Turns};
 use crate::plug::Progress;
+use crate::pools::PoolsState;
 use crate::smmu_agents::{Due, SmmuAgents};
 
 /// The state of vCPUs, scheduler and devices.
@@ -26,7 +26,7 @@ pub struct MachineState {
     uart: Pl011,
     rtc: Pl031,
     pci: PciHostState,
-    pools: Vec<SwiotlbState>,
+    pools: PoolsState,
     platform: Vec<PlatformEngineState>,
     smmus: Vec<(Smmu, Due)>,
     its: ItsAgent,

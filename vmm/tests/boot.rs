@@ -336,6 +336,24 @@ fn a_restricted_device_stays_in_its_pool() {
     assert_eq!((counters["before"], counters["swiotlb/io_tlb_used_hiwater"]), (0, 0), "{counters:?}");
 }
 
+/// CONFIG_SWIOTLB_DYNAMIC: 1 MiB is not enough for this disk's requests.
+#[test]
+fn a_small_pool_of_the_guests_own_grows() {
+    if skipped() {
+        return;
+    }
+    if !smmulab().args(["image", "fetch", "lab"]).output().unwrap().status.success() {
+        return skip("no lab kernel (smmulab image build lab)");
+    }
+    let options = ["--image", "lab", "--smmu", "off", "--append", "swiotlb=512,force"];
+    let (counters, dma) = bounced(&options);
+    assert!(counters["swiotlb/io_tlb_nslabs"] > 512, "{counters:?}");
+    // What the emulator saw of the disk was in slots of 2 KiB, the most of them at a time as the guest says.
+    let most = counters["swiotlb/io_tlb_used_hiwater"];
+    assert!(most > 512 && most <= counters["swiotlb/io_tlb_nslabs"], "{counters:?}");
+    assert!(dma["bytes_written"].as_u64().unwrap() > most * 2048, "{counters:?} {dma}");
+}
+
 #[test]
 fn besides_guest_ram_a_run_takes_less_than_100_mb() {
     if skipped() {

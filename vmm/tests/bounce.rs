@@ -5,11 +5,18 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
+use common::vhost_user::Given;
 use common::{long, random_file, skip, smmulab, stderr, stdout};
 use sha2::{Digest, Sha256};
+use vm_memory::Bytes;
+use vmm::edge::{Passt, Wire};
 
 const IMAGE: &str = "debian-6.12";
 
@@ -172,8 +179,18 @@ fn a_bounced_run_is_the_same_every_time_and_goes_on_from_a_snapshot() {
     }
 }
 
+/// A process that ends when this is dropped.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// QEMU's storage daemon with one disk; ends when dropped.
-struct Daemon(std::process::Child);
+struct Daemon(#[allow(dead_code, reason = "it is there to be dropped")] Process);
 
 impl Daemon {
     fn start(disk: &Path, socket: &Path) -> Option<Self> {
@@ -182,24 +199,17 @@ impl Daemon {
         command.args(["--blockdev", &format!("driver=file,node-name=d0,filename={}", disk.display())]);
         let address = format!("addr.type=unix,addr.path={}", socket.display());
         command.args(["--export", &format!("vhost-user-blk,id=e0,node-name=d0,writable=on,{address}")]);
-        let daemon = match command.stdin(std::process::Stdio::null()).spawn() {
-            Ok(child) => Self(child),
+        let daemon = match command.stdin(Stdio::null()).spawn() {
+            Ok(child) => Self(Process(child)),
             Err(e) => {
                 skip(&format!("no qemu-storage-daemon (Debian package qemu-system-common): {e}"));
                 return None;
             }
         };
         while !socket.exists() {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         Some(daemon)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -229,14 +239,14 @@ fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_b
                 "dd if=/dev/vda of=/dev/vdb bs=1M 2>/dev/null && sync && \
                               echo 3 > /proc/sys/vm/drop_caches && sha256sum /dev/vdb",
             ])
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped());
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().unwrap()
     };
     let live = run("--record");
     // In the middle of the copy.
     while std::fs::metadata(&copy).unwrap().blocks() < 16 << 11 {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
     drop(daemon);
     daemon = Daemon::start(&copy, &socket).unwrap();
@@ -255,4 +265,193 @@ fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_b
         stats
     };
     assert_eq!(strip("--record"), strip("--play"));
+}
+
+/// The process behind the network of the test below, which starts it and kills it: takes frames from the guest's queue to a
+/// datagram socket and from there to the guest's buffers.
+#[test]
+#[ignore = "the test below starts it as a process of its own"]
+fn the_process_behind_a_network() {
+    let Some(dir) = std::env::var_os("SMMULAB_TEST_NETWORK").map(std::path::PathBuf::from) else { return };
+    for name in ["process", "socket"] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let wire = UnixDatagram::bind(dir.join("process")).unwrap();
+    wire.connect(dir.join("relay")).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let listener = UnixListener::bind(dir.join("socket")).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    let given = Given::accept(&stream, 0, None, 2).unwrap();
+    let (all, mut frame) = (given.all(), vec![0; 1 << 16]);
+    let mut waiting: Option<usize> = None;
+    while !given.over() {
+        while let Some((sent, buffers)) = given.next(1) {
+            let mut packet = vec![0; buffers[0].len];
+            all.read_slice(&mut packet, buffers[0].at).unwrap();
+            let _ = wire.send(&packet[12..]);
+            given.put(1, sent.into(), 0);
+        }
+        loop {
+            waiting = waiting.or_else(|| wire.recv(&mut frame).ok());
+            let Some(len) = waiting else { break };
+            let Some((head, buffers)) = given.next(0) else { break };
+            all.write_slice(&[0; 12], buffers[0].at).unwrap();
+            all.write_slice(&frame[..len], buffers[0].at + 12).unwrap();
+            given.put(0, head.into(), len as u32 + 12);
+            given.call(0);
+            waiting = None;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// passt, and between it and that process a relay that outlives the process. Counts the bytes that go to the guest.
+fn relay(dir: &Path, mut passt: Passt, sent: Arc<AtomicUsize>) {
+    let wire = UnixDatagram::bind(dir.join("relay")).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let process = dir.join("process");
+    std::thread::spawn(move || {
+        let mut frame = vec![0; 1 << 16];
+        loop {
+            while let Ok(len) = wire.recv(&mut frame) {
+                passt.send(&frame[..len]);
+            }
+            passt.flush();
+            while let Some(frame) = passt.receive() {
+                // Nobody is there, or has room: a frame is lost.
+                sent.fetch_add(wire.send_to(&frame, &process).unwrap_or(0), Relaxed);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+}
+
+#[test]
+fn a_download_survives_the_death_of_the_process_behind_the_network_and_can_be_played_again() {
+    if skipped() {
+        return;
+    }
+    let passt = match Passt::start() {
+        Ok(passt) => passt,
+        Err(e) => return skip(&format!("{e:#}")),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let sent = Arc::new(AtomicUsize::new(0));
+    relay(dir.path(), passt, sent.clone());
+    let start = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "the_process_behind_a_network", "--ignored"]);
+        command.env("SMMULAB_TEST_NETWORK", dir.path()).stdout(Stdio::null());
+        let child = Process(command.spawn().unwrap());
+        while !path("socket").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child
+    };
+    random_file(&path("content"), 8 << 20, 19).unwrap();
+    let content = std::fs::read(path("content")).unwrap();
+    let (port, server) = serve(content.clone());
+    let script = format!(
+        "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') && \
+         wget -q -O /tmp/file http://$gateway:{port}/ && sha256sum /tmp/file"
+    );
+    let run = |way: &str| {
+        let mut command = smmulab();
+        command
+            .args(["run", "--image", IMAGE, "--bounce", "all", "--time-limit", "900s", way])
+            .arg(path("recording"))
+            .arg("--stats")
+            .arg(path(way))
+            .arg("--vhost-user-net")
+            .arg(path("socket"))
+            .args(["--exec", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let process = start();
+    let mut live = run("--record");
+    // In the middle of the download.
+    while sent.load(Relaxed) < 2 << 20 && live.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(process);
+    std::fs::remove_file(path("socket")).unwrap();
+    let process = start();
+    let live = live.wait_with_output().unwrap();
+    drop(process);
+    assert!(stdout(&live).starts_with(&hash(&content)), "{}\n{}", stdout(&live), stderr(&live));
+    assert!(stderr(&live).contains("the backend is back"), "it was not killed in time: {}", stderr(&live));
+    server.join().unwrap();
+    // Nobody is there now: what came is in the recording.
+    let played = run("--play").wait_with_output().unwrap();
+    assert_eq!(stdout(&played), stdout(&live), "{}", stderr(&played));
+    let strip = |way: &str| {
+        let mut stats = figures(&path(way));
+        stats.as_object_mut().unwrap().remove("host");
+        stats
+    };
+    let stats = strip("--record");
+    assert_eq!(stats["bounce"][0]["used"], 0, "{}", stats["bounce"]);
+    assert_eq!(stats, strip("--play"));
+}
+
+/// Loads the disk's driver and waits until there is `/dev/vda`.
+const DISK_COMES: &str =
+    "modprobe virtio_blk; n=0; until [ -e /dev/vda ] || [ $n -gt 200 ]; do sleep 0.1; n=$((n+1)); done";
+
+#[test]
+fn a_disk_that_is_plugged_in_is_bounced_and_leaves_no_slot_when_it_goes() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    random_file(&disk, 16 << 20, 23).unwrap();
+    let expected = hash(&std::fs::read(&disk).unwrap());
+    let plug = format!("disk={},ro", disk.display());
+    let run = |what: &[&str], script: &str| {
+        let stats = dir.path().join("stats");
+        let command = ["run", "--image", IMAGE, "--root-port", "internal", "--exec", script];
+        let output = smmulab().args(command).args(what).arg("--stats").arg(&stats).output().unwrap();
+        let pool = figures(&stats)["bounce"][0].clone();
+        assert_eq!(pool["used"], 0, "{what:?}: {pool}");
+        let device = &pool["devices"]["plug0"];
+        assert_eq!((&device["used"], &device["failures"]), (&0.into(), &0.into()), "{what:?}: {pool}");
+        (output, device["bytes_out"].as_u64().unwrap())
+    };
+    // The button is pressed in the middle of reads, and they end as the guest lets go of the disk.
+    let read = "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null";
+    let script = format!("{DISK_COMES}; sha256sum /dev/vda; while {read}; do :; done; ls /dev/vda; true");
+    for bounce in ["all", "plug0,restricted=on"] {
+        let what = ["--bounce", bounce, "--plug", &format!("3s:1:{plug}"), "--unplug", "10s:1"];
+        let (output, bytes) = run(&[&what[..], &["--time-limit", "200s"]].concat(), &script);
+        assert!(output.status.success(), "{}\n{}", output.status, stderr(&output));
+        assert_eq!(stdout(&output), format!("{expected}  /dev/vda\n"), "{bounce}");
+        assert!(bytes > 32 << 20, "{bytes}");
+    }
+    // It is torn out in the middle of reads. Linux then waits for ever for its reset.
+    let script = format!("{DISK_COMES}; while :; do {read} & {read}; done");
+    let what = ["--bounce", "all", "--plug", &format!("0:1:{plug}"), "--unplug", "6s:1:surprise"];
+    let (output, bytes) = run(&[&what[..], &["--time-limit", "8s"]].concat(), &script);
+    assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
+    assert!(bytes > 32 << 20, "{bytes}");
+}
+
+#[test]
+fn bounced_devices_with_ats_copy_by_their_own_translations() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    random_file(&source, 16 << 20, 29).unwrap();
+    for ats in ["on", "entries=4,replacement=random,confirm=5us"] {
+        let stats = transfer(&source, 16, &["--bounce", "all", "--smmu", "preset=full", "--ats", ats], false);
+        let smmu = &stats["smmu"];
+        for what in ["ats_requests", "ats_translated", "atc_invalidations"] {
+            assert!(smmu[what].as_u64().unwrap() > 100, "{what}: {smmu}");
+        }
+    }
 }

@@ -3,19 +3,17 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::vhost_user::{Given, listen};
 use common::{random_file, skip};
 use devices::pci::Slot;
 use devices::virtio::{Operation, Submission};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::Bytes;
 use vmm::edge::{Answer, VhostDisk};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 const SLOT: Slot = Slot(4 << 3);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -146,99 +144,35 @@ enum Lie {
     Vandal,
 }
 
-fn receive(stream: &UnixStream) -> Option<(u32, Vec<u8>, Option<File>)> {
-    let mut header = [0; 12];
-    let (n, file) = stream.recv_with_fd(&mut header).ok()?;
-    if n < header.len() {
-        return None;
-    }
-    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-    let mut body = vec![0; word(8) as usize];
-    (&*stream).read_exact(&mut body).ok()?;
-    Some((word(0), body, file))
-}
-
-fn reply(stream: &UnixStream, request: u32, body: &[u8]) {
-    let words = [request, 5, body.len() as u32];
-    let header: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    (&*stream).write_all(&[&header, body].concat()).unwrap();
-}
-
 /// Serves one connection of a disk of 64 sectors of the byte 9.
 fn serve(stream: &UnixStream, lie: Lie) {
-    let (mut memory, mut memfd, mut call, mut rings) = (None, None, None, [0; 3]);
-    let mut base = 0;
-    while let Some((request, body, file)) = receive(stream) {
-        let long = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
-        match request {
-            1 => reply(stream, 1, &(1u64 << 30 | 1 << 32 | 1 << 9).to_le_bytes()),
-            15 => reply(stream, 15, &(1u64 << 9).to_le_bytes()),
-            24 => reply(stream, 24, &[&body[..12], &64u64.to_le_bytes()].concat()),
-            5 => {
-                base = long(8);
-                let file = file.unwrap();
-                memfd = Some(file.try_clone().unwrap());
-                let region = MmapRegion::<()>::from_file(FileOffset::new(file, 0), long(16) as usize);
-                memory = Some(region.unwrap());
-            }
-            9 => rings = [8, 24, 16].map(|at| long(at) - base),
-            13 => call = file,
-            18 => break,
-            _ => {}
-        }
-    }
-    let (Some(memory), Some(memfd), Some(call)) = (memory, memfd, call) else { return };
-    let all = memory.get_slice(0, memory.size()).unwrap();
-    let [desc, avail, used] = rings.map(|at| at as usize);
+    let Some(given) = Given::accept(stream, 1 << 9, Some(&64u64.to_le_bytes()), 1) else { return };
+    let all = given.all();
     if lie == Lie::Vandal {
-        assert!(memfd.set_len(4096).is_err(), "the memory can be made shorter");
+        assert!(given.memfd.set_len(4096).is_err(), "the memory can be made shorter");
     }
-    let (mut seen, mut done) = (0u16, 0u16);
-    let mut put = |id: u32, len: u32| {
-        let at = used + 4 + usize::from(done % 64) * 8;
-        all.write_obj(id, at).unwrap();
-        all.write_obj(len, at + 4).unwrap();
-        done = done.wrapping_add(1);
-        all.write_obj(done, used + 2).unwrap();
-    };
-    stream.set_nonblocking(true).unwrap();
-    loop {
-        // Until the other side hangs up.
-        if matches!((&*stream).read(&mut [0; 64]), Ok(0)) {
-            return;
-        }
+    while !given.over() {
         std::thread::sleep(Duration::from_millis(1));
-        while seen != all.read_obj::<u16>(avail + 2).unwrap() {
-            let head = all.read_obj::<u16>(avail + 4 + usize::from(seen % 64) * 2).unwrap();
-            seen = seen.wrapping_add(1);
-            let (mut at, mut len) = (usize::from(head), 0);
-            loop {
-                let d = desc + at * 16;
-                let address = (all.read_obj::<u64>(d).unwrap() - base) as usize;
-                let (size, flags) =
-                    (all.read_obj::<u32>(d + 8).unwrap(), all.read_obj::<u16>(d + 12).unwrap());
-                if flags & 2 != 0 {
-                    let last = flags & 1 == 0;
-                    all.write_slice(&vec![if last { 0 } else { 9 }; size as usize], address).unwrap();
-                    len += size;
-                }
-                if flags & 1 == 0 {
-                    break;
-                }
-                at = usize::from(all.read_obj::<u16>(d + 14).unwrap());
+        while let Some((head, buffers)) = given.next(0) {
+            let head = u32::from(head);
+            let mut len = 0;
+            for (n, buffer) in buffers.iter().enumerate().filter(|(_, b)| b.write) {
+                let byte = if n == buffers.len() - 1 { 0 } else { 9 };
+                all.write_slice(&vec![byte; buffer.len], buffer.at).unwrap();
+                len += buffer.len as u32;
             }
             match lie {
-                Lie::Nothing | Lie::Vandal => put(head.into(), len),
-                Lie::Long => put(head.into(), u32::MAX),
-                Lie::Short => put(head.into(), 1),
-                Lie::Stranger => put(u32::MAX, len),
+                Lie::Nothing | Lie::Vandal => given.put(0, head, len),
+                Lie::Long => given.put(0, head, u32::MAX),
+                Lie::Short => given.put(0, head, 1),
+                Lie::Stranger => given.put(0, u32::MAX, len),
                 Lie::Twice => {
-                    put(head.into(), len);
-                    put(head.into(), len);
+                    given.put(0, head, len);
+                    given.put(0, head, len);
                 }
-                Lie::Ahead => all.write_obj(seen.wrapping_add(1000), used + 2).unwrap(),
+                Lie::Ahead => given.run_ahead(0, 1000),
             }
-            let _ = (&call).write(&1u64.to_ne_bytes());
+            given.call(0);
             if lie == Lie::Vandal {
                 // After it said that it was done: nobody may look any more.
                 all.write_slice(&[0xee; 2048], all.len() - 4096).unwrap();
@@ -249,12 +183,7 @@ fn serve(stream: &UnixStream, lie: Lie) {
 
 fn backend(lie: Lie, dir: &Path) -> PathBuf {
     let socket = dir.join("socket");
-    let listener = UnixListener::bind(&socket).unwrap();
-    std::thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            serve(&stream, lie);
-        }
-    });
+    listen(&socket, move |stream| serve(stream, lie));
     socket
 }
 

@@ -19,9 +19,21 @@ use signals::Signals;
 pub use passt::Passt;
 pub use stdin::Keyboard;
 pub use terminal::{Escape, RawMode};
-pub use vhost::{Answer, Identity, VhostDisk};
+pub use vhost::{Answer, Identity, VhostDisk, VhostNet};
 
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
+
+/// Where the guest's Ethernet frames go, and where frames for it come from.
+pub trait Wire {
+    /// Sends a frame, or drops it when the other side is far behind.
+    fn send(&mut self, frame: &[u8]);
+
+    /// Passes on what waits, as far as the other side takes it.
+    fn flush(&mut self);
+
+    /// The next frame, if one has come.
+    fn receive(&mut self) -> Option<Vec<u8>>;
+}
 
 /// Watches a descriptor that something else reads: only its readiness ends a wait.
 struct Readiness(RawFd);

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+use super::Wire;
+
 /// The longest frame either side sends: passt's default MTU is 65520.
 const MAX_FRAME: usize = 65_535;
 /// What may wait for passt to take it; more is dropped, as a full link would.
@@ -68,8 +70,29 @@ impl Passt {
         Ok(Self { child, stream: ours, received: Vec::new(), queued: VecDeque::new(), dead: false })
     }
 
-    /// Sends a frame, or drops it when passt is far behind.
-    pub fn send(&mut self, frame: &[u8]) {
+    fn take_frame(&mut self) -> Option<Vec<u8>> {
+        let length = u32::from_be_bytes(*self.received.first_chunk()?) as usize;
+        if length > MAX_FRAME {
+            self.died("it sent a frame that is too long");
+            self.received.clear();
+            return None;
+        }
+        let frame = self.received.get(4..4 + length)?.to_vec();
+        self.received.drain(..4 + length);
+        Some(frame)
+    }
+
+    fn died(&mut self, why: &str) {
+        if !self.dead {
+            log::error!("passt is gone: {why}; the guest's network stays silent");
+        }
+        self.dead = true;
+        self.queued.clear();
+    }
+}
+
+impl Wire for Passt {
+    fn send(&mut self, frame: &[u8]) {
         if frame.len() > MAX_FRAME || self.queued.len() + frame.len() + 4 > MAX_QUEUED || self.dead {
             return;
         }
@@ -78,8 +101,7 @@ impl Passt {
         self.flush();
     }
 
-    /// Passes on what waits, as far as passt takes it.
-    pub fn flush(&mut self) {
+    fn flush(&mut self) {
         while !self.queued.is_empty() && !self.dead {
             let (front, _) = self.queued.as_slices();
             match self.stream.write(front) {
@@ -92,8 +114,7 @@ impl Passt {
         }
     }
 
-    /// The next frame, if one has come.
-    pub fn receive(&mut self) -> Option<Vec<u8>> {
+    fn receive(&mut self) -> Option<Vec<u8>> {
         if let Some(frame) = self.take_frame() {
             return Some(frame);
         }
@@ -113,26 +134,6 @@ impl Passt {
             }
         }
         None
-    }
-
-    fn take_frame(&mut self) -> Option<Vec<u8>> {
-        let length = u32::from_be_bytes(*self.received.first_chunk()?) as usize;
-        if length > MAX_FRAME {
-            self.died("it sent a frame that is too long");
-            self.received.clear();
-            return None;
-        }
-        let frame = self.received.get(4..4 + length)?.to_vec();
-        self.received.drain(..4 + length);
-        Some(frame)
-    }
-
-    fn died(&mut self, why: &str) {
-        if !self.dead {
-            log::error!("passt is gone: {why}; the guest's network stays silent");
-        }
-        self.dead = true;
-        self.queued.clear();
     }
 }
 

@@ -112,8 +112,8 @@ impl Scenario {
         }
         ensure!(args.from.is_none() && args.snapshot.is_none(), "run: a scenario begins with a boot");
         ensure!(
-            args.guest.vhost_user_blk.is_empty(),
-            "run: a scenario has no disks that other processes serve"
+            args.guest.vhost_user_blk.is_empty() && args.guest.vhost_user_net.is_none(),
+            "run: a scenario has no devices that other processes serve"
         );
         Ok(*args)
     }

@@ -55,19 +55,44 @@ impl<'a> From<&'a DmaPort> for Memory<'a> {
 #[derive(Debug)]
 pub struct Bounce {
     device: swiotlb::Device<PoolMemory>,
-    stats: Mutex<BounceStats>,
+    stats: Counters,
     onlooker: Seat,
+}
+
+/// A device's counters, which may be read when the device is gone.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(Arc<Mutex<BounceStats>>);
+
+impl Counters {
+    /// What they are.
+    pub fn get(&self) -> BounceStats {
+        *self.lock()
+    }
+
+    /// Sets them, when a snapshot is restored.
+    pub fn set(&self, stats: &BounceStats) {
+        *self.lock() = *stats;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BounceStats> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 impl Bounce {
     /// The device's counters.
     pub fn stats(&self) -> BounceStats {
-        *self.counters()
+        self.stats.get()
+    }
+
+    /// The counters themselves.
+    pub fn shared_counters(&self) -> Counters {
+        self.stats.clone()
     }
 
     /// Sets the counters, when a snapshot is restored.
     pub fn restore_stats(&self, stats: &BounceStats) {
-        *self.counters() = *stats;
+        self.stats.set(stats);
         self.device.restore_uses_io_tlb(stats.mappings > 0);
     }
 
@@ -128,7 +153,7 @@ impl Bounce {
     }
 
     fn counters(&self) -> MutexGuard<'_, BounceStats> {
-        self.stats.lock().unwrap_or_else(|e| e.into_inner())
+        self.stats.lock()
     }
 
     /// Takes slots for all of `pieces`, or for none. Says whether there were enough.

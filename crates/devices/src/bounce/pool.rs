@@ -1,13 +1,13 @@
 //! The pools of a machine.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use swiotlb::{Device, Growth, IO_TLB_SHIFT, IO_TLB_SIZE, PoolMemory, Provider, Swiotlb, SwiotlbState};
 
 use super::onlooker::Seat;
-use super::{Bounce, Onlooker};
+use super::{Bounce, Counters, Onlooker};
 use crate::pci::StateError;
 
 /// What a pool is to be.
@@ -113,8 +113,10 @@ impl Pool {
     /// When another device has it to itself.
     pub fn bounce(&self) -> Result<Bounce, swiotlb::Error> {
         let stats = BounceStats { most_slots: self.most_slots, ..BounceStats::default() };
+        let counters = Counters::default();
+        counters.set(&stats);
         let onlooker = Arc::clone(&self.onlooker);
-        Ok(Bounce { device: Device::new(&self.tlb)?, stats: Mutex::new(stats), onlooker })
+        Ok(Bounce { device: Device::new(&self.tlb)?, stats: counters, onlooker })
     }
 
     /// Lets somebody watch the buffers of all devices that have a share of it, now or later. The first one stays.

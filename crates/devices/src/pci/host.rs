@@ -118,16 +118,18 @@ impl PciHost {
 
     /// Puts a function into a slot, replacing what was there. `make` gets the slot's port.
     pub fn add(&mut self, slot: Slot, make: impl FnOnce(DmaPort) -> Box<dyn PciFunction>) {
-        self.remove(slot);
+        self.remove(slot, 0);
         let function = make(self.fabric.port(slot.requester_id(0)));
         self.functions.insert(slot, function);
         self.refresh();
     }
 
     /// Takes a function out: its transactions in progress are given up, and its port is worth nothing from then on.
-    fn remove(&mut self, slot: Slot) {
+    fn remove(&mut self, slot: Slot, now: Time) {
         let Some(mut old) = self.functions.remove(&slot) else { return };
         old.suspend();
+        // It loses its power, and a bounced one all that it had mapped.
+        old.reset(now);
         if let Some(port) = old.port() {
             port.set_enabled(false);
             port.set_forwarded(false);
@@ -177,7 +179,7 @@ impl PciHost {
     pub fn empty_cold(&mut self, port: Slot) {
         if let Some(root_port) = self.root_port(port) {
             root_port.empty_cold();
-            self.remove(Slot::behind(port));
+            self.remove(Slot::behind(port), 0);
             self.refresh();
         }
     }
@@ -355,7 +357,7 @@ impl PciHost {
             let (gone, reset, forwards) = (port.take_gone(), port.take_reset(), port.forwards());
             let behind = Slot::behind(slot);
             if gone {
-                self.remove(behind);
+                self.remove(behind, now);
             }
             let Some(function) = self.functions.get_mut(&behind) else { continue };
             if reset {

@@ -252,10 +252,12 @@ fn a_dynamic_pool_grows_up_to_its_limit() {
 }
 
 #[test]
-fn a_reset_at_any_step_returns_all_slots() {
-    for (what, stops) in [(0u8, 0..40), (1, 0..40), (2, 0..40)] {
+fn a_reset_or_removal_at_any_step_returns_all_slots() {
+    for (what, stops) in [(0u8, 0..40), (1, 0..40), (2, 0..40), (3, 0..40)] {
         for stop in stops {
             let mut b = bench(POOL);
+            let (_, function) = b.host.functions().find(|(slot, _)| *slot == SLOT).unwrap();
+            let watch = function.port().unwrap().bounce().unwrap().shared_counters();
             offer(&mut b, 0, 0x4000);
             for _ in 0..stop {
                 if b.host.next_step().is_some() {
@@ -268,11 +270,13 @@ fn a_reset_at_any_step_returns_all_slots() {
                     b.set(0x16, 2, 0);
                     b.set(0x3a, 2, 1);
                 }
-                _ => b.host.reset(b.now),
+                2 => b.host.reset(b.now),
+                // It is taken out, and another device is in its place.
+                _ => b.host.add(SLOT, |port| Box::new(VirtioPci::new(port, disk(), Timing::default()))),
             }
             b.run();
-            let (pool, device) = counts(&b);
-            assert_eq!((pool.used, device.used), (0, 0), "reset {what} after {stop} steps");
+            let pool = b.pool.as_ref().unwrap().stats();
+            assert_eq!((pool.used, watch.get().used), (0, 0), "reset {what} after {stop} steps");
         }
     }
 }
