@@ -11,7 +11,7 @@ use smmu_model::spec::command::Opcode;
 use smmu_model::spec::registers as r;
 use smmu_model::{
     AccessKind, Config, MemAttrs, Progress, Replace, Shareability, Smmu, StallModel, Transaction,
-    Translation, TxnId,
+    Translation, TxnId, Unaligned,
 };
 
 use crate::value::{RAM, RAM_SIZE, Value};
@@ -40,8 +40,8 @@ pub const FREE: u64 = 0x20_0000;
 pub const STREAMS: u32 = 64;
 
 /// Most fetches that one translation can take: stream and context tables in 8-byte pieces and with two levels, each
-/// address of the latter two through stage 2, and two stages of four levels.
-const MAX_WALK: usize = 128;
+/// address of the latter two through stage 2, two stages of five levels, and an update of every descriptor.
+const MAX_WALK: usize = 256;
 /// Transactions that the devices have outstanding.
 const MAX_TXNS: usize = 32;
 
@@ -110,7 +110,17 @@ impl Shape {
             split_fetch: bit(30),
             gbpa_abort: bit(31),
             page0_alias: self.1 & 64 != 0,
-            httu: [2, 1, 0, 2][usize::from(self.2 >> 2 & 3)],
+            httu: [3, 1, 0, 2][usize::from(self.2 >> 2 & 3)],
+            mteperm: base.mteperm && s2p,
+            vatos: base.vatos && s1p && s2p,
+            ds: base.ds && gran64k && self.1 & 8 != 0,
+            stall_suppress: bits >> 4 & 3 != 1 && self.2 & 1 != 0,
+            stall_retry: bits >> 4 & 3 != 1 && self.2 & 8 != 0,
+            wide_addresses: self.2 & 16 == 0,
+            ste_truncate: self.2 & 2 != 0,
+            cd_ipa_check: self.2 & 4 != 0,
+            tlbi_unaligned: [Unaligned::Granule, Unaligned::Block, Unaligned::Nothing, Unaligned::Granule]
+                [usize::from(self.2 >> 5 & 3)],
             fwb: s2p && self.2 & 16 == 0,
             stt: self.2 & 32 == 0,
             e0pd: self.2 & 64 == 0,
@@ -507,6 +517,7 @@ impl Rig {
         let smmu = &mut self.smmu;
         let busy =
             smmu.command_pending() || smmu.event_pending() || smmu.msi_pending() || smmu.wired_pending();
+        let busy = busy || smmu.atos_pending();
         agents(smmu, &self.ram);
         busy
     }
@@ -532,7 +543,7 @@ impl Rig {
 
     fn rest(&mut self) {
         let config = self.smmu.config();
-        let bound = (2usize << config.cmdqs) + config.event_fifo as usize + 4 * MAX_TXNS + 64;
+        let bound = (2usize << config.cmdqs) + config.event_fifo as usize + 4 * MAX_TXNS + 64 + 2 * MAX_WALK;
         let mut steps = 0;
         while self.agents() {
             steps += 1;
@@ -550,6 +561,7 @@ pub fn agents(smmu: &mut Smmu, ram: &GuestRam) {
     }
     smmu.take_wired();
     smmu.step_event(&PhysMem::new(ram));
+    smmu.step_atos(&PhysMem::new(ram));
     smmu.step_command(&PhysMem::new(ram));
 }
 

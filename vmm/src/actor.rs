@@ -23,11 +23,13 @@ pub enum SmmuAgent {
     Response,
     /// Counts time for the performance monitors, and interrupts for them.
     Pmu,
+    /// Looks translations up for software.
+    Atos,
 }
 
 impl SmmuAgent {
-    const ALL: [Self; 7] =
-        [Self::Msi, Self::Event, Self::Command, Self::Pri, Self::Atc, Self::Response, Self::Pmu];
+    const ALL: [Self; 8] =
+        [Self::Msi, Self::Event, Self::Command, Self::Pri, Self::Atc, Self::Response, Self::Pmu, Self::Atos];
 
     fn name(self) -> &'static str {
         match self {
@@ -38,6 +40,7 @@ impl SmmuAgent {
             Self::Atc => "atc",
             Self::Response => "response",
             Self::Pmu => "pmu",
+            Self::Atos => "atos",
         }
     }
 }
@@ -182,6 +185,7 @@ mod tests {
             Actor::Smmu(0, SmmuAgent::Atc),
             Actor::Smmu(2, SmmuAgent::Response),
             Actor::Smmu(0, SmmuAgent::Pmu),
+            Actor::Smmu(0, SmmuAgent::Atos),
             Actor::Pci(Slot::device(30), 17),
             Actor::Pci(Slot::behind(Slot::device(9)), 1),
             Actor::Engine(7, 512),

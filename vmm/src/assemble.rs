@@ -153,6 +153,7 @@ pub fn assemble(options: &MachineOptions, boot: &Boot) -> Result<Machine> {
         bootargs: "",
         initrd: None,
         smmus: options.smmu_configs().count(),
+        smmu_windows: options.smmu_configs().map(|config| config.window()).collect(),
         pmcgs: (0..)
             .zip(options.smmu_configs())
             .filter(|(_, c)| c.pmcg > 0)

@@ -48,6 +48,8 @@ pub struct Tree<'a> {
     pub ats: bool,
     /// SMMUs. The last has the test engines.
     pub smmus: usize,
+    /// Bytes of each one's registers, if not those of pages 0 and 1 alone.
+    pub smmu_windows: Vec<u64>,
     /// Those of them that have performance monitors.
     pub pmcgs: Vec<usize>,
     /// Which of them has which Requester IDs.
@@ -93,7 +95,7 @@ impl Tree<'_> {
         gic(&mut fdt)?;
         peripherals(&mut fdt)?;
         for index in 0..self.smmus {
-            smmu(&mut fdt, index)?;
+            smmu(&mut fdt, index, self.smmu_windows.get(index).copied())?;
         }
         for &index in &self.pmcgs {
             pmcg(&mut fdt, index)?;
@@ -305,8 +307,9 @@ fn peripherals(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(rtc)
 }
 
-fn smmu(fdt: &mut FdtWriter, index: usize) -> Result<(), Error> {
+fn smmu(fdt: &mut FdtWriter, index: usize, size: Option<u64>) -> Result<(), Error> {
     let place = at::smmu(index);
+    let place = at::Window { size: size.unwrap_or(place.size), ..place };
     let node = fdt.begin_node(&format!("smmuv3@{:x}", place.base))?;
     fdt.property_string("compatible", "arm,smmu-v3")?;
     fdt.property_array_u64("reg", &window(place))?;
@@ -355,6 +358,21 @@ mod tests {
             tree.write().unwrap().windows(13).any(|w| w == b"ats-supported")
         };
         assert!(says(true, true) && !says(true, false) && !says(false, true));
+    }
+
+    #[test]
+    fn the_smmu_node_has_all_its_pages() {
+        let reg = |config: &str| {
+            let config = smmu_model::Config::parse(config).unwrap();
+            let (base, size) = (at::SMMU.base.to_be_bytes(), config.window().to_be_bytes());
+            let smmu_windows = vec![config.window()];
+            let tree = Tree { cpus: 1, ram: 1 << 30, smmus: 1, smmu_windows, ..Tree::default() };
+            let blob = tree.write().unwrap();
+            assert!(blob.windows(16).any(|w| w == [base, size].concat()), "{config:?}");
+            config.window()
+        };
+        assert_eq!([reg(""), reg("ecmdq=4"), reg("atos=on,vatos=on")], [0x2_0000, 0x3_0000, 0x4_0000]);
+        assert!(reg("preset=full") <= at::SMMU_SPAN);
     }
 
     #[test]

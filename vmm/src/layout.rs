@@ -51,8 +51,8 @@ pub const UART: Window = Window::new(0x0900_0000, 0x1000);
 pub const RTC: Window = Window::new(0x0901_0000, 0x1000);
 /// SMMUv3: register pages 0 and 1.
 pub const SMMU: Window = Window::new(0x0905_0000, 0x2_0000);
-/// The same with the page of enhanced command queues behind them.
-pub const SMMU_ALL: Window = Window::new(SMMU.base, 0x3_0000);
+/// The same with all that may be behind them: the pages of enhanced command queues and of VATOS.
+pub const SMMU_ALL: Window = Window::new(SMMU.base, SMMU_SPAN);
 /// Bytes from one SMMU beside the first to the next: room for the same.
 pub const SMMU_SPAN: u64 = 0x4_0000;
 /// Where `virt` puts devices that an option adds: its platform bus.
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn windows_do_not_overlap() {
         let mut all =
-            [GICD, ITS, GICR, UART, RTC, SMMU, PLATFORM_BUS, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
+            [GICD, ITS, GICR, UART, RTC, SMMU_ALL, PLATFORM_BUS, PCI_MMIO, PCI_PIO, PCI_ECAM, PCI_MMIO64];
         all.sort_by_key(|w| w.base);
         for pair in all.windows(2) {
             assert!(pair[0].base + pair[0].size <= pair[1].base, "{pair:x?}");

@@ -23,6 +23,8 @@ pub struct Latency {
     pub msi: u64,
     /// One page request written or responded to.
     pub pri: u64,
+    /// One fetch of a lookup by ATOS.
+    pub lookup: u64,
     /// An ATS Invalidate Request, or a PRG response, on its way to the function.
     pub message: u64,
     /// How long a function has to confirm an invalidation.
@@ -34,7 +36,8 @@ impl Latency {
     pub fn of(config: &smmu_model::Config) -> Self {
         let [command, event, msi] = [config.lat_cmd, config.lat_event, config.lat_msi].map(Time::from);
         let atc_timeout = crate::ats::Ats::default().timeout;
-        Self { command, event, msi, pri: event, message: 200, atc_timeout }
+        let lookup = command + Time::from(config.lat_walk);
+        Self { command, event, msi, pri: event, lookup, message: 200, atc_timeout }
     }
 }
 
@@ -84,6 +87,7 @@ pub struct Due {
     pmu: Option<Time>,
     /// When a counter of time overflows.
     overflow: Option<Time>,
+    atos: Option<Time>,
 }
 
 fn schedule(due: &mut Option<Time>, pending: bool, at: Time) {
@@ -114,6 +118,7 @@ impl SmmuAgents {
         schedule(&mut due.event, smmu.event_pending(), now + latency.event);
         schedule(&mut due.msi, smmu.msi_pending(), now + latency.msi);
         schedule(&mut due.pri, smmu.pri_pending(), now + latency.pri);
+        schedule(&mut due.atos, smmu.atos_pending(), now + latency.lookup);
         schedule(&mut due.atc, smmu.atc_invalidation_pending(), now + latency.message);
         schedule(&mut due.response, smmu.page_response_pending(), now + latency.message);
         due.deadlines.retain(|&(id, _)| smmu.atc_invalidations_outstanding().any(|other| other == id));
@@ -127,7 +132,7 @@ impl SmmuAgents {
 
     /// The agents that have a step to do, and when, as [`SmmuAgents::next_step`] found it.
     pub fn due(&self) -> impl Iterator<Item = (SmmuAgent, Time)> + use<> {
-        let Due { command, event, msi, pri, atc, response, pmu, overflow, .. } = self.due;
+        let Due { command, event, msi, pri, atc, response, pmu, overflow, atos, .. } = self.due;
         let deadline = self.due.deadlines.front().map(|&(_, at)| at);
         [
             (SmmuAgent::Msi, msi),
@@ -137,6 +142,7 @@ impl SmmuAgents {
             (SmmuAgent::Atc, earliest(atc, deadline)),
             (SmmuAgent::Response, response),
             (SmmuAgent::Pmu, earliest(pmu, overflow)),
+            (SmmuAgent::Atos, atos),
         ]
         .into_iter()
         .filter_map(|(agent, at)| Some((agent, at?)))
@@ -177,6 +183,10 @@ impl SmmuAgents {
             SmmuAgent::Command => {
                 self.due.command = None;
                 smmu.step_command(&PhysMem::new(&self.ram));
+            }
+            SmmuAgent::Atos => {
+                self.due.atos = None;
+                smmu.step_atos(&PhysMem::new(&self.ram));
             }
             SmmuAgent::Pri => {
                 self.due.pri = None;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ats::EVERYTHING;
 use crate::cache::{Asid, Invalidation, Scope, World};
-use crate::config::{Config, StallModel};
+use crate::config::{Config, StallModel, Unaligned};
 use crate::memory::Memory;
 use crate::queue::{Geometry, Queue};
 use crate::smmu::Smmu;
@@ -26,12 +26,18 @@ pub(crate) struct Sync {
     events: u64,
 }
 
-/// The level that TTL names. Level 1 has no blocks with 16 KiB: there the hint is reserved and ignored.
-fn level(command: &Command) -> Option<i8> {
+/// The level that TTL names. Level 1 has no blocks with 16 KiB, but with DS: the hint is else reserved and ignored.
+fn level(command: &Command, ds: bool) -> Option<i8> {
     match (command.ttl(), command.tg()) {
-        (0, _) | (1, 2) => None,
+        (0, _) => None,
+        (1, 2) if !ds => None,
         (level, _) => Some(level as i8),
     }
+}
+
+/// SCALE, as wide as it is here.
+fn scale(command: &Command, ds: bool) -> u32 {
+    if ds { command.scale() } else { (command.0[0] >> 20 & 0x1f) as u32 }
 }
 
 /// A prefetch under way.
@@ -323,7 +329,7 @@ impl Smmu {
             | Opcode::PriResp => command.secure(),
             _ => false,
         };
-        let reserved = c.strict_commands && command.has_reserved(c.ril);
+        let reserved = c.strict_commands && command.has_reserved(c.ril, c.ds);
         !secure
             && !reserved
             && match opcode {
@@ -344,8 +350,8 @@ impl Smmu {
 
     /// A range command without range and level is reserved: TG says that it is one (section 4.4.1.1).
     fn range_is_legal(&self, command: &Command) -> bool {
-        let c = command;
-        !self.config.ril || c.tg() == 0 || c.num() != 0 || c.scale() != 0 || level(c).is_some()
+        let (c, ds) = (command, self.config.ds);
+        !self.config.ril || c.tg() == 0 || c.num() != 0 || scale(c, ds) != 0 || level(c, ds).is_some()
     }
 
     /// Removes STEs, and what was found through them: CDs and their level 1 descriptors (section 4.3.1).
@@ -444,11 +450,19 @@ impl Smmu {
             3 if self.config.ril => Granule::G64K,
             _ => return Scope { range: Some((address, address | 0xfff)), ..scope },
         };
-        // (NUM + 1) * 2^SCALE granules; NUM and SCALE have 5 bits, so this fits.
-        let bytes = u64::from(command.num() + 1) << command.scale() << granule.bits();
-        let first = address >> granule.bits() << granule.bits();
+        // (NUM + 1) * 2^SCALE granules; NUM has 5 bits and SCALE is at most 39, so this fits.
+        let ds = self.config.ds;
+        let bytes = u64::from(command.num() + 1) << scale(command, ds) << granule.bits();
+        let level = level(command, ds);
+        let block = granule.shift(level.unwrap_or(3));
+        let unit = match self.config.tlbi_unaligned {
+            Unaligned::Nothing if address & ((1 << block) - 1) != 0 => return Scope::worlds(&[]),
+            Unaligned::Block => block,
+            Unaligned::Granule | Unaligned::Nothing => granule.bits(),
+        };
+        let first = address >> unit << unit;
         let range = Some((first, first.saturating_add(bytes - 1)));
-        Scope { range, granule: Some(granule), level: level(command), ..scope }
+        Scope { range, granule: Some(granule), level, ..scope }
     }
 
     /// Whether the CMD_SYNC at the head of the queue has to wait.
@@ -488,32 +502,47 @@ impl Smmu {
     /// CMD_RESUME: Ac to try again, else Ab to abort or RAZ/WI (section 4.6.1). A tag of nobody's is ignored.
     fn resume(&mut self, command: &Command) {
         let (retry, abort) = (command.0[0] >> 12 & 1 == 1, command.0[0] >> 13 & 1 == 1);
-        for id in self.txns.stalled(Some(command.sid()), Some(command.0[1] as u16)) {
+        let tag = command.0[1] as u16;
+        for id in self.txns.stalled(Some(command.sid()), Some(tag)) {
+            // Those that stall for the same have no record of their own: they are tried again in any case.
+            for follower in self.txns.behind(tag) {
+                self.retry(follower);
+            }
             if !retry {
                 self.terminate(id, abort || !self.config.term_razwi);
                 continue;
             }
-            let epoch = self.recent.epoch();
-            self.txns.renew(id, epoch);
-            match self.txns.get(id) {
-                Some(State::Abandoned(_)) => self.txns.remove(id),
-                Some(state) => {
-                    if let State::Stalled(txn) = state {
-                        *state = State::Walking(txn.anew(epoch));
-                    }
+            self.retry(id);
+        }
+    }
+
+    /// A stalled transaction is as new. One that was tried again already goes on, and its tag is free.
+    fn retry(&mut self, id: TxnId) {
+        self.txns.answered(id);
+        let epoch = self.recent.epoch();
+        match self.txns.get(id) {
+            Some(State::Abandoned(_)) => self.txns.remove(id),
+            Some(State::Walking(txn)) => txn.retried = false,
+            Some(state) => {
+                if let State::Stalled(txn) = state {
+                    *state = State::Walking(txn.anew(epoch));
+                    self.txns.renew(id, epoch);
                 }
-                None => {}
             }
+            None => {}
         }
     }
 
     /// Ends a stalled transaction; its device finds out when it asks, or has given it up already.
     pub(crate) fn terminate(&mut self, id: crate::TxnId, abort: bool) {
-        self.stats.terminated += 1;
+        self.txns.answered(id);
         match self.txns.get(id) {
+            // It was tried again, and has gone on.
+            Some(State::Latched(_)) => return,
             Some(State::Abandoned(_)) => self.txns.remove(id),
             Some(state) => *state = State::Dead { abort },
             None => {}
         }
+        self.stats.terminated += 1;
     }
 }

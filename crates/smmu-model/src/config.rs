@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::spec::registers as r;
+
 /// IDR0.STALL_MODEL: which fault models exist (section 6.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,6 +25,18 @@ pub enum Replace {
     Lru,
     /// Any: the seed says which.
     Random,
+}
+
+/// What a TLBI by range removes whose address is not aligned as TTL wants (section 4.4.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unaligned {
+    /// A range from the granule that the address is in.
+    Granule,
+    /// A range from the block that the address is in.
+    Block,
+    /// Nothing.
+    Nothing,
 }
 
 /// The implementation. [`Config::linux`] is the default; [`Config::parse`] reads the command line's form.
@@ -49,7 +63,7 @@ pub struct Config {
     pub st2l: bool,
     /// IDR0.CD2L: two-level CD tables beside linear ones.
     pub cd2l: bool,
-    /// IDR0.HTTU: 0, or hardware sets access flags (1) and dirty state (2).
+    /// IDR0.HTTU: 0, or hardware sets access flags (1), dirty state (2), and access flags of tables (3).
     pub httu: u8,
     /// IDR0.HYP: EL2 stream worlds.
     pub hyp: bool,
@@ -63,6 +77,10 @@ pub struct Config {
     pub pri: bool,
     /// IDR3.PPS: the SMMU's own responses to page requests have their PASID, whatever STE.PPAR says.
     pub pps: bool,
+    /// IDR0.ATOS: software asks for translations through registers.
+    pub atos: bool,
+    /// IDR0.VATOS: a virtual machine does, through a page of its own.
+    pub vatos: bool,
     /// IDR0.VMW: VMID wildcards.
     pub vmw: bool,
     /// IDR0.SEV: CMD_SYNC can signal an event to the CPUs.
@@ -91,6 +109,8 @@ pub struct Config {
     pub stt: bool,
     /// IDR3.E0PD: unprivileged accesses can be kept from one half of the addresses.
     pub e0pd: bool,
+    /// IDR3.MTEPERM: the stage 2 encodings of NoTagAccess are write-back, not reserved.
+    pub mteperm: bool,
     /// IDR3.RIL: range invalidation and level hints.
     pub ril: bool,
     /// IDR3.BBML: how table changes without break-before-make are taken, 0 to 2.
@@ -103,11 +123,13 @@ pub struct Config {
     pub gran64k: bool,
     /// IDR5.OAS in bits: 32, 36, 40, 42, 44, 48 or 52.
     pub oas: u8,
-    /// IDR5.VAX: 52-bit virtual addresses with the 64 KiB granule.
+    /// IDR5.VAX: 52-bit virtual addresses, with the 64 KiB granule or with `ds`.
     pub vax52: bool,
+    /// IDR5.DS: 52-bit addresses with the 4 and 16 KiB granules.
+    pub ds: bool,
     /// IIDR: who made it. Drivers match errata on this.
     pub iidr: u32,
-    /// AIDR: architecture version, 0 to 3 for SMMUv3.0 to 3.3.
+    /// AIDR: architecture version, 0 to 4 for SMMUv3.0 to 3.4.
     pub aidr: u8,
 
     /// Entries of the IOTLB, rounded up to a power of two; 0 for none, [`Config::UNLIMITED`]. So are the other caches'.
@@ -141,6 +163,22 @@ pub struct Config {
     pub pmcg_bits: u8,
     /// Event records that say the same, and have not been written yet, are merged where that is allowed (section 7.3.1).
     pub merge: bool,
+    /// Stalls for what a transaction of the same stream stalls for already are not recorded (section 3.12.2.1).
+    pub stall_suppress: bool,
+    /// A stalled transaction is tried again whenever its device asks, whether or not software has answered (section
+    /// 3.12.2.2).
+    pub stall_retry: bool,
+    /// Registers hold address bits above OAS; else those are RES0. They are not used in either case (section 6.3).
+    pub wide_addresses: bool,
+    /// Addresses of STEs beyond OAS are truncated; else they give F_STE_FETCH (section 3.4.3).
+    pub ste_truncate: bool,
+    /// Addresses of CDs beyond IAS are faults of the configuration; else stage 2 does not translate them (section 3.4.3).
+    pub cd_ipa_check: bool,
+    /// A field of CR0 that is written again before its update is complete has the last value; else the first (section
+    /// 6.3.9).
+    pub cr0_last: bool,
+    /// What an unaligned range removes (section 4.4.1.1).
+    pub tlbi_unaligned: Unaligned,
     /// Entries of several sizes for one address give F_TLB_CONFLICT, not the translation of the smallest (section
     /// 3.21.1).
     pub tlb_conflict: bool,
@@ -249,6 +287,18 @@ impl Value for Replace {
     }
 }
 
+impl Value for Unaligned {
+    const EXPECTED: &'static str = "granule, block or nothing";
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "granule" => Some(Unaligned::Granule),
+            "block" => Some(Unaligned::Block),
+            "nothing" => Some(Unaligned::Nothing),
+            _ => None,
+        }
+    }
+}
+
 impl Value for u16 {
     const EXPECTED: &'static str = NUMBER;
     fn read(text: &str) -> Option<Self> {
@@ -301,9 +351,10 @@ macro_rules! keys {
 }
 
 keys! {
-    ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, vmw, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
-    had, xnx, fwb, stt, e0pd, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, iidr, aidr, tlb, s2_cache, walk_cache,
-    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, merge, tlb_conflict, prefetch, strict_commands, wires, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
+    atos, vatos, ats, ats_split, atsrecerr, pri, pps, priqs, s1p, s2p, cohacc, asid16, vmid16, stall, term_razwi, vmw, st2l, cd2l, httu, hyp, sev, msi, sidsize, ssidsize, cmdqs, ecmdq, eventqs,
+    had, xnx, fwb, stt, e0pd, mteperm, ril, bbml, gran4k, gran16k, gran64k, oas, vax52, ds, iidr, aidr, tlb, s2_cache, walk_cache,
+    ste_cache, l1std_cache, cd_cache, l1cd_cache, replace, seed, keep_all, combined, cache_invalid, pmcg, pmcg_bits, merge, stall_suppress, stall_retry, wide_addresses, ste_truncate, cd_ipa_check, cr0_last, tlbi_unaligned,
+    tlb_conflict, prefetch, strict_commands, wires, lat_cmd, lat_walk, lat_event, lat_msi, event_fifo,
     contiguous, split_fetch, gbpa_abort, page0_alias,
 }
 
@@ -327,12 +378,21 @@ impl Config {
             asid16: true,
             vmid16: true,
             stall: StallModel::None,
+            stall_suppress: false,
+            stall_retry: false,
+            wide_addresses: true,
+            ste_truncate: false,
+            cd_ipa_check: false,
+            cr0_last: false,
+            tlbi_unaligned: Unaligned::Granule,
             term_razwi: false,
             st2l: true,
             cd2l: false,
             httu: 0,
             hyp: false,
             vmw: false,
+            atos: false,
+            vatos: false,
             ats: false,
             ats_split: false,
             atsrecerr: false,
@@ -351,6 +411,7 @@ impl Config {
             fwb: false,
             stt: false,
             e0pd: false,
+            mteperm: false,
             ril: true,
             bbml: 0,
             gran4k: true,
@@ -358,6 +419,7 @@ impl Config {
             gran64k: true,
             oas: 44,
             vax52: false,
+            ds: false,
             iidr: 0,
             aidr: 2,
             tlb: 4096,
@@ -416,9 +478,11 @@ impl Config {
             stall: StallModel::Both,
             term_razwi: true,
             cd2l: true,
-            httu: 2,
+            httu: 3,
             hyp: true,
             vmw: true,
+            atos: true,
+            vatos: true,
             ats: true,
             ats_split: true,
             atsrecerr: true,
@@ -432,9 +496,11 @@ impl Config {
             fwb: true,
             stt: true,
             e0pd: true,
+            mteperm: true,
             oas: 52,
             vax52: true,
-            aidr: 3,
+            ds: true,
+            aidr: 4,
             pmcg: 8,
             ecmdq: 16,
             ..Config::linux()
@@ -481,6 +547,22 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// The bits of registers with addresses that are stored.
+    pub(crate) fn stored(&self) -> u64 {
+        let beyond = u64::MAX >> 8 & !((1 << self.oas) - 1);
+        if self.wide_addresses { u64::MAX } else { !beyond }
+    }
+
+    /// Bytes of the register pages, from page 0 on (section 6.1).
+    #[must_use]
+    pub fn window(&self) -> u64 {
+        match (self.vatos, self.ecmdq) {
+            (true, _) => r::VATOS_END,
+            (false, 0) => r::WINDOW,
+            (false, _) => r::ECMDQ_END,
+        }
     }
 
     pub(crate) fn pmcg_shape(&self) -> Option<crate::pmcg::Shape> {
@@ -533,19 +615,30 @@ impl Config {
                 "ecmdq is 0 or a power of two up to 256",
             ),
             (self.ecmdq == 0 || self.cohacc && self.msi, "ecmdq needs cohacc and msi"),
+            (!self.cr0_last || self.aidr <= 1, "cr0_last needs aidr 0 or 1"),
+            (
+                self.stall != StallModel::None || !self.stall_suppress && !self.stall_retry,
+                "stall_suppress and stall_retry need stall",
+            ),
             (self.bbml <= 2, "bbml is 0, 1 or 2"),
             (!self.tlb_conflict || self.bbml < 2, "with bbml=2 there is no TLB conflict"),
-            (self.httu <= 2, "httu is 0, 1 or 2"),
+            (self.httu <= 3, "httu is 0 to 3"),
             (matches!(self.oas, 32 | 36 | 40 | 42 | 44 | 48 | 52), "oas is 32, 36, 40, 42, 44, 48 or 52"),
             (self.gran4k || self.gran16k || self.gran64k, "no granule is on"),
-            (self.oas < 52 || self.gran64k, "oas=52 needs gran64k"),
-            (!self.vax52 || self.gran64k, "vax52 needs gran64k"),
+            (self.oas < 52 || self.gran64k || self.ds, "oas=52 needs gran64k or ds"),
+            (!self.vax52 || self.gran64k || self.ds, "vax52 needs gran64k or ds"),
+            (
+                !self.ds || self.vax52 && (self.gran4k || self.gran16k),
+                "ds needs vax52, and gran4k or gran16k",
+            ),
+            (self.atos || !self.vatos, "vatos needs atos"),
+            (self.s1p && self.s2p || !self.vatos, "vatos needs s1p and s2p"),
             (self.s1p || self.ssidsize == 0, "ssidsize needs s1p"),
             (self.ssidsize > 0 || !self.cd2l, "cd2l needs ssidsize"),
             (self.sidsize <= 16 || self.st2l, "sidsize above 16 needs st2l"),
             (self.s2p || !self.vmw, "vmw needs s2p"),
-            (self.s2p || !self.xnx && !self.fwb, "xnx and fwb need s2p"),
-            (self.aidr <= 3, "aidr is at most 3"),
+            (self.s2p || !self.xnx && !self.fwb && !self.mteperm, "xnx, fwb and mteperm need s2p"),
+            (self.aidr <= 4, "aidr is at most 4"),
             (
                 [self.tlb, self.s2_cache, self.walk_cache].into_iter().all(|n| fits(n, 1 << 24)),
                 "tlb, s2_cache and walk_cache are at most 16777216, or unlimited",
@@ -595,7 +688,7 @@ mod tests {
         assert_eq!(message("ril"), "SMMU option 'ril' is not of the form key=value");
         assert_eq!(message("ril=perhaps"), "SMMU option ril: 'perhaps' is not on or off");
         assert_eq!(message("cmdqs=300"), "SMMU option cmdqs: '300' is not a number");
-        assert!(message("nonsense=1").starts_with("unknown SMMU option 'nonsense'; known are preset, ats"));
+        assert!(message("nonsense=1").starts_with("unknown SMMU option 'nonsense'; known are preset, atos"));
         assert_eq!(message("preset=x"), "unknown SMMU preset 'x'; known are linux, qemu, full");
         assert_eq!(message("oas=45"), "SMMU: oas is 32, 36, 40, 42, 44, 48 or 52");
     }

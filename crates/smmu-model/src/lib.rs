@@ -11,12 +11,14 @@
 //! - [`Smmu::take_msi`], [`Smmu::take_wired`]: interrupts go out;
 //! - [`Smmu::ats_request`], [`Smmu::ats_step`], [`Smmu::begin_translated`]: PCIe ATS, from a device with a translation
 //!   cache of its own; [`Smmu::take_atc_invalidation`], [`Smmu::atc_invalidation_done`]: what that cache has to forget;
+//! - [`Smmu::step_atos`]: one fetch of a lookup that software asked for through registers;
 //! - [`Smmu::page_request`], [`Smmu::step_pri`], [`Smmu::take_page_response`]: PCIe PRI.
 //!
 //! Nothing a guest writes to registers, tables or queues panics, loops or grows the model.
 
 #![forbid(unsafe_code)]
 
+mod atos;
 mod ats;
 mod cache;
 pub mod checker;
@@ -40,7 +42,7 @@ mod translate;
 
 pub use ats::{AtcInvalidation, AtsAnswer, AtsProgress, AtsRequest, AtsTranslation};
 pub use cache::World;
-pub use config::{Config, ConfigError, KEYS, Replace, StallModel};
+pub use config::{Config, ConfigError, KEYS, Replace, StallModel, Unaligned};
 pub use irq::{IrqSource, Msi, Wired};
 pub use memory::{Abort, Memory};
 pub use observer::{Descriptor, Level1, Observer};

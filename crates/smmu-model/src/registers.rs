@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::atos::{self, AtosGroup};
 use crate::config::{Config, StallModel};
 use crate::ecmdq::{self, Ecmdq};
 use crate::queue::{BASE_FIELDS, Queue};
@@ -35,6 +36,9 @@ pub(crate) struct Registers {
     pub(crate) eventq_irq: IrqConfig,
     pub(crate) priq: Queue,
     pub(crate) priq_irq: IrqConfig,
+    /// GATOS and VATOS.
+    pub(crate) atos: [AtosGroup; 2],
+    pub(crate) vatos_sel: u16,
 }
 
 /// STRTAB_BASE: RA at 62 and the address.
@@ -111,6 +115,9 @@ impl Registers {
             r::PRIQ_CONS => self.priq.cons,
             0xc8 if alias => self.priq.prod,
             0xcc if alias => self.priq.cons,
+            r::GATOS_CTRL..=0x11f => self.atos[atos::GATOS].read(offset - r::GATOS_CTRL),
+            r::VATOS_SEL => self.vatos_sel.into(),
+            r::VATOS_CTRL..=0x3_0a1f => self.atos[atos::VATOS].read(offset - r::VATOS_CTRL),
             r::GERROR_IRQ_CFG0..=0x77 => read_irq(&self.gerror_irq, offset - r::GERROR_IRQ_CFG0),
             r::EVENTQ_IRQ_CFG0..=0xbf => read_irq(&self.eventq_irq, offset - r::EVENTQ_IRQ_CFG0),
             r::PRIQ_IRQ_CFG0..=0xdf => read_irq(&self.priq_irq, offset - r::PRIQ_IRQ_CFG0),
@@ -131,7 +138,11 @@ impl Registers {
         let irqs = self.irq_ctrl | irq_ctrlack;
         let alias = config.page0_alias;
         match offset {
-            r::CR0 => self.cr0 = value & cr0_fields(config),
+            r::CR0 => {
+                // Up to SMMUv3.1, what is written during an update may count.
+                let busy = if config.cr0_last { 0 } else { self.cr0 ^ self.cr0ack };
+                self.cr0 = self.cr0 & busy | value & cr0_fields(config) & !busy;
+            }
             r::CR1 => {
                 // Each half is guarded by what uses it (section 6.3.11).
                 let fields = if smmu_off { cr1::TABLE } else { 0 }
@@ -169,6 +180,15 @@ impl Registers {
             r::PRIQ_CONS if config.pri => self.priq.cons = value & 0x800f_ffff,
             0xc8 if alias && config.pri && priq_off => self.priq.prod = value & 0x800f_ffff,
             0xcc if alias && config.pri => self.priq.cons = value & 0x800f_ffff,
+            r::GATOS_CTRL..=0x11f if config.atos => {
+                self.atos[atos::GATOS].write(config, offset - r::GATOS_CTRL, value, self.smmuen());
+            }
+            r::VATOS_CTRL..=0x3_0a1f if config.vatos => {
+                self.atos[atos::VATOS].write(config, offset - r::VATOS_CTRL, value, self.smmuen());
+            }
+            r::VATOS_SEL if config.vatos && !self.atos[atos::VATOS].run => {
+                self.vatos_sel = value as u16 & if config.vmid16 { 0xffff } else { 0xff };
+            }
             r::GERROR_IRQ_CFG0..=0x77 if config.msi && irqs & irq_ctrl::GERROR == 0 => {
                 write_irq(&mut self.gerror_irq, offset - r::GERROR_IRQ_CFG0, value);
             }
@@ -186,6 +206,19 @@ impl Registers {
             }
             _ => {}
         }
+        if !config.wide_addresses {
+            self.narrow(config.stored());
+        }
+    }
+
+    /// Keeps no bits of addresses beyond OAS (section 6.3).
+    fn narrow(&mut self, stored: u64) {
+        let ecmdqs = self.ecmdqs.iter_mut().map(|ecmdq| &mut ecmdq.queue);
+        let queues = ecmdqs.chain([&mut self.cmdq, &mut self.eventq, &mut self.priq]);
+        queues.for_each(|queue| queue.base &= stored);
+        let irqs = [&mut self.gerror_irq, &mut self.eventq_irq, &mut self.priq_irq];
+        irqs.into_iter().for_each(|irq| irq.address &= stored);
+        self.strtab_base &= stored;
     }
 
     /// CR0.VMW: low bits of a VMID that invalidations ignore; reserved values are as 0.
@@ -248,6 +281,8 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.asid16, 12)
                 | bit(c.msi, 13)
                 | bit(c.sev, 14)
+                | bit(c.atos, 15)
+                | bit(c.vatos, 20)
                 | bit(c.pri, 16)
                 | bit(c.vmid16 && c.s2p, 18)
                 | bit(c.cd2l, 19)
@@ -278,6 +313,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
                 | bit(c.ril, 10)
                 | field(c.bbml, 11)
                 | bit(c.e0pd, 13)
+                | bit(c.mteperm, 22)
         }
         r::IDR5 => {
             let oas = match c.oas {
@@ -293,6 +329,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
             oas | bit(c.gran4k, 4)
                 | bit(c.gran16k, 5)
                 | bit(c.gran64k, 6)
+                | bit(c.ds, 7)
                 | bit(c.vax52, 10)
                 | u32::from(stall_max) << 16
         }
@@ -300,6 +337,7 @@ fn identification(c: &Config, offset: u64) -> Option<u32> {
         // An offset from page 0, CMDQGS of 64 KiB, and PRESET.
         r::CMDQ_CONTROL_PAGE_BASE0 if c.ecmdq != 0 => r::ECMDQ_PAGE as u32 | 1 << 1 | 1,
         r::CMDQ_CONTROL_PAGE_CFG0 | r::CMDQ_CONTROL_PAGE_STATUS0 if c.ecmdq != 0 => 1,
+        r::IDR2 if c.vatos => ((r::VATOS_PAGE - r::WINDOW) >> 16) as u32,
         r::IDR2 | r::IDR4 => 0,
         r::IIDR => c.iidr,
         r::AIDR => u32::from(c.aidr),

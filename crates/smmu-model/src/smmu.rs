@@ -18,6 +18,7 @@ use crate::spec::cd::L1Cd;
 use crate::spec::registers::{self as r, cr0};
 use crate::spec::ste::L1Std;
 use crate::stats::Stats;
+use crate::transaction::TxnId;
 use crate::translate::{Context, Stream, Txns};
 
 /// One SMMUv3.
@@ -54,6 +55,10 @@ pub struct Smmu {
     pub(crate) events_recorded: u64,
     pub(crate) invalidations: Invalidations,
     pub(crate) pri: Pri,
+    /// The lookups of GATOS and VATOS that are under way.
+    pub(crate) lookups: [Option<TxnId>; 2],
+    /// The group that stepped last.
+    pub(crate) atos_turn: bool,
     pub(crate) msis: VecDeque<Msi>,
     pub(crate) wired: Wired,
     pub(crate) stats: Stats,
@@ -93,6 +98,8 @@ impl Smmu {
             events_recorded: 0,
             invalidations: Invalidations::default(),
             pri: Pri::default(),
+            lookups: [None; 2],
+            atos_turn: false,
             msis: VecDeque::new(),
             wired: Wired::default(),
             stats: Stats::default(),
@@ -147,7 +154,7 @@ impl Smmu {
     /// Bytes of the register pages, from page 0 on.
     #[must_use]
     pub fn window(&self) -> u64 {
-        if self.config.ecmdq == 0 { r::WINDOW } else { r::ECMDQ_END }
+        self.config.window()
     }
 
     /// Reads a register. `offset` is from the start of page 0; `size` in bytes. `None`: there is no access of this kind
@@ -179,6 +186,7 @@ impl Smmu {
         if offset == r::CR0 {
             self.acknowledge();
         }
+        self.begin_atos();
         if let Some(queue) = self.prefetching()
             && !self.regs.ecmdqs.get(queue.wrapping_sub(1)).is_none_or(|ecmdq| ecmdq.is_enabled())
         {

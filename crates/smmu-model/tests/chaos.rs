@@ -1,13 +1,17 @@
 //! A guest and its devices do anything at all, and the SMMU neither panics, hangs nor grows.
 
+#[path = "common/cases.rs"]
+mod cases;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use cases::cases;
 use proptest::prelude::*;
 use smmu_model::spec::registers as r;
 use smmu_model::{
     Abort, AccessKind, AtsAnswer, AtsProgress, AtsRequest, Config, MemAttrs, Memory, PageRequest, Progress,
-    Replace, Shareability, Smmu, StallModel, Transaction, Translation, TxnId,
+    Replace, Shareability, Smmu, StallModel, Transaction, Translation, TxnId, Unaligned,
 };
 
 /// 64 KiB of guest memory from 0, of which queues, tables and structures are all made; more than that aborts.
@@ -79,6 +83,8 @@ enum Act {
     /// A page request with PRGIndex and flags.
     Page(Transaction, u16, u8),
     Pri,
+    /// One fetch of a lookup by ATOS.
+    Lookup,
     /// An invalidation and a response go out, and the device confirms or does not.
     Messages(bool),
 }
@@ -118,6 +124,13 @@ fn offset() -> impl Strategy<Value = u64> {
         r::EVENTQ_PROD,
         r::EVENTQ_CONS,
         r::EVENTQ_IRQ_CFG0,
+        r::GATOS_CTRL,
+        r::GATOS_SID,
+        r::GATOS_ADDR,
+        r::VATOS_CTRL,
+        r::VATOS_SID,
+        r::VATOS_ADDR,
+        r::VATOS_SEL,
         r::GERROR_IRQ_CFG0,
         r::ECMDQ_PAGE,
         r::ECMDQ_PAGE + 8,
@@ -172,6 +185,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => transaction().prop_map(Act::Translated),
         2 => (transaction(), any::<u16>(), any::<u8>()).prop_map(|(t, group, flags)| Act::Page(t, group, flags)),
         3 => Just(Act::Pri),
+        3 => Just(Act::Lookup),
         2 => any::<bool>().prop_map(Act::Messages),
     ]
 }
@@ -201,7 +215,7 @@ fn config() -> impl Strategy<Value = Config> {
                 vax52: oas == 52,
                 ssidsize: if s1p { 20 } else { 0 },
                 cd2l: s1p,
-                httu: size as u8,
+                httu: size as u8 + u8::from(hyp),
                 tlb: size * 8,
                 s2_cache: size * 4,
                 walk_cache: size * 4,
@@ -228,6 +242,15 @@ fn config() -> impl Strategy<Value = Config> {
                 atsrecerr: sev && hyp,
                 pri: sev,
                 pps: sev && razwi,
+                atos: true,
+                vatos: s1p && xnx,
+                ds: sev && oas == 52,
+                stall_suppress: stall != StallModel::None && hyp,
+                stall_retry: stall != StallModel::None && xnx,
+                wide_addresses: asid16,
+                ste_truncate: asid16 && hyp,
+                cd_ipa_check: hyp,
+                tlbi_unaligned: if hyp { Unaligned::Block } else { Unaligned::Nothing },
                 ..Config::linux()
             }
         },
@@ -278,7 +301,7 @@ fn check(t: &Transaction, translation: &Translation, config: &Config) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(96), ..ProptestConfig::default() })]
 
     #[test]
     fn anything_goes(config in config(), acts in proptest::collection::vec(act(), 1..300)) {
@@ -377,6 +400,7 @@ proptest! {
                     privileged: t.privileged,
                 }),
                 Act::Pri => smmu.step_pri(&ram),
+                Act::Lookup => smmu.step_atos(&ram),
                 Act::Messages(confirmed) => {
                     smmu.take_page_response();
                     match smmu.take_atc_invalidation() {
@@ -397,6 +421,13 @@ proptest! {
                 steps += 1;
                 prop_assert!(steps < 200, "a walk without end: {id:?}");
             }
+        }
+        for steps in 0.. {
+            if !smmu.atos_pending() {
+                break;
+            }
+            smmu.step_atos(&ram);
+            prop_assert!(steps < 500, "lookups without end");
         }
         for steps in 0.. {
             smmu.take_page_response();

@@ -1,12 +1,15 @@
 //! Random mappings, unmappings and reconfigurations by a correct driver, against a naive model without caches: after
 //! the invalidation that the architecture asks for, in any of its forms, every access does what the tables say now.
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "conformance/lab.rs"]
 #[allow(dead_code)]
 mod lab;
 
 use std::collections::BTreeMap;
 
+use cases::cases;
 use lab::{
     CDS, CFGI_ALL, CdFields, End, Lab, NSNH_ALL, RW, S2_RW, S2_TABLES, SID, SYNC, TABLES, Words, cd, cfgi_cd,
     cfgi_ste,
@@ -567,7 +570,7 @@ fn config() -> impl Strategy<Value = Config> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_correct_driver_never_sees_old_translations(

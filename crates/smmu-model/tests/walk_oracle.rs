@@ -1,10 +1,13 @@
 //! Random tables, configurations and accesses against an oracle of a page: stage 1 of every granule, size and world, with
-//! hierarchical permissions, hardware update and attributes. `PROPTEST_CASES` asks for more than the default.
+//! hierarchical permissions, hardware update and attributes, with 44 to 52 bits of output, with DS and without. `SMMULAB_ORACLE_CASES` asks for more than the default.
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "conformance/lab.rs"]
 #[allow(dead_code)]
 mod lab;
 
+use cases::cases;
 use lab::{CDS, CdFields, End, Lab, SID, TABLES, cd};
 use proptest::prelude::*;
 use smmu_model::spec::registers as r;
@@ -26,22 +29,26 @@ struct Case {
     tg: (u64, u64),
     tsz: u32,
     upper: bool,
+    /// DS, and the bits of output.
+    ds: bool,
+    oas: u32,
+    /// SH0 and SH1.
+    sh: u64,
     ssid: Option<u32>,
-    /// HA, HD, AFFD, WXN, PAN, HAD.
-    flags: [bool; 6],
+    /// HA, HD, AFFD, WXN, PAN, HAD, HAFT.
+    flags: [bool; 7],
     /// Random bits of the table descriptors' upper attributes, of the leaf's attributes, of the address.
-    tables: [u64; 4],
+    tables: [u64; 5],
     leaf: u64,
     address: u64,
     /// How deep the leaf is, from the first level on; what is wrong, and where.
-    depth: u32,
-    broken: Option<(u32, bool)>,
+    depth: i32,
+    broken: Option<(i32, bool)>,
     kind: AccessKind,
     privileged: bool,
     instruction: bool,
 }
 
-const OAS: u32 = 44;
 const MAIR: u64 = 0xff44_0c08_04bb_00f4;
 
 /// What becomes of it: the address and attributes, or the number of the event.
@@ -51,23 +58,30 @@ fn case() -> impl Strategy<Value = Case> {
     let world = prop_oneof![4 => Just(World::El1), 1 => Just(World::El2), 1 => Just(World::El2E2h)];
     let granule = prop_oneof![Just((12, (0, 2))), Just((14, (2, 1))), Just((16, (1, 3)))];
     let kind = prop_oneof![Just(AccessKind::Read), Just(AccessKind::Write), Just(AccessKind::Atomic)];
-    let bits = any::<[u64; 4]>();
-    let place = (16..40u32, any::<bool>(), proptest::option::of(1..8u32), any::<[bool; 6]>());
+    let bits = any::<[u64; 5]>();
+    let size = (12..40u32, any::<bool>(), 0..3usize, 0..3usize);
+    let place = (size, any::<bool>(), proptest::option::of(1..8u32), any::<[bool; 7]>());
     let what = (
         bits,
         any::<u64>(),
         any::<u64>(),
-        0..4u32,
-        proptest::option::weighted(0.2, (0..4u32, any::<bool>())),
+        0..5i32,
+        proptest::option::weighted(0.2, (-1..4i32, any::<bool>())),
     );
     (world, granule, place, what, (kind, any::<[bool; 2]>())).prop_map(
-        |(world, (page, tg), (tsz, upper, ssid, flags), what, (kind, [privileged, instruction]))| {
+        |(world, (page, tg), (size, upper, ssid, flags), what, (kind, [privileged, instruction]))| {
             let (tables, leaf, address, depth, broken) = what;
+            let (tsz, ds, oas, sh) = size;
+            let (ds, oas) = (ds && page != 16, [44, 48, 52][oas]);
+            let broken = broken.map(|(level, address)| (level, address && oas == 44));
             Case {
                 world,
                 page,
                 tg,
-                tsz,
+                tsz: if ds || page == 16 { tsz } else { tsz.max(16) },
+                ds,
+                oas,
+                sh: [0, 2, 3][sh],
                 upper: upper && world != World::El2,
                 ssid,
                 flags,
@@ -90,17 +104,22 @@ impl Case {
     }
 
     /// Address bits below what one entry of a level translates; level 3 is a page.
-    fn shift(&self, level: u32) -> u32 {
-        self.page + (self.page - 3) * (3 - level)
+    fn shift(&self, level: i32) -> u32 {
+        self.page + (self.page - 3) * (3 - level) as u32
     }
 
-    fn first_level(&self) -> u32 {
-        4 - (self.bits() - self.page).div_ceil(self.page - 3)
+    fn first_level(&self) -> i32 {
+        4 - (self.bits() - self.page).div_ceil(self.page - 3) as i32
+    }
+
+    /// Descriptors have 52 bits of address.
+    fn wide(&self) -> bool {
+        self.ds || self.page == 16 && self.oas == 52
     }
 
     /// The level of the leaf: a page, or a block where blocks may be.
-    fn leaf_level(&self) -> u32 {
-        let blocks = if self.page == 12 { 1 } else { 2 };
+    fn leaf_level(&self) -> i32 {
+        let blocks = if self.page == 12 { 1 } else { 2 } - i32::from(self.wide());
         (self.first_level() + self.depth).max(blocks).clamp(self.first_level(), 3)
     }
 
@@ -111,13 +130,14 @@ impl Case {
 
     /// The output address, with random bits above the leaf's size.
     fn output(&self) -> u64 {
-        (self.leaf ^ self.address << 7)
-            & ((1 << OAS) - 1) >> self.shift(self.leaf_level()) << self.shift(self.leaf_level())
+        let bits = if self.wide() && self.oas != 44 { 52 } else { self.oas.min(48) };
+        let shift = self.shift(self.leaf_level());
+        ((self.leaf ^ self.address << 7) & ((1 << bits) - 1)) >> shift << shift
     }
 
     /// Writes the tables. Answers where the leaf is.
     fn write(&self, lab: &mut Lab) -> u64 {
-        let index = |level: u32| {
+        let index = |level: i32| {
             let top =
                 if level == self.first_level() { self.bits() } else { self.shift(level) + self.page - 3 };
             (self.virtual_address() & ((1 << top) - 1)) >> self.shift(level)
@@ -125,15 +145,23 @@ impl Case {
         let mut table = TABLES;
         for level in self.first_level()..=self.leaf_level() {
             let at = table + index(level) * 8;
-            let next = TABLES + (u64::from(level) + 1) * 0x10_0000;
+            let next = TABLES + (level + 2) as u64 * 0x10_0000;
             let is_leaf = level == self.leaf_level();
             let mut descriptor = if is_leaf {
                 // AttrIndx, AP, SH, AF, nG; DBM, PXN, UXN.
-                let attrs = self.leaf & (0x3ff << 2 | 1 << 51 | 3 << 53) & !(1 << 5);
+                let sh = if self.ds { 3 << 8 } else { 0 };
+                let attrs = self.leaf & (0x3ff << 2 | 1 << 51 | 3 << 53) & !(1 << 5 | sh);
                 let bits = if level == 3 { 3 } else { 1 };
-                self.output() | attrs | bits
+                let pa = self.output();
+                let address = match (self.ds, self.page) {
+                    (true, _) => pa & ((1 << 50) - 1) | pa >> 50 << 8,
+                    (false, 16) => pa & ((1 << 48) - 1) | pa >> 48 << 12,
+                    (false, _) => pa,
+                };
+                address | attrs | bits
             } else {
-                next | 3 | self.tables[level as usize] & 0xf << 59
+                // Bit 10 is the table's access flag; without HAFT it means nothing.
+                next | 3 | self.tables[(level + 1) as usize] & (0xf << 59 | 1 << 10)
             };
             if let Some((broken, address)) = self.broken
                 && broken == level
@@ -151,7 +179,7 @@ impl Case {
 
     /// What the architecture says.
     fn expected(&self) -> Answer {
-        let [ha, hd, affd, wxn, pan, had] = self.flags;
+        let [ha, hd, affd, wxn, pan, had, _] = self.flags;
         let single = self.world == World::El2;
         let (mut no_user, mut read_only, mut uxn, mut pxn) = (false, false, false, false);
         for level in self.first_level()..=self.leaf_level() {
@@ -161,12 +189,15 @@ impl Case {
                 return Err(if address { 0x11 } else { 0x10 });
             }
             if level < self.leaf_level() && !had {
-                let bits = self.tables[level as usize];
+                let bits = self.tables[(level + 1) as usize];
                 pxn |= bits >> 59 & 1 == 1;
                 uxn |= bits >> 60 & 1 == 1;
                 no_user |= bits >> 61 & 1 == 1;
                 read_only |= bits >> 62 & 1 == 1;
             }
+        }
+        if self.output() >> self.oas != 0 {
+            return Err(0x11);
         }
         let leaf = |bit: u32| self.leaf >> bit & 1 == 1;
         if !leaf(10) && !ha && !affd {
@@ -194,14 +225,13 @@ impl Case {
         let offset = (1u64 << self.shift(self.leaf_level())) - 1;
         let mair = (MAIR >> (8 * (self.leaf >> 2 & 7))) as u8;
         let outer = mair & 0xf0 == 0 || mair == 0x44;
-        let sh = if outer { Shareability::Outer } else { Shareability::from_sh((self.leaf >> 8 & 3) as u8) };
+        let sh = if self.ds { self.sh } else { self.leaf >> 8 & 3 };
+        let sh = if outer { Shareability::Outer } else { Shareability::from_sh(sh as u8) };
         Ok((self.output() | self.virtual_address() & offset, mair, sh))
     }
 
     fn check(&self) {
-        let mut config = Config::full();
-        (config.oas, config.vax52) = (OAS as u8, false);
-        let mut lab = Lab::new(config);
+        let mut lab = Lab::new(Config::full());
         if self.world == World::El2E2h {
             let cr0 = lab.r32(r::CR0);
             lab.w32(r::CR0, 0);
@@ -209,16 +239,23 @@ impl Case {
             lab.w32(r::CR0, cr0);
         }
         let at = self.write(&mut lab);
-        let [ha, hd, affd, wxn, pan, had] = self.flags;
+        let [ha, hd, affd, wxn, pan, had, haft] = self.flags;
         let bit = |on: bool, n: u32| u64::from(on) << n;
         let half = match self.upper {
-            false => u64::from(self.tsz) | self.tg.0 << 6 | 1 << 30 | bit(affd, 35),
-            true => u64::from(self.tsz) << 16 | self.tg.1 << 22 | 1 << 14 | bit(affd, 35),
+            false => u64::from(self.tsz) | self.tg.0 << 6 | self.sh << 12 | 1 << 30 | bit(affd, 35),
+            true => u64::from(self.tsz) << 16 | self.tg.1 << 22 | self.sh << 28 | 1 << 14 | bit(affd, 35),
         };
-        let word0 =
-            cd(0, 0, 1) & !(1 << 30) | half | bit(wxn, 36) | bit(pan, 40) | bit(ha && hd, 42) | bit(ha, 43);
+        let ips = u64::from((self.oas - 44) / 4 + 4) << 32;
+        let word0 = cd(0, 0, 1) & !(1 << 30 | 7 << 32)
+            | ips
+            | half
+            | bit(wxn, 36)
+            | bit(pan, 40)
+            | bit(ha && hd, 42)
+            | bit(ha, 43);
         let ttb = TABLES | bit(had, 1);
-        let fields = CdFields { word0, word1: ttb, word2: ttb, mair: MAIR };
+        let (word1, word2) = (ttb | bit(ha && haft, 3), ttb | bit(self.ds, 58));
+        let fields = CdFields { word0, word1, word2, mair: MAIR };
         lab.context(self.ssid.unwrap_or(0).into(), fields);
         let world = if self.world == World::El1 { 0 } else { 2 << 30 };
         lab.ste(SID, [1 | 5 << 1 | CDS | 3 << 59, 2 | 1 << 44 | world, 0, 0]);
@@ -251,7 +288,7 @@ impl Case {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(400), ..ProptestConfig::default() })]
 
     #[test]
     fn stage_1_does_what_the_tables_say(case in case()) {

@@ -6,6 +6,14 @@ mod nested;
 use pgtable::{Access, Controls, Fault, FaultKind, Granule, Half, Leaf, Ranges, Stage1, Stage2, Step, Walk};
 use proptest::prelude::*;
 
+/// `SMMULAB_ORACLE_CASES`, for a long run; else what suits the fast suite.
+fn cases(fast: u32) -> u32 {
+    match std::env::var("SMMULAB_ORACLE_CASES") {
+        Ok(text) => text.parse().expect("SMMULAB_ORACLE_CASES is a number"),
+        Err(_) => fast,
+    }
+}
+
 /// Bits `hi:lo` of `x`.
 fn bits(x: u64, hi: u32, lo: u32) -> u64 {
     (x >> lo) & (((1u128 << (hi - lo + 1)) - 1) as u64)
@@ -474,7 +482,7 @@ fn controls() -> impl Strategy<Value = Controls> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(cases(4096)))]
 
     #[test]
     fn stage1_agrees(

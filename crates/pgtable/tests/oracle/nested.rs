@@ -59,7 +59,7 @@ fn run_nested(mut step: NestedStep, controls: &Controls, mem: &dyn Fn(u64) -> u6
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(cases(4096)))]
 
     #[test]
     fn nested_agrees(

@@ -71,6 +71,10 @@ impl Cd {
         had0: 1[1];
         /// HAD1.
         had1: 2[1];
+        /// HAFT: hardware sets the access flag of table descriptors, too.
+        haft: 1[3];
+        /// DS: 52-bit addresses with 4 and 16 KiB.
+        ds: 2[58];
         /// E0PD0: no unprivileged accesses by TTB0.
         e0pd0: 1[2];
         /// E0PD1.

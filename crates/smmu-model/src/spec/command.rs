@@ -96,14 +96,15 @@ impl Command {
 
     /// Whether a field that the operation does not have, or not without `ril`, is not 0 (section 4.1.5).
     #[must_use]
-    pub fn has_reserved(&self, ril: bool) -> bool {
+    pub fn has_reserved(&self, ril: bool, ds: bool) -> bool {
         const OP: u64 = 0xff;
         const SSEC: u64 = 1 << 10;
         const SUBSTREAM: u64 = 1 << 11 | 0xf_ffff << 12;
         const SID: u64 = 0xffff_ffff << 32;
         const VMID: u64 = 0xffff << 32;
         const ASID: u64 = 0xffff << 48;
-        let (range, hints) = if ril { (0x1f << 12 | 0x1f << 20, 0xf << 8) } else { (0, 0) };
+        let scale = if ds { 0x3f << 20 } else { 0x1f << 20 };
+        let (range, hints) = if ril { (0x1f << 12 | scale, 0xf << 8) } else { (0, 0) };
         let va = !0xfff | hints | 1;
         let defined = match self.opcode() {
             Some(Opcode::PrefetchCfg) => [OP | SSEC | SUBSTREAM | SID, 0],
@@ -193,10 +194,10 @@ impl Command {
         bits(self.0[0], 16, 12) as u32
     }
 
-    /// SCALE of a TLBI.
+    /// SCALE of a TLBI. Values above 39 are as 39; without IDR5.DS only the low 5 bits count.
     #[must_use]
     pub fn scale(&self) -> u32 {
-        bits(self.0[0], 24, 20) as u32
+        (bits(self.0[0], 25, 20) as u32).min(39)
     }
 
     /// VMID.
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn fields_are_where_the_manual_has_them() {
-        let c = Command([0x1234_5678_0abf_f912, 0xffff_ffff_ffff_ffff]);
+        let c = Command([0x1234_5678_08bf_f912, 0xffff_ffff_ffff_ffff]);
         assert_eq!(c.opcode(), Some(Opcode::TlbiNhVa));
         assert_eq!((c.asid(), c.vmid()), (0x1234, 0x5678));
         assert_eq!((c.num(), c.scale()), (0x1f, 0x0b));

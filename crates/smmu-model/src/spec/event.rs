@@ -122,24 +122,11 @@ pub enum EventKind {
     PageHint(PageHint),
 }
 
-/// One event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// StreamID.
-    pub sid: u32,
-    /// SubstreamID, with SSV=1.
-    pub ssid: Option<u32>,
-    /// The stall tag, with Stall=1, if the transaction waits for a CMD_RESUME.
-    pub stall: Option<u16>,
-    /// What happened.
-    pub kind: EventKind,
-}
-
-impl Event {
-    /// Its number.
+impl EventKind {
+    /// The number of such an event.
     #[must_use]
     pub fn code(&self) -> EventCode {
-        match self.kind {
+        match self {
             EventKind::UnsupportedUpstream(_) => EventCode::FUut,
             EventKind::BadStreamId => EventCode::CBadStreamid,
             EventKind::SteFetch(_) => EventCode::FSteFetch,
@@ -158,6 +145,27 @@ impl Event {
             EventKind::Permission(..) => EventCode::FPermission,
             EventKind::TlbConflict(..) => EventCode::FTlbConflict,
         }
+    }
+}
+
+/// One event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// StreamID.
+    pub sid: u32,
+    /// SubstreamID, with SSV=1.
+    pub ssid: Option<u32>,
+    /// The stall tag, with Stall=1, if the transaction waits for a CMD_RESUME.
+    pub stall: Option<u16>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+impl Event {
+    /// Its number.
+    #[must_use]
+    pub fn code(&self) -> EventCode {
+        self.kind.code()
     }
 
     /// Whether one record may stand for both: neither is of a stall, and they are the same but for the offset of the

@@ -29,6 +29,11 @@ pub const CMDQ_BASE: u64 = 0x90;
 pub const CMDQ_PROD: u64 = 0x98;
 pub const CMDQ_CONS: u64 = 0x9c;
 pub const IDR6: u64 = 0x190;
+pub const GATOS_CTRL: u64 = 0x100;
+pub const GATOS_SID: u64 = 0x108;
+pub const GATOS_ADDR: u64 = 0x110;
+pub const GATOS_PAR: u64 = 0x118;
+pub const VATOS_SEL: u64 = 0x180;
 pub const CMDQ_CONTROL_PAGE_BASE0: u64 = 0x4000;
 pub const CMDQ_CONTROL_PAGE_CFG0: u64 = 0x4008;
 pub const CMDQ_CONTROL_PAGE_STATUS0: u64 = 0x400c;
@@ -55,6 +60,14 @@ pub const WINDOW: u64 = 0x2_0000;
 pub const ECMDQ_PAGE: u64 = WINDOW;
 /// End of that.
 pub const ECMDQ_END: u64 = 0x3_0000;
+/// The page of the virtual address translation operations, whether or not there are enhanced command queues.
+pub const VATOS_PAGE: u64 = ECMDQ_END;
+pub const VATOS_CTRL: u64 = VATOS_PAGE + 0xa00;
+pub const VATOS_SID: u64 = VATOS_PAGE + 0xa08;
+pub const VATOS_ADDR: u64 = VATOS_PAGE + 0xa10;
+pub const VATOS_PAR: u64 = VATOS_PAGE + 0xa18;
+/// End of that.
+pub const VATOS_END: u64 = 0x4_0000;
 
 /// CR0 and CR0ACK.
 pub mod cr0 {

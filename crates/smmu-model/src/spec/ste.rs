@@ -61,6 +61,12 @@ impl Ste {
         s2s: 2[57];
         /// S2R: stage 2 faults are recorded.
         s2r: 2[58];
+        /// S2HAFT: hardware sets the access flag of stage 2 table descriptors, too.
+        s2haft: 2[59];
+        /// S2SL0_2: bit 2 of S2SL0.
+        s2sl0_2: 3[2];
+        /// S2DS: 52-bit addresses with 4 and 16 KiB.
+        s2ds: 3[3];
     }
     fields! {
         /// Config: what the stream does.

@@ -23,12 +23,14 @@ impl MemAttrs {
     }
 
     /// Of a stage 2 leaf, as if stage 1 allowed everything.
-    pub(crate) fn stage2(leaf: &Leaf, fwb: bool) -> Self {
+    pub(crate) fn stage2(leaf: &Leaf, fwb: bool, mteperm: bool) -> Self {
         let mair = match leaf.mem_attr() & 7 {
             device @ 0..=3 if fwb => device << 2,
             5 if fwb => 0x44,
             6 | 7 if fwb => 0xff,
             _ if fwb => 0,
+            // NoTagAccess, which means nothing here (section 3.23.1).
+            _ if mteperm && leaf.mem_attr() == 4 => 0xff,
             _ => mair_of_memattr(leaf.mem_attr()),
         };
         MemAttrs { mair, shareability: Shareability::from_sh(leaf.shareability()) }.normalised()

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::stream::{Stream, granule};
 use crate::cache::World;
 use crate::config::{Config, StallModel};
+use crate::spec::align;
 use crate::spec::cd::Cd;
 use crate::transaction::Transaction;
 
@@ -20,6 +21,8 @@ pub(crate) struct Context {
     pub(crate) lower: Stage1,
     pub(crate) upper: Stage1,
     pub(crate) controls: Controls,
+    /// HAFT: table descriptors have access flags, which hardware sets.
+    pub(crate) haft: bool,
     /// E0PD0 and E0PD1.
     pub(crate) e0pd: [bool; 2],
     /// MAIR0 and MAIR1.
@@ -57,6 +60,8 @@ impl Context {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadCd) };
         require(cd.v() && cd.aa64())?;
         require((!cd.ha() || config.httu >= 1) && (!cd.hd() || config.httu >= 2))?;
+        // Without IDR0.HTTU 0b11, HAFT is RES0.
+        require(config.httu < 3 || !cd.haft() || cd.ha())?;
         require(match config.stall {
             StallModel::Both => !(cd.s() && stream.stall_disabled),
             StallModel::None => !cd.s(),
@@ -72,9 +77,11 @@ impl Context {
         require(config.asid16 || asid <= 0xff)?;
         // In front of stage 2 the output is an IPA of IAS bits; IAS is OAS without AArch32.
         let oas = output_bits(cd.ips() as u8).min(config.oas);
-        let table = |upper: bool, tg: Option<Granule>, tsz: u64, ttb: u64, had: bool| {
+        let table = |upper: bool, tg: Option<Granule>, tsz: u64, ttb: u64, sh: u64, had: bool| {
             let granule = granule(tg, config).ok_or(BadCd)?;
             let wide = granule == Granule::G64K;
+            // With 52 bits of output, tables are aligned to 64 bytes at least.
+            let ttb = if oas == 52 { align(ttb, 6) } else { ttb };
             let table = Stage1 {
                 granule,
                 tsz: tsz as u8,
@@ -86,10 +93,10 @@ impl Context {
                 ha: cd.ha(),
                 hd: cd.hd(),
                 single,
-                pa52: wide && oas == 52,
+                pa52: if wide { oas == 52 } else { config.ds && cd.ds() },
                 lva: wide && config.vax52,
                 ttst: config.stt,
-                ..Stage1::default()
+                sh: sh as u8,
             };
             require(table.start_level().is_some())?;
             // Without 52-bit descriptors, addresses end at 48 bits.
@@ -100,11 +107,11 @@ impl Context {
         // A disabled table's fields are ignored.
         let lower = match epd0 {
             true => Stage1::default(),
-            false => table(false, tg0, cd.t0sz(), cd.ttb0(), cd.had0())?,
+            false => table(false, tg0, cd.t0sz(), cd.ttb0(), cd.sh0(), cd.had0())?,
         };
         let upper = match epd1 {
             true => Stage1::default(),
-            false => table(true, tg1, cd.t1sz(), cd.ttb1(), cd.had1())?,
+            false => table(true, tg1, cd.t1sz(), cd.ttb1(), cd.sh1(), cd.had1())?,
         };
         Ok(Context {
             bad: false,
@@ -122,6 +129,7 @@ impl Context {
             lower,
             upper,
             controls: Controls { wxn: cd.wxn(), pan: cd.pan() && !single, epan: false, xnx: config.xnx },
+            haft: config.httu == 3 && cd.haft(),
             e0pd: [cd.e0pd0(), cd.e0pd1()].map(|e0pd| e0pd && config.e0pd && !single),
             mair: cd.mair(),
             record: cd.r(),

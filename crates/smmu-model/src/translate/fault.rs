@@ -6,7 +6,7 @@ use super::Outcome;
 use super::txn::{Origin, Txn};
 use crate::ats::AtsAnswer;
 use crate::smmu::Smmu;
-use crate::spec::event::{Access, Class, Event, EventKind, Place};
+use crate::spec::event::{Access, Class, Event, EventCode, EventKind, Place};
 use crate::spec::registers::cr2;
 use crate::transaction::TxnId;
 
@@ -16,6 +16,9 @@ impl Smmu {
         if txn.is_prefetch() {
             return Outcome::Abort;
         }
+        if let Some(lookup) = txn.atos() {
+            return lookup.error(kind.code());
+        }
         // What ATS and PRI run into is recorded only with CR2.REC_CFG_ATS (sections 3.9.1.2, 3.9.1.3 and 8.1).
         let ats = txn.origin != Origin::Untranslated;
         // CR2.RECINVSID (section 6.3.12). Translated transactions do not go by it.
@@ -23,9 +26,17 @@ impl Smmu {
         if (bad_stream_ids || kind != EventKind::BadStreamId) && (!ats || self.records_ats()) {
             // Before there is an STE, nothing forbids to merge.
             let early = matches!(kind, EventKind::BadStreamId | EventKind::SteFetch(_) | EventKind::BadSte);
-            self.record_merging(txn.event(kind, None), early || txn.stream.mev);
+            self.record_of(txn, kind, early || txn.stream.mev);
         }
         txn.aborted()
+    }
+
+    /// Records an event of a transaction that does not stall, or merges it. What has been recorded once, because it
+    /// stalled, is not recorded again (section 3.12.2.2).
+    fn record_of(&mut self, txn: &Txn, kind: EventKind, merge: bool) {
+        if !txn.retried {
+            self.record_merging(txn.event(kind, None), merge);
+        }
     }
 
     /// CR2.REC_CFG_ATS.
@@ -38,11 +49,14 @@ impl Smmu {
         if txn.is_prefetch() {
             return Outcome::Abort;
         }
+        if let Some(lookup) = txn.atos() {
+            return lookup.fault(EventCode::FAddrSize, None, 0);
+        }
         if txn.is_ats_request() {
             return Outcome::NO_ACCESS;
         }
         let place = Place { class: Class::Input, s2: false, ipa: 0, tt_read: false };
-        self.record_merging(txn.event(EventKind::AddressSize(txn.access(), place), None), txn.stream.mev);
+        self.record_of(txn, EventKind::AddressSize(txn.access(), place), txn.stream.mev);
         Outcome::Abort
     }
 
@@ -51,10 +65,13 @@ impl Smmu {
         if txn.is_prefetch() {
             return Outcome::Abort;
         }
+        if let Some(lookup) = txn.atos() {
+            return lookup.fault(EventCode::FWalkEabt, s2.then_some(class), 0);
+        }
         let place = Place { class, s2, ipa: txn.ipa, tt_read: true };
         if !txn.is_ats_request() || self.records_ats() {
             let kind = EventKind::WalkExternalAbort(txn.access(), place, txn.at);
-            self.record_merging(txn.event(kind, None), txn.stream.mev);
+            self.record_of(txn, kind, txn.stream.mev);
         }
         txn.aborted()
     }
@@ -64,10 +81,12 @@ impl Smmu {
         if txn.is_prefetch() {
             return Outcome::Abort;
         }
+        if let Some(lookup) = txn.atos() {
+            return lookup.error(EventCode::FTlbConflict);
+        }
         if !txn.is_ats_request() || self.records_ats() {
             let place = Place { class: Class::Input, s2, ipa: txn.ipa, tt_read: false };
-            let event = txn.event(EventKind::TlbConflict(txn.access(), place), None);
-            self.record_merging(event, txn.stream.mev);
+            self.record_of(txn, EventKind::TlbConflict(txn.access(), place), txn.stream.mev);
         }
         txn.aborted()
     }
@@ -94,6 +113,9 @@ impl Smmu {
             FaultKind::Permission => EventKind::Permission(access, place),
             FaultKind::External => EventKind::WalkExternalAbort(access, place, txn.at),
         };
+        if let Some(lookup) = txn.atos() {
+            return lookup.fault(kind.code(), place.s2.then_some(place.class), place.ipa);
+        }
         let (record, stall, abort) = if place.s2 {
             (txn.stream.stage2.record, txn.stream.stage2.stall, true)
         } else {
@@ -102,12 +124,16 @@ impl Smmu {
         if stall && id.slot < u32::from(crate::STALL_MAX) {
             let tag = id.slot as u16;
             self.observer.tell(|o| o.faulted(&txn.event(kind, Some(tag))));
-            self.record(txn.event(kind, Some(tag)));
-            return Outcome::Stall;
+            let suppress = self.config.stall_suppress && !txn.retried;
+            let behind = if suppress { self.txns.leader(txn) } else { None };
+            if behind.is_none() && !txn.retried {
+                self.record(txn.event(kind, Some(tag)));
+            }
+            return Outcome::Stall(behind);
         }
         self.observer.tell(|o| o.faulted(&txn.event(kind, None)));
         if record {
-            self.record_merging(txn.event(kind, None), txn.stream.mev);
+            self.record_of(txn, kind, txn.stream.mev);
         }
         if abort { Outcome::Abort } else { Outcome::Discard }
     }

@@ -40,10 +40,12 @@ pub(crate) enum Outcome {
     Abort,
     /// It is terminated as RAZ/WI.
     Discard,
-    /// It stalls.
-    Stall,
+    /// It stalls; the tag of the transaction whose record stands for it.
+    Stall(Option<u16>),
     /// It is a Translation Request, and answered.
     Answer(AtsAnswer),
+    /// It is an address translation operation; PAR.
+    Par(u64),
     /// It is a page request, and responded to; STE.PPAR.
     Respond { with_pasid: bool },
 }
@@ -124,6 +126,10 @@ impl Smmu {
                 self.settle(id, txn, outcome)
             }
             State::Latched(translation) => Progress::Latched(id, *translation),
+            State::Stalled(txn) if self.config.stall_retry && txn.behind.is_none() => {
+                let txn = txn.anew(self.recent.epoch());
+                self.retry_early(id, txn)
+            }
             State::Stalled(..) => Progress::Stalled(id),
             &mut State::Dead { abort } => {
                 self.txns.remove(id);
@@ -131,6 +137,18 @@ impl Smmu {
             }
             State::Free | State::Abandoned(_) => Progress::Aborted,
         }
+    }
+
+    /// A stalled transaction is tried again though nobody has asked for that (section 3.12.2.2).
+    fn retry_early(&mut self, id: TxnId, mut txn: Box<Txn>) -> Progress {
+        txn.retried = true;
+        self.txns.owe(id, txn.incoming.sid);
+        self.txns.renew(id, txn.epoch);
+        if let Some(state) = self.txns.get(id) {
+            *state = State::Free;
+        }
+        let outcome = self.start(id, &mut txn);
+        self.settle(id, txn, outcome)
     }
 
     /// The transaction's data has moved; or its device gives it up, at whatever point it is.
@@ -145,11 +163,17 @@ impl Smmu {
         let (state, progress) = match outcome {
             Outcome::Fetch => (State::Walking(txn), Progress::Walking(id)),
             Outcome::Latch(translation) => return self.latch(id, &txn, translation),
-            Outcome::Stall => {
-                self.stats.stalled += 1;
+            Outcome::Stall(behind) => {
+                let mut txn = txn;
+                txn.behind = behind;
+                self.stats.stalled += u64::from(!txn.retried);
                 (State::Stalled(txn), Progress::Stalled(id))
             }
-            Outcome::Abort | Outcome::Discard | Outcome::Answer(_) | Outcome::Respond { .. } => {
+            Outcome::Abort
+            | Outcome::Discard
+            | Outcome::Answer(_)
+            | Outcome::Par(_)
+            | Outcome::Respond { .. } => {
                 self.stats.terminated += u64::from(!matches!(txn.origin, Origin::Prefetch { .. }));
                 self.complete(id);
                 return if matches!(outcome, Outcome::Discard) {
@@ -270,6 +294,9 @@ impl Smmu {
 
     /// Begins, or begins anew: the stream comes first.
     pub(crate) fn start(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
+        if let Some(outcome) = self.bad_atos_request(txn) {
+            return outcome;
+        }
         match self.streams.get(&u64::from(txn.incoming.sid)) {
             Some(stream) => {
                 let stream = *stream;
@@ -301,6 +328,16 @@ impl Smmu {
                     None => self.without_stage1(id, txn),
                 };
             }
+            Origin::Atos(lookup) => {
+                // Overrides are for transactions.
+                txn.t = txn.incoming;
+                if let Some(outcome) = self.check_atos(txn, lookup) {
+                    return outcome;
+                }
+                if !lookup.has_stage1() {
+                    return self.without_stage1(id, txn);
+                }
+            }
             Origin::PageRequest(_) => return Outcome::Respond { with_pasid: stream.ppar },
         }
         match stream.substream(txn.t.ssid) {
@@ -319,6 +356,9 @@ impl Smmu {
     fn without_stage1(&mut self, id: TxnId, txn: &mut Txn) -> Outcome {
         if txn.t.address >> self.config.oas != 0 {
             return self.input_size_fault(txn);
+        }
+        if txn.ends_at_stage1() {
+            return self.atos_identity(txn);
         }
         if txn.stream.path.has_stage2() {
             // With S1DSS, a nested stream gets here too.
@@ -374,8 +414,11 @@ impl Txn {
             split: false,
             fetch: Fetch::Start,
             at: 0,
+            tables: [0; 2],
             words: [0; 8],
             have: 0,
+            retried: false,
+            behind: None,
             missed: 0,
             stream: Stream::default(),
             context: Context::default(),

@@ -1,10 +1,11 @@
 //! Stage 1 and stage 2: IOTLB, walks, and what they make together (section 3.4).
 
+use pgtable::descriptor::AF;
 use pgtable::{FaultKind, Half, Leaf, Permissions, Stage1, Step, Walk};
 
 use super::context::Context;
 use super::stream::Path;
-use super::txn::{Fetch, Purpose, Txn};
+use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, translation, without_top_byte};
 use crate::cache::{Invalidation, Mapping, Regime, Table, Tlb, Walks, World};
 use crate::observer::Descriptor;
@@ -79,7 +80,7 @@ impl Smmu {
         if nothing || !possible.contains(txn.needed()) {
             return self.stage1_fault(id, txn, FaultKind::Permission);
         }
-        if leaf.updated(txn.dirties(possible)) != leaf.descriptor {
+        if !txn.inhibits() && leaf.updated(txn.dirties(possible)) != leaf.descriptor {
             return match nested {
                 true => self.stage2(id, txn, leaf.at, Purpose::Update(leaf)),
                 false => txn.wait(Fetch::Update1(leaf), leaf.at),
@@ -102,6 +103,9 @@ impl Smmu {
 
     /// Stage 1 of two is done.
     fn second(&mut self, id: TxnId, txn: &mut Txn, first: Mapping) -> Outcome {
+        if txn.ends_at_stage1() {
+            return self.atos_result(&first);
+        }
         let ipa = translation(&first, txn.t.address).pa;
         self.stage2(id, txn, ipa, Purpose::Output(first))
     }
@@ -142,9 +146,10 @@ impl Smmu {
     /// What a mapping that has or permits everything makes of the transaction.
     fn translated_by(&mut self, txn: &Txn, mapping: &Mapping) -> Outcome {
         self.stats.translated += 1;
-        match txn.is_ats_request() {
-            true => self.ats_answer(txn, mapping),
-            false => Outcome::Latch(translation(mapping, txn.t.address)),
+        match txn.origin {
+            Origin::AtsRequest { .. } => self.ats_answer(txn, mapping),
+            Origin::Atos(_) => self.atos_result(mapping),
+            _ => Outcome::Latch(translation(mapping, txn.t.address)),
         }
     }
 
@@ -167,8 +172,9 @@ impl Smmu {
     }
 
     /// A block with nT set: with BBML 1 it is translated by, and not cached (section 3.21.1.2).
+    /// So is a leaf whose access flag a lookup has left clear (chapter 9).
     fn is_uncached(&self, leaf: &Leaf) -> bool {
-        self.config.bbml == 1 && leaf.level < 3 && leaf.descriptor >> 16 & 1 == 1
+        self.config.bbml == 1 && leaf.level < 3 && leaf.descriptor >> 16 & 1 == 1 || leaf.needs_af()
     }
 
     /// Whether entries of a cache do not agree about an address. With BBML 1, a change of the Contiguous bit is no
@@ -243,9 +249,26 @@ impl Smmu {
     }
 
     /// A stage 1 descriptor has come.
-    pub(super) fn stage1_descriptor(&mut self, id: TxnId, txn: &mut Txn, step: Step) -> Outcome {
-        if let Step::Fetch(walk) = step {
-            self.keep_stage1_table(txn, walk);
+    pub(super) fn stage1_descriptor(
+        &mut self,
+        id: TxnId,
+        txn: &mut Txn,
+        walk: Walk,
+        descriptor: u64,
+        step: Step,
+    ) -> Outcome {
+        if let Step::Fetch(next) = step {
+            let clear = txn.context.haft && descriptor & AF == 0;
+            if clear && !txn.inhibits() {
+                txn.tables[0] = descriptor;
+                return match txn.stream.path == Path::Nested {
+                    true => self.stage2(id, txn, walk.address(), Purpose::Table(walk)),
+                    false => txn.wait(Fetch::Table1(walk), walk.address()),
+                };
+            }
+            if !clear {
+                self.keep_stage1_table(txn, next);
+            }
         }
         self.stage1_step(id, txn, step)
     }
@@ -255,11 +278,20 @@ impl Smmu {
         &mut self,
         id: TxnId,
         txn: &mut Txn,
+        walk: Walk,
+        descriptor: u64,
         step: Step,
         purpose: Purpose,
     ) -> Outcome {
-        if let Step::Fetch(walk) = step {
-            self.keep_stage2_table(txn, walk);
+        if let Step::Fetch(next) = step {
+            let clear = txn.stream.stage2.haft && descriptor & AF == 0;
+            if clear && !txn.inhibits() {
+                txn.tables[1] = descriptor;
+                return txn.wait(Fetch::Table2(walk, purpose), walk.address());
+            }
+            if !clear {
+                self.keep_stage2_table(txn, next);
+            }
         }
         self.stage2_step(id, txn, step, purpose)
     }
@@ -283,7 +315,8 @@ impl Smmu {
     pub(super) fn stage2_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf, purpose: Purpose) -> Outcome {
         let possible = self.stage2_permissions(&leaf);
         let permitted = possible.contains(purpose.needs(txn));
-        if permitted && leaf.updated(purpose.writes(txn, possible)) != leaf.descriptor {
+        let updated = leaf.updated(purpose.writes(txn, possible));
+        if permitted && !txn.inhibits() && updated != leaf.descriptor {
             return txn.wait(Fetch::Update2(leaf, purpose), leaf.at);
         }
         let shift = self.entry_shift(&leaf);
@@ -297,12 +330,11 @@ impl Smmu {
             uncached: self.is_uncached(&leaf),
             permissions: so_far(&leaf, possible),
             possible,
-            attrs: MemAttrs::stage2(&leaf, txn.stream.stage2.fwb),
+            attrs: MemAttrs::stage2(&leaf, txn.stream.stage2.fwb, self.config.mteperm),
             fwb: txn.stream.stage2.fwb.then(|| leaf.mem_attr()),
         };
-        // A clear access flag is not cached; here only a refused access leaves it clear.
         let (regime, ipa) = (txn.stage2_regime(), txn.ipa);
-        if !leaf.needs_af() && self.may_fill(txn, regime, ipa, &mapping) {
+        if self.may_fill(txn, regime, ipa, &mapping) {
             self.ipas.insert(regime, ipa, mapping);
         }
         self.stage2_done(id, txn, mapping, purpose)
@@ -313,7 +345,7 @@ impl Smmu {
         let output = translation(&mapping, txn.ipa);
         let for_itself = matches!(purpose, Purpose::Output(_) | Purpose::Input);
         let device = !for_itself && txn.stream.stage2.ptw && mapping.attrs.is_device();
-        if device || !mapping.permissions.contains(purpose.needs(txn)) {
+        if device || !mapping.permitted(txn).contains(purpose.needs(txn)) {
             return self.stage2_fault(id, txn, FaultKind::Permission, &purpose);
         }
         match purpose {
@@ -321,6 +353,7 @@ impl Smmu {
             Purpose::Cd => txn.wait(Fetch::Cd, output.pa),
             Purpose::Stage1(walk) => txn.wait(Fetch::Stage1(walk), output.pa),
             Purpose::Update(leaf) => txn.wait(Fetch::Update1(leaf), output.pa),
+            Purpose::Table(walk) => txn.wait(Fetch::Table1(walk), output.pa),
             Purpose::Input if txn.is_ats_request() => {
                 self.stats.translated += 1;
                 // Split: what would be stage 1's output is the address itself (section 13.6.5).
@@ -328,6 +361,7 @@ impl Smmu {
                 let mapping = if txn.split { Mapping { output, ..mapping } } else { mapping };
                 self.ats_answer(txn, &mapping)
             }
+            Purpose::Input if txn.atos().is_some() => self.atos_result(&mapping),
             Purpose::Input => {
                 self.stats.translated += 1;
                 let attrs = mapping.over(txn.stream.overrides.attrs(txn.t.attrs));
@@ -366,7 +400,7 @@ impl Smmu {
     }
 
     fn stage2_fault(&mut self, id: TxnId, txn: &Txn, kind: FaultKind, purpose: &Purpose) -> Outcome {
-        let tt_read = !matches!(purpose, Purpose::Update(_));
+        let tt_read = !matches!(purpose, Purpose::Update(_) | Purpose::Table(_));
         let place = Place { class: purpose.class(), s2: true, ipa: txn.ipa, tt_read };
         self.translation_fault(id, txn, kind, place)
     }
@@ -382,7 +416,7 @@ impl Purpose {
     fn needs(&self, txn: &Txn) -> Permissions {
         match self {
             Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => Permissions::PRIV_READ,
-            Purpose::Update(_) => Permissions::PRIV_READ | Permissions::PRIV_WRITE,
+            Purpose::Update(_) | Purpose::Table(_) => Permissions::PRIV_READ | Permissions::PRIV_WRITE,
             Purpose::Output(_) | Purpose::Input => txn.needed(),
         }
     }
@@ -406,7 +440,7 @@ impl Purpose {
     pub(super) fn writes(&self, txn: &Txn, possible: Permissions) -> bool {
         match self {
             Purpose::L1Cd | Purpose::Cd | Purpose::Stage1(_) => false,
-            Purpose::Update(_) => true,
+            Purpose::Update(_) | Purpose::Table(_) => true,
             Purpose::Output(first) => txn.dirties(possible & first.possible),
             Purpose::Input => txn.dirties(possible),
         }

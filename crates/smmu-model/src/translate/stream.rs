@@ -1,10 +1,11 @@
 //! From an STE in memory to what it means, or C_BAD_STE (section 5.2).
 
-use pgtable::{Granule, Stage2, output_bits, table_base};
+use pgtable::{Granule, Stage2, output_bits};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::World;
 use crate::config::{Config, StallModel};
+use crate::spec::keep;
 use crate::spec::ste::Ste;
 use crate::transaction::{MemAttrs, Shareability, Transaction};
 
@@ -69,6 +70,8 @@ pub(crate) struct Stage2Config {
     pub(crate) stall: bool,
     /// S2R: faults are recorded.
     pub(crate) record: bool,
+    /// S2HAFT: table descriptors have access flags, which hardware sets.
+    pub(crate) haft: bool,
 }
 
 /// STE.EATS: what a device may do with ATS.
@@ -189,7 +192,8 @@ impl Stream {
             _ => None,
         };
         // Section 3.4.3. An IPA is left to stage 2.
-        require(self.path == Path::Nested || ste.s1contextptr() >> config.oas == 0)?;
+        let left = self.path == Path::Nested && !config.cd_ipa_check;
+        require(left || ste.s1contextptr() >> config.oas == 0)?;
         self.cds = CdTable { base: ste.s1contextptr(), split, max };
         // The reserved value terminates, too.
         self.dss = if ste.s1dss() == 3 { 0 } else { ste.s1dss() as u8 };
@@ -200,14 +204,19 @@ impl Stream {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
         require(ste.s2aa64() && !ste.s2endi())?;
         require((!ste.s2ha() || config.httu >= 1) && (!ste.s2hd() || config.httu >= 2))?;
+        // Without IDR0.HTTU 0b11, S2HAFT is RES0.
+        require(config.httu < 3 || !ste.s2haft() || ste.s2ha())?;
         let granule = granule(Granule::from_tg0(ste.s2tg() as u8), config).ok_or(BadSte)?;
         let oas = output_bits(ste.s2ps() as u8).min(config.oas);
-        let wide = granule == Granule::G64K && oas == 52;
+        let wide = if granule == Granule::G64K { oas == 52 } else { config.ds && ste.s2ds() };
+        let sl0_2 = config.ds && granule == Granule::G4K && wide && ste.s2sl0_2();
+        // With 52 bits of output, tables are aligned to 64 bytes at least.
+        let ttb = keep(ste.s2ttb(), 51, if oas == 52 { 6 } else { 4 });
         let tables = Stage2 {
             granule,
             tsz: ste.s2t0sz() as u8,
-            sl0: ste.s2sl0() as u8,
-            ttb: if wide { ste.s2ttb() & 0x000f_ffff_ffff_fff0 } else { table_base(ste.s2ttb(), false) },
+            sl0: ste.s2sl0() as u8 | u8::from(sl0_2) << 2,
+            ttb,
             oas,
             affd: ste.s2affd(),
             ttst: config.stt,
@@ -225,7 +234,14 @@ impl Stream {
             StallModel::Forced => ste.s2s(),
         })?;
         let fwb = config.fwb && ste.s2fwb();
-        self.stage2 = Stage2Config { tables, fwb, ptw: ste.s2ptw(), stall: ste.s2s(), record: ste.s2r() };
+        self.stage2 = Stage2Config {
+            tables,
+            fwb,
+            ptw: ste.s2ptw(),
+            stall: ste.s2s(),
+            record: ste.s2r(),
+            haft: config.httu == 3 && ste.s2haft(),
+        };
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The stream table and the CD tables: where an STE and a CD are, and what is fetched of them (sections 3.3.1 to 3.3.3).
 
+use pgtable::descriptor::AF;
 use pgtable::{Leaf, Step};
 
 use super::context::Context;
@@ -54,11 +55,26 @@ impl Smmu {
         }
         self.miss(txn, PmuEvent::ConfigMiss);
         let Some(split) = table.split else {
-            return txn.wait(Fetch::Ste, table.base + (u64::from(sid) << STE_SHIFT));
+            let at = table.base + (u64::from(sid) << STE_SHIFT);
+            return self.wait_for_ste(txn, Fetch::Ste, at);
         };
         match self.l1stds.get(&l1std_key(sid, split)) {
             Some(&l1std) => self.l1std(txn, l1std),
-            None => txn.wait(Fetch::L1Std, table.base + (u64::from(sid >> split) << L1STD_SHIFT)),
+            None => {
+                let at = table.base + (u64::from(sid >> split) << L1STD_SHIFT);
+                self.wait_for_ste(txn, Fetch::L1Std, at)
+            }
+        }
+    }
+
+    /// Waits for an STE or what leads to it. An address beyond OAS is truncated, or an error (section 3.4.3).
+    fn wait_for_ste(&mut self, txn: &mut Txn, fetch: Fetch, at: u64) -> Outcome {
+        if at >> self.config.oas == 0 {
+            return txn.wait(fetch, at);
+        }
+        match self.config.ste_truncate {
+            true => txn.wait(fetch, at & ((1 << self.config.oas) - 1)),
+            false => self.config_fault(txn, EventKind::SteFetch(at)),
         }
     }
 
@@ -88,7 +104,7 @@ impl Smmu {
             return self.config_fault(txn, EventKind::BadStreamId);
         };
         let base = align(keep(l1std.l2ptr(), 51, 6), log2 + STE_SHIFT);
-        txn.wait(Fetch::Ste, base + (u64::from(index) << STE_SHIFT))
+        self.wait_for_ste(txn, Fetch::Ste, base + (u64::from(index) << STE_SHIFT))
     }
 
     /// The STE has come.
@@ -141,6 +157,10 @@ impl Smmu {
         if txn.stream.path == Path::Nested {
             return self.stage2(id, txn, address, purpose);
         }
+        // S1ContextPtr itself is in range, or it would not be here (section 3.4.3).
+        if address >> self.config.oas != 0 {
+            return self.config_fault(txn, EventKind::BadSte);
+        }
         txn.wait(if purpose == Purpose::Cd { Fetch::Cd } else { Fetch::L1Cd }, address)
     }
 
@@ -160,7 +180,8 @@ impl Smmu {
     /// The level 1 CD table descriptor is known.
     fn l1cd(&mut self, id: TxnId, txn: &mut Txn, l1cd: L1Cd) -> Outcome {
         // Section 3.4.3. An IPA is left to stage 2.
-        let out_of_range = txn.stream.path != Path::Nested && l1cd.l2ptr() >> self.config.oas != 0;
+        let left = txn.stream.path == Path::Nested && !self.config.cd_ipa_check;
+        let out_of_range = !left && l1cd.l2ptr() >> self.config.oas != 0;
         if !l1cd.v() || out_of_range {
             return self.config_fault(txn, EventKind::BadSubstreamId);
         }
@@ -243,14 +264,32 @@ impl Smmu {
                 };
                 self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
                 match walk.next(descriptor) {
-                    Step::Fetch(next) if ON && txn.stream.path != Path::Nested => {
+                    Step::Fetch(next)
+                        if ON
+                            && txn.stream.path != Path::Nested
+                            && (descriptor & AF != 0 || !txn.context.haft) =>
+                    {
                         self.keep_stage1_table(txn, next);
                         (walk, txn.at) = (next, next.address());
                         *steps += 1;
                         self.tally(PmuEvent::TableWalk, txn.incoming.sid);
                     }
-                    step => return self.stage1_descriptor(id, txn, step),
+                    step => return self.stage1_descriptor(id, txn, walk, descriptor, step),
                 }
+            },
+            Fetch::Table1(walk) => match self.mark_table(txn, mem, txn.tables[0]) {
+                Ok(Some(descriptor)) => {
+                    self.stage1_descriptor(id, txn, walk, descriptor, walk.next(descriptor))
+                }
+                Ok(None) => self.stage1(id, txn),
+                Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
+            },
+            Fetch::Table2(walk, purpose) => match self.mark_table(txn, mem, txn.tables[1]) {
+                Ok(Some(descriptor)) => {
+                    self.stage2_descriptor(id, txn, walk, descriptor, walk.next(descriptor), purpose)
+                }
+                Ok(None) => self.stage2(id, txn, txn.ipa, purpose),
+                Err(Abort) => self.walk_abort(txn, purpose.class(), true),
             },
             Fetch::Update1(leaf) => {
                 match self.update(txn, mem, &leaf, txn.dirties(leaf.permissions(&txn.context.controls))) {
@@ -274,16 +313,32 @@ impl Smmu {
                 };
                 self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
                 match walk.next(descriptor) {
-                    Step::Fetch(next) if ON => {
+                    Step::Fetch(next) if ON && (descriptor & AF != 0 || !txn.stream.stage2.haft) => {
                         self.keep_stage2_table(txn, next);
                         (walk, txn.at) = (next, next.address());
                         *steps += 1;
                         self.tally(PmuEvent::TableWalk, txn.incoming.sid);
                     }
-                    step => return self.stage2_descriptor(id, txn, step, purpose),
+                    step => return self.stage2_descriptor(id, txn, walk, descriptor, step, purpose),
                 }
             },
         }
+    }
+
+    /// Sets the access flag of the table descriptor at `txn.at` (section 3.13.6). `None`: it is not what it was any more.
+    fn mark_table<M: Memory + ?Sized>(
+        &mut self,
+        txn: &Txn,
+        mem: &M,
+        descriptor: u64,
+    ) -> Result<Option<u64>, Abort> {
+        let marked = descriptor | AF;
+        if mem.compare_exchange_u64(txn.at, descriptor, marked)? != descriptor {
+            return Ok(None);
+        }
+        self.observer.tell(|o| o.updated(txn.at, marked));
+        self.stats.af_updates += 1;
+        Ok(Some(marked))
     }
 
     /// Sets the access flag, and for a write the dirty state, of the descriptor at `txn.at` (section 3.13). `None`: it is
@@ -373,7 +428,7 @@ impl Purpose {
     pub(super) fn class(&self) -> Class {
         match self {
             Purpose::L1Cd | Purpose::Cd => Class::Cd,
-            Purpose::Stage1(_) | Purpose::Update(_) => Class::Ttd,
+            Purpose::Stage1(_) | Purpose::Update(_) | Purpose::Table(_) => Class::Ttd,
             Purpose::Output(_) | Purpose::Input => Class::Input,
         }
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::stream::Stream;
+use crate::atos::AtosLookup;
 use crate::cache::Mapping;
 use crate::pri::PageRequest;
 use crate::transaction::{Transaction, Translation, TxnId};
@@ -28,6 +29,8 @@ pub(crate) enum Origin {
         /// Translations, too.
         address: bool,
     },
+    /// An address translation operation: a lookup that software asked for.
+    Atos(AtosLookup),
     /// A page request whose STE says how it is responded to.
     PageRequest(PageRequest),
 }
@@ -43,6 +46,8 @@ pub(crate) enum Purpose {
     Stage1(Walk),
     /// The update of a stage 1 descriptor's access flag or dirty state.
     Update(Leaf),
+    /// The update of a stage 1 table descriptor's access flag.
+    Table(Walk),
     /// The output of stage 1, which is this.
     Output(Mapping),
     /// The transaction itself; there is no stage 1.
@@ -66,7 +71,11 @@ pub(crate) enum Fetch {
     Stage1(Walk),
     /// Stage 2 descriptor, for the translation of [`Txn::ipa`].
     Stage2(Walk, Purpose),
-    /// Not a fetch: the atomic update of a stage 1 descriptor.
+    /// Not a fetch: the atomic update of a stage 1 table descriptor, which is the one of this walk.
+    Table1(Walk),
+    /// The same of stage 2.
+    Table2(Walk, Purpose),
+    /// The atomic update of a stage 1 descriptor.
     Update1(Leaf),
     /// The atomic update of a stage 2 descriptor.
     Update2(Leaf, Purpose),
@@ -85,9 +94,15 @@ pub(crate) struct Txn {
     pub(crate) fetch: Fetch,
     /// Physical address of the fetch.
     pub(crate) at: u64,
+    /// The table descriptors, of stage 1 and 2, whose access flags are to be set.
+    pub(crate) tables: [u64; 2],
     /// What is fetched so far of a 64-byte structure.
     pub(crate) words: [u64; 8],
     pub(crate) have: u8,
+    /// It is tried again although it stalls: it has been recorded, and is not again.
+    pub(crate) retried: bool,
+    /// The tag of a stalled transaction whose record stands for this one, too.
+    pub(crate) behind: Option<u16>,
     /// Misses that have been counted, by the bit of their event.
     pub(crate) missed: u8,
     pub(crate) stream: Stream,
@@ -124,6 +139,9 @@ struct Slot {
     epoch: u64,
     /// It uses the enabled SMMU, not the global bypass.
     enabled: bool,
+    /// StreamID of a transaction that stalled and was tried again since: its tag, the slot's number, is still to be
+    /// answered.
+    owed: Option<u32>,
     state: State,
 }
 
@@ -143,7 +161,7 @@ impl Txns {
             (slot.epoch, slot.enabled, slot.state) = (epoch, enabled, state);
             return TxnId { slot: n, generation: slot.generation };
         }
-        self.slots.push(Slot { generation: 0, epoch, enabled, state });
+        self.slots.push(Slot { generation: 0, epoch, enabled, owed: None, state });
         TxnId { slot: (self.slots.len() - 1) as u32, generation: 0 }
     }
 
@@ -167,11 +185,18 @@ impl Txns {
             && slot.generation == id.generation
         {
             slot.generation = slot.generation.wrapping_add(1);
-            if let State::Stalled(txn) = &slot.state {
-                slot.state = State::Abandoned(txn.t.sid);
-            } else {
-                slot.state = State::Free;
-                self.free.push(id.slot);
+            let owed = match &slot.state {
+                // Nobody knows the tag of one behind another.
+                State::Stalled(txn) => txn.behind.is_none().then_some(txn.t.sid),
+                _ => slot.owed,
+            };
+            slot.owed = None;
+            match owed {
+                Some(sid) => slot.state = State::Abandoned(sid),
+                None => {
+                    slot.state = State::Free;
+                    self.free.push(id.slot);
+                }
             }
         }
     }
@@ -190,18 +215,51 @@ impl Txns {
         self.slots.iter().any(|slot| slot.enabled && !over(&slot.state))
     }
 
-    /// Stalled transactions, also those that their device gave up: of a StreamID if one is given, with a tag if one is.
+    /// Stalled transactions, also those that their device gave up or that were tried again: of a StreamID if one is given,
+    /// with a tag if one is.
     pub(crate) fn stalled(&self, sid: Option<u32>, tag: Option<u16>) -> Vec<TxnId> {
-        let matches = |n: usize, slot: &Slot| match &slot.state {
-            State::Stalled(txn) => {
-                sid.is_none_or(|sid| sid == txn.t.sid) && tag.is_none_or(|tag| n == usize::from(tag))
-            }
-            State::Abandoned(of) => {
-                sid.is_none_or(|sid| sid == *of) && tag.is_none_or(|tag| n == usize::from(tag))
-            }
-            _ => false,
-        };
-        let slots = self.slots.iter().enumerate().filter(|(n, slot)| matches(*n, slot));
+        self.those(|n, slot| {
+            let of = match (&slot.state, slot.owed) {
+                (State::Stalled(txn), _) if txn.behind.is_some() && tag.is_some() => return false,
+                (State::Stalled(txn), _) => txn.t.sid,
+                (State::Abandoned(of), _) => *of,
+                (_, Some(of)) => of,
+                _ => return false,
+            };
+            sid.is_none_or(|sid| sid == of) && tag.is_none_or(|tag| n == usize::from(tag))
+        })
+    }
+
+    /// Stalled transactions for which the record with this tag stands as well.
+    pub(crate) fn behind(&self, tag: u16) -> Vec<TxnId> {
+        self.those(|_, slot| matches!(&slot.state, State::Stalled(txn) if txn.behind == Some(tag)))
+    }
+
+    /// The tag of a stalled transaction whose record can stand for this one's (section 3.12.2.1): of the same stream,
+    /// SubstreamID, page, privilege, kind.
+    pub(crate) fn leader(&self, txn: &Txn) -> Option<u16> {
+        let of =
+            |t: &Transaction| (t.sid, t.ssid, t.address >> 12, t.privileged, t.instruction, t.kind.is_read());
+        let same = |slot: &Slot| matches!(&slot.state, State::Stalled(other) if other.behind.is_none() && of(&other.t) == of(&txn.t));
+        self.slots.iter().position(same).and_then(|n| u16::try_from(n).ok())
+    }
+
+    /// A stalled transaction is tried again before anybody answers.
+    pub(crate) fn owe(&mut self, id: TxnId, sid: u32) {
+        if let Some(slot) = self.slots.get_mut(id.slot as usize) {
+            slot.owed = Some(sid);
+        }
+    }
+
+    /// Its record is answered.
+    pub(crate) fn answered(&mut self, id: TxnId) {
+        if let Some(slot) = self.slots.get_mut(id.slot as usize) {
+            slot.owed = None;
+        }
+    }
+
+    fn those(&self, which: impl Fn(usize, &Slot) -> bool) -> Vec<TxnId> {
+        let slots = self.slots.iter().enumerate().filter(|(n, slot)| which(*n, slot));
         slots.map(|(n, slot)| TxnId { slot: n as u32, generation: slot.generation }).collect()
     }
 }

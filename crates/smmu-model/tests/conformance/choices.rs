@@ -224,3 +224,136 @@ fn vmid_wildcards() {
     lab.w32(r::CR0, cr0 | 1 << 6);
     assert_eq!(lab.r32(r::CR0), cr0, "RES0 without the feature");
 }
+
+/// 6.3.9: SMMUEN written again before its update is complete: the first value counts; up to SMMUv3.1 the last may.
+#[test]
+fn cr0_during_an_update() {
+    for (cr0_last, acknowledged) in [(false, 0), (true, r::cr0::SMMUEN)] {
+        let config = Config { cr0_last, aidr: 1, ..linux() };
+        let (mut lab, mut tables) = Lab::stage1(config);
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        let (id, _) = lab.translate(Transaction::new(SID, 0x1000, AccessKind::Write)).unwrap();
+        lab.w32(r::CR0, r::cr0::CMDQEN);
+        lab.w32(r::CR0, r::cr0::EVENTQEN | r::cr0::SMMUEN);
+        assert_eq!(lab.r32(r::CR0) & !r::cr0::SMMUEN, r::cr0::EVENTQEN, "other fields are independent");
+        lab.smmu.complete(id);
+        assert_eq!(lab.r32(r::CR0ACK), r::cr0::EVENTQEN | acknowledged, "last value: {cr0_last}");
+        assert_eq!(lab.r32(r::CR0), lab.r32(r::CR0ACK));
+    }
+    assert!(Config { cr0_last: true, aidr: 2, ..linux() }.validate().is_err());
+}
+
+/// 3.4.3, 6.3: addresses of queues and MSIs are truncated to OAS; registers may hold the bits beyond, or not.
+#[test]
+fn addresses_beyond_oas() {
+    const BEYOND: u64 = 1 << 47;
+    for wide_addresses in [true, false] {
+        let mut lab = Lab::reset(Config { wide_addresses, ..linux() });
+        lab.w64(r::CMDQ_BASE, CMDQ | LOG2_CMDQ | BEYOND);
+        lab.w64(r::EVENTQ_BASE, EVENTQ | LOG2_EVENTQ | BEYOND | 1 << 62);
+        lab.w64(r::STRTAB_BASE, STRTAB | BEYOND);
+        lab.w64(r::EVENTQ_IRQ_CFG0, 0x808_0040 | BEYOND);
+        lab.w32(r::STRTAB_BASE_CFG, 8);
+        let held = if wide_addresses { BEYOND } else { 0 };
+        let read = |lab: &mut Lab, offset| lab.smmu.mmio_read(offset, 8).unwrap();
+        assert_eq!(read(&mut lab, r::CMDQ_BASE), CMDQ | LOG2_CMDQ | held);
+        assert_eq!(read(&mut lab, r::EVENTQ_BASE), EVENTQ | LOG2_EVENTQ | held | 1 << 62, "WA stays");
+        assert_eq!(read(&mut lab, r::STRTAB_BASE), STRTAB | held);
+        assert_eq!(read(&mut lab, r::EVENTQ_IRQ_CFG0), 0x808_0040 | held);
+        lab.w32(r::CR2, r::cr2::RECINVSID);
+        lab.w32(r::IRQ_CTRL, r::irq_ctrl::EVENTQ);
+        lab.w32(r::CR0, r::cr0::SMMUEN | r::cr0::CMDQEN | r::cr0::EVENTQEN);
+        lab.push([0x46 | 1 << 12 | 7 << 32, BEYOND | 0x5000]);
+        lab.run_commands();
+        lab.dma(Transaction::new(0x1000, 0, AccessKind::Read));
+        assert_eq!(code(lab.event()), 0x02, "the record is where EVENTQ_BASE says without the bits beyond");
+        let msis: Vec<_> = lab.msis().iter().map(|msi| msi.address).collect();
+        assert_eq!(msis, [0x5000, 0x808_0040]);
+    }
+}
+
+/// 3.4.3 (5): an STE or L1STD beyond OAS: F_STE_FETCH with the whole address, or the address is truncated.
+#[test]
+fn stes_beyond_oas() {
+    const BEYOND: u64 = 1 << 47;
+    for (ste_truncate, two_levels) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut lab = Lab::new(Config { ste_truncate, ..linux() });
+        lab.ste(SID, STE_BYPASS);
+        let enabled = lab.r32(r::CR0);
+        lab.w32(r::CR0, 0);
+        if two_levels {
+            lab.w32(r::STRTAB_BASE_CFG, 1 << 16 | 6 << 6 | 16);
+            lab.w64(r::STRTAB_BASE, 0x1040_0000);
+            lab.ram.set(0x1040_0000, STRTAB | BEYOND | 7);
+        } else {
+            lab.w64(r::STRTAB_BASE, STRTAB | BEYOND);
+        }
+        lab.w32(r::CR0, enabled);
+        if ste_truncate {
+            assert_eq!(lab.read(0x1000), End::To(0x1000), "two levels: {two_levels}");
+        } else {
+            assert_eq!(lab.read(0x1000), End::Abort);
+            let event = lab.event();
+            assert_eq!((code(event), event[3]), (0x03, STRTAB | BEYOND | u64::from(SID) << 6));
+        }
+    }
+}
+
+/// 3.4.3 (1) to (4): a CD beyond the address size: C_BAD_STE and C_BAD_SUBSTREAMID of a PA; of an IPA also, or a stage 2
+/// translation fault.
+#[test]
+fn cds_beyond_the_address_size() {
+    const BEYOND: u64 = 1 << 50;
+    let s2 = 7 | 24 << 32 | 1 << 38 | 4 << 48 | 1 << 51 | 1 << 58;
+    for (nested, cd_ipa_check, two_levels, event) in [
+        (false, false, false, 0x04),
+        (false, false, true, 0x08),
+        (true, false, false, 0x10),
+        (true, false, true, 0x10),
+        (true, true, false, 0x04),
+        (true, true, true, 0x08),
+    ] {
+        let mut lab = Lab::new(Config { cd_ipa_check, ssidsize: 8, cd2l: true, ..linux() });
+        let mut cfg = pgtable::Stage2 { tsz: 24, sl0: 1, oas: 44, ..pgtable::Stage2::default() };
+        let mut tables = lab.tables2(&mut cfg);
+        lab.map(&mut tables, CDS, CDS, 0x1000, S2_RW);
+        let config = if nested { 7 } else { 5 };
+        let pointer = match two_levels {
+            true => CDS | 1 << 4 | 8 << 59,
+            false => CDS | BEYOND,
+        };
+        lab.ram.set(CDS, BEYOND | 1);
+        lab.ste(SID, [1 | config << 1 | pointer, 1 << 44 | 2, s2, S2_TABLES]);
+        let t = Transaction::new(SID, 0x1000, AccessKind::Read);
+        let t = if two_levels { t.with_ssid(1) } else { t };
+        assert_eq!(lab.dma(t), End::Abort);
+        assert_eq!(code(lab.event()), event, "nested {nested}, two levels {two_levels}");
+    }
+}
+
+/// 4.4.1.1: a range whose address is not aligned to the block that TTL names: from the granule on, from the block on, or
+/// nothing is removed.
+#[test]
+fn unaligned_ranges() {
+    use smmu_model::Unaligned::{Block, Granule, Nothing};
+    const BLOCK: u64 = 0x20_0000;
+    // NUM 0, SCALE 9: 512 granules, the size of a block; TTL 2 and TG 4 KiB.
+    let tlbi = |va: u64| [0x12 | 9 << 20 | 1 << 48, va | 1 << 10 | 2 << 8 | 1];
+    for (tlbi_unaligned, removed) in [(Granule, [true, true]), (Block, [true, false]), (Nothing, [false; 2])]
+    {
+        let (mut lab, mut tables) = Lab::stage1(Config { tlbi_unaligned, ..linux() });
+        lab.map(&mut tables, BLOCK, 0x8000_0000, 2 * BLOCK, RW);
+        let fill = |lab: &mut Lab| [BLOCK, 2 * BLOCK].map(|va| lab.fetches(|lab| lab.read(va)).0 != 0);
+        fill(&mut lab);
+        lab.command(tlbi(BLOCK + 0x1000));
+        assert_eq!(fill(&mut lab), removed, "{tlbi_unaligned:?}");
+        lab.command(tlbi(BLOCK));
+        assert_eq!(fill(&mut lab), [true, false], "an aligned one is what it is");
+    }
+    for text in ["granule", "block", "nothing"] {
+        assert!(Config::parse(&format!("tlbi-unaligned={text}")).is_ok());
+    }
+    assert!(
+        Config::parse("tlbi-unaligned=all").unwrap_err().to_string().contains("granule, block or nothing")
+    );
+}

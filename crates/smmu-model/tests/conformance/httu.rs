@@ -209,3 +209,139 @@ fn refused_update() {
     assert_eq!(lab.event(), [0x13 | u64::from(SID) << 32, s2_tt_read, 0x1000, at1 & !0xfff]);
     assert_eq!(is(&lab, at1), (false, false));
 }
+
+/// 3.13.6, 5.4: HAFT needs HA where there is HAFT, and is RES0 where there is none.
+#[test]
+fn table_flags_legality() {
+    for (httu, word0, legal) in [(3, 0, false), (3, HA, true), (2, 0, true)] {
+        let (mut lab, mut tables) = Lab::stage1(Config { httu, ..linux() });
+        let word1 = TABLES | 1 << 3;
+        lab.context(0, CdFields { word0: cd(16, 0, 1) | word0, word1, ..CdFields::default() });
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        assert_eq!(lab.read(0x1000) != End::Abort, legal, "HTTU {httu}");
+        assert_eq!(lab.smmu.mmio_read(0, 4).unwrap() >> 6 & 3, u64::from(httu), "IDR0.HTTU");
+        let mut lab = Lab::new(Config { httu, ..linux() });
+        let mut tables = stage2(&mut lab);
+        lab.map(&mut tables, 0x1000, 0x1000, 0x1000, S2_RW);
+        let [w0, w1, w2, w3] = ste(6, 0);
+        let s2ha = if word0 == 0 { 0 } else { 1 << 56 };
+        lab.ste(SID, [w0, w1, w2 & !(3 << 55) | s2ha | 1 << 59, w3]);
+        assert_eq!(lab.read(0x1000) != End::Abort, legal, "HTTU {httu}");
+    }
+}
+
+/// 3.13.6: with HAFT, the tables on the way are marked as well, each in a step of its own, and once.
+#[test]
+fn table_flags() {
+    for haft in [true, false] {
+        let (mut lab, mut tables) = Lab::stage1(Config { httu: 3, walk_cache: 16, ..linux() });
+        let word1 = TABLES | u64::from(haft) << 3;
+        lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW & !d::AF);
+        lab.map(&mut tables, 0x2000, 0x8000_2000, 0x1000, RW);
+        let mut at = |level| tables.entry(&mut Words(&lab.ram), level, 0x1000).unwrap();
+        let entries = [at(0), at(1), at(2), at(3)];
+        assert_eq!(lab.read(0x1000), End::To(0x8000_1000));
+        let marked = entries.map(|at| lab.ram.word(at) & d::AF != 0);
+        assert_eq!(marked, [haft, haft, haft, true]);
+        assert_eq!(lab.smmu.stats().af_updates, if haft { 4 } else { 1 });
+        assert_eq!(lab.fetches(|lab| lab.read(0x2000)), (1, End::To(0x8000_2000)), "the tables are cached");
+    }
+}
+
+/// 3.13.6: a table that changes before it is marked is looked at again; an abort of the update is F_WALK_EABT.
+#[test]
+fn table_flag_races() {
+    for abort in [false, true] {
+        let (mut lab, mut tables) = Lab::stage1(Config { httu: 3, ..linux() });
+        let word1 = TABLES | 1 << 3;
+        lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        let at = tables.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
+        let mut progress = lab.smmu.begin(&Transaction::new(SID, 0x1000, AccessKind::Read));
+        for _ in 0..3 {
+            let Progress::Walking(id) = progress else { panic!("{progress:?}") };
+            progress = lab.smmu.step(id, &lab.ram);
+        }
+        assert_eq!(lab.ram.word(at) & d::AF, 0, "fetched, not updated");
+        if abort {
+            lab.ram.holes.push(at..at + 8);
+        } else {
+            lab.ram.set(at, 0);
+        }
+        while let Progress::Walking(id) = progress {
+            progress = lab.smmu.step(id, &lab.ram);
+        }
+        assert_eq!(progress, Progress::Aborted);
+        let event = lab.event();
+        let place = if abort { at } else { 0 };
+        assert_eq!((code(event), event[3]), (if abort { 0x0b } else { 0x10 }, place));
+    }
+}
+
+/// 3.13.6: nested: marking a stage 1 table writes the page that it is in; stage 2's own tables are marked with S2HAFT.
+#[test]
+fn nested_table_flags() {
+    let mut lab = Lab::new(Config { httu: 3, ..config() });
+    let mut first = lab.tables(Granule::G4K, 16, TABLES);
+    let word1 = TABLES | 1 << 3;
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+    lab.map(&mut first, 0x1000, 0x5000_0000, 0x1000, RW);
+    let root = first.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
+    let mut second = stage2(&mut lab);
+    lab.map(&mut second, CDS, CDS, 0x1000, DBM2);
+    lab.map(&mut second, TABLES, TABLES, 0x8000, DBM2);
+    lab.map(&mut second, 0x5000_0000, 0x6000_0000, 0x1000, DBM2);
+    let at2 =
+        |second: &mut Builder, lab: &Lab, level, ipa| second.entry(&mut Words(&lab.ram), level, ipa).unwrap();
+    let [w0, w1, w2, w3] = ste(7, CDS);
+    lab.ste(SID, [w0, w1, w2 | 1 << 59, w3]);
+    assert_eq!(lab.read(0x1000), End::To(0x6000_0000));
+    assert_ne!(lab.ram.word(root) & d::AF, 0);
+    let page = at2(&mut second, &lab, 3, root);
+    assert_eq!(is2(&lab, page), (true, true), "the root table was written to");
+    let data = at2(&mut second, &lab, 3, 0x5000_0000);
+    assert_eq!(is2(&lab, data), (true, false));
+    for level in [1, 2] {
+        let table = at2(&mut second, &lab, level, 0x5000_0000);
+        assert_ne!(lab.ram.word(table) & d::AF, 0, "stage 2 level {level}");
+    }
+}
+
+/// 7.3.16: a stage 1 table that stage 2 does not let be marked: CLASS=TT, TTRnW=0.
+#[test]
+fn refused_table_flag() {
+    let mut lab = Lab::new(Config { httu: 3, ..config() });
+    let mut first = lab.tables(Granule::G4K, 16, TABLES);
+    let word1 = TABLES | 1 << 3;
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+    lab.map(&mut first, 0x1000, 0x5000_0000, 0x1000, RW);
+    let mut second = stage2(&mut lab);
+    lab.map(&mut second, CDS, CDS, 0x1000, S2_RW);
+    lab.map(&mut second, TABLES, TABLES, 0x8000, S2_RW & !d::S2AP_WRITE);
+    lab.ste(SID, ste(7, CDS));
+    assert_eq!(lab.read(0x1000), End::Abort);
+    let s2_tt_read = 1 << 39 | 1 << 40 | 1 << 35;
+    assert_eq!(lab.event(), [0x13 | u64::from(SID) << 32, s2_tt_read, 0x1000, TABLES]);
+}
+
+/// 9: a lookup with HTTUI leaves the tables as they are; 3.13.6: what is not marked is not cached.
+#[test]
+fn lookups_leave_tables_unmarked() {
+    let (mut lab, mut tables) = Lab::stage1(Config { httu: 3, atos: true, walk_cache: 16, ..linux() });
+    let word1 = TABLES | 1 << 3;
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    let at = tables.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
+    lab.w64(0x108, SID.into());
+    lab.w64(0x110, 0x1000 | 1 << 10 | 1 << 8 | 1 << 6);
+    lab.w32(0x100, 1);
+    while lab.smmu.atos_pending() {
+        lab.smmu.step_atos(&lab.ram);
+    }
+    assert_eq!(lab.smmu.mmio_read(0x118, 8).unwrap() & 1, 0, "no fault");
+    assert_eq!(lab.ram.word(at) & d::AF, 0);
+    lab.map(&mut tables, 0x3000, 0x8000_3000, 0x1000, RW);
+    lab.read(0x3000);
+    assert_ne!(lab.ram.word(at) & d::AF, 0);
+}

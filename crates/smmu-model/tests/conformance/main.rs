@@ -2,17 +2,21 @@
 
 mod lab;
 
+mod atos;
 mod ats;
 mod caches;
 mod choices;
 mod commands;
 mod ecmdq;
 mod events;
+mod features;
 mod httu;
 mod interrupts;
+mod lpa2;
 mod observer;
 mod pmcg;
 mod pri;
+mod records;
 mod registers;
 mod retention;
 mod stage1;

@@ -169,3 +169,183 @@ fn stall_fields() {
         assert_eq!(code(lab.event()), expected, "{what}");
     }
 }
+
+/// A transaction up to where it waits for software.
+fn poll(lab: &mut Lab, mut progress: Progress) -> Progress {
+    while let Progress::Walking(id) = progress {
+        progress = lab.smmu.step(id, &lab.ram);
+    }
+    progress
+}
+
+fn begin(lab: &mut Lab, t: Transaction) -> TxnId {
+    let progress = lab.smmu.begin(&t);
+    let Progress::Stalled(id) = poll(lab, progress) else { panic!("not stalled") };
+    id
+}
+
+fn suppressing() -> (Lab, pgtable::Builder) {
+    let config =
+        Config { stall: StallModel::Both, term_razwi: true, stall_suppress: true, ssidsize: 4, ..linux() };
+    let (mut lab, tables) = Lab::stage1(config);
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | 1 << 44, ..CdFields::default() });
+    (lab, tables)
+}
+
+/// 3.12.2.1: one record for all that stall for the same page, privilege, kind of access and SubstreamID.
+#[test]
+fn duplicates_are_suppressed() {
+    let (mut lab, _) = suppressing();
+    let t = Transaction::new(SID, 0x1000, AccessKind::Write);
+    begin(&mut lab, t);
+    assert_eq!(lab.events().len(), 1);
+    begin(&mut lab, Transaction { address: 0x1ff8, ..t });
+    assert!(lab.events().is_empty(), "the same page");
+    let others = [
+        Transaction { address: 0x2000, ..t },
+        Transaction { privileged: true, ..t },
+        Transaction { kind: AccessKind::Read, ..t },
+        Transaction { kind: AccessKind::Read, instruction: true, ..t },
+    ];
+    for other in others {
+        begin(&mut lab, other);
+        assert_eq!(lab.events().len(), 1, "{other:?}");
+    }
+    let (mut lab, _) = self::lab();
+    for _ in 0..2 {
+        begin(&mut lab, t);
+        assert_eq!(lab.events().len(), 1, "without the option each has its own");
+    }
+}
+
+/// 3.12.2.1: CMD_RESUME of the one that was recorded has all the others tried again, even if it terminates that one;
+/// nobody knows the tags of the others.
+#[test]
+fn suppressed_stalls_are_tried_again() {
+    for action in [RETRY, ABORT] {
+        let (mut lab, mut tables) = suppressing();
+        let (first, tag) = stalls(&mut lab, 0x1000);
+        let t = Transaction::new(SID, 0x1008, AccessKind::Write);
+        let (second, third) = (begin(&mut lab, t), begin(&mut lab, t));
+        for other in (0..8).filter(|&other| other != tag) {
+            lab.command(resume(other, ABORT));
+        }
+        assert_eq!(lab.smmu.step(second, &lab.ram), Progress::Stalled(second));
+        assert!(lab.events().is_empty());
+        lab.command(resume(tag, action));
+        let progress = lab.smmu.step(first, &lab.ram);
+        let again = poll(&mut lab, progress);
+        assert_eq!(again == Progress::Aborted, action == ABORT, "{again:?}");
+        let progress = lab.smmu.step(second, &lab.ram);
+        assert_eq!(poll(&mut lab, progress), Progress::Stalled(second));
+        // The first of those that stall again is recorded.
+        let event = lab.event();
+        lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+        let progress = lab.smmu.step(third, &lab.ram);
+        assert!(matches!(poll(&mut lab, progress), Progress::Latched(_, t) if t.pa == 0x8000_1008));
+        lab.command(resume(event[1] & 0xffff, RETRY));
+        for id in [first, second] {
+            let progress = lab.smmu.step(id, &lab.ram);
+            let end = poll(&mut lab, progress);
+            assert_eq!(matches!(end, Progress::Latched(..)), action == RETRY || id == second, "{end:?}");
+        }
+    }
+}
+
+/// 4.6.2, 6.3.9.6: STALL_TERM and SMMUEN=0 end suppressed ones, too.
+#[test]
+fn suppressed_stalls_are_terminated() {
+    for disable in [false, true] {
+        let (mut lab, _) = suppressing();
+        let (first, _) = stalls(&mut lab, 0x1000);
+        let second = begin(&mut lab, Transaction::new(SID, 0x1000, AccessKind::Write));
+        match disable {
+            true => lab.w32(r::CR0, cr0::CMDQEN),
+            false => lab.command([0x45 | u64::from(SID) << 32, 0]),
+        }
+        for id in [first, second] {
+            assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+        }
+        assert_eq!(lab.r32(r::CR0ACK) & cr0::SMMUEN == 0, disable);
+    }
+}
+
+fn retrying() -> (Lab, pgtable::Builder) {
+    let config = Config { stall: StallModel::Both, term_razwi: true, stall_retry: true, ..linux() };
+    let (mut lab, tables) = Lab::stage1(config);
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | 1 << 44, ..CdFields::default() });
+    (lab, tables)
+}
+
+/// 3.12.2.2: a stalled transaction may be tried again before software answers; that is not recorded again.
+#[test]
+fn early_retry() {
+    let (mut lab, mut tables) = retrying();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    for _ in 0..2 {
+        let progress = lab.smmu.step(id, &lab.ram);
+        assert_eq!(poll(&mut lab, progress), Progress::Stalled(id));
+        assert!(lab.events().is_empty());
+    }
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    let progress = lab.smmu.step(id, &lab.ram);
+    assert!(matches!(poll(&mut lab, progress), Progress::Latched(_, t) if t.pa == 0x8000_1000));
+    // Terminating it now is too late: it is on its way.
+    lab.command(resume(tag, ABORT));
+    assert!(matches!(lab.smmu.step(id, &lab.ram), Progress::Latched(..)));
+    lab.smmu.complete(id);
+    assert_eq!(lab.smmu.stats().stalled, 1);
+}
+
+/// 3.12.2.2: the tag of one that has gone on is not used again before software answers.
+#[test]
+fn early_retry_keeps_the_tag() {
+    let (mut lab, mut tables) = retrying();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    let progress = lab.smmu.step(id, &lab.ram);
+    let Progress::Latched(id, _) = poll(&mut lab, progress) else { panic!("not translated") };
+    lab.smmu.complete(id);
+    let (other, another) = stalls(&mut lab, 0x2000);
+    assert_ne!(another, tag);
+    lab.command(resume(tag, ABORT));
+    assert_ne!(lab.smmu.step(other, &lab.ram), Progress::Aborted, "that is another's answer");
+    lab.command([0x45 | u64::from(SID) << 32, 0]);
+    assert_eq!(lab.smmu.step(other, &lab.ram), Progress::Aborted);
+    assert_eq!(stalls(&mut lab, 0x3000).1.min(tag), tag.min(another), "the tags are free again");
+}
+
+/// 3.12.2.2: one that is tried again under a configuration that does not stall ends by it, without a record.
+#[test]
+fn early_retry_of_changed_configuration() {
+    let (mut lab, _) = retrying();
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    lab.context(0, CdFields::default());
+    lab.command(cfgi_cd(SID, 0));
+    let progress = lab.smmu.step(id, &lab.ram);
+    assert_eq!(poll(&mut lab, progress), Progress::Aborted);
+    assert!(lab.events().is_empty());
+    lab.command(resume(tag, RETRY));
+}
+
+/// 4.6.1: CMD_RESUME of one that is just being tried again: with Retry it is as new, and recorded again; else it ends.
+#[test]
+fn early_retry_and_resume() {
+    for action in [RETRY, ABORT] {
+        let (mut lab, _) = retrying();
+        let (id, tag) = stalls(&mut lab, 0x1000);
+        let progress = lab.smmu.step(id, &lab.ram);
+        assert_eq!(progress, Progress::Walking(id));
+        lab.command(resume(tag, action));
+        let progress = lab.smmu.step(id, &lab.ram);
+        let end = poll(&mut lab, progress);
+        match action {
+            RETRY => {
+                assert_eq!(end, Progress::Stalled(id));
+                assert_eq!(lab.events().len(), 1);
+            }
+            _ => assert_eq!(end, Progress::Aborted),
+        }
+    }
+    assert!(Config { stall_retry: true, ..linux() }.validate().is_err(), "without stalls there is none");
+}
