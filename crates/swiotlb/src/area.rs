@@ -52,15 +52,19 @@ impl State {
         if self.closed {
             return None;
         }
-        let count = self.segments.len();
-        for n in 0..count {
-            let index = if self.index + n < count { self.index + n } else { self.index + n - count };
+        let mut index = self.index;
+        for _ in 0..self.segments.len() {
+            let segment = &mut self.segments[index];
             let base = start + (index * IO_TLB_SEGSIZE * IO_TLB_SIZE) as u64;
-            if let Some(first) = need.find(self.segments[index], base) {
-                self.segments[index] &= !(low(need.slots) << first);
+            if let Some(first) = need.find(*segment, base) {
+                *segment &= !(need.run << first);
                 self.index = index;
                 self.used += need.slots;
                 return Some(index * IO_TLB_SEGSIZE + first);
+            }
+            index += 1;
+            if index == self.segments.len() {
+                index = 0;
             }
         }
         None

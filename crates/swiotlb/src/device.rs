@@ -168,26 +168,27 @@ impl<M: Memory> Device<M> {
         &self,
         tlb_address: u64,
         size: usize,
-        last: impl FnOnce(&Pool<M>, &Found) -> Result<(), Error>,
+        last: impl Fn(&Pool<M>, &Found) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let none = Error::NotMapped { address: tlb_address };
+        // Written from inside: results in results cost more to hand on than all of this.
+        let mut result = Err(Error::NotMapped { address: tlb_address });
+        let mut transient = None;
         let end = |pool: &Pool<M>| {
-            let found = pool.find(tlb_address)?;
-            if found.address != tlb_address {
-                return Err(none);
-            }
-            found.check(tlb_address, size)?;
-            let result = if mutant::is(Mutant::CopyAfterFree) {
-                pool.release(&found)?;
-                last(pool, &found)
-            } else {
-                let result = last(pool, &found);
-                pool.release(&found)?;
-                result
+            let Some(found) = pool.find(tlb_address).filter(|found| found.address == tlb_address) else {
+                return;
             };
-            Ok((result, pool.is_transient().then(|| pool.start())))
+            if !found.has(tlb_address, size) {
+                result = Err(Error::Range { address: tlb_address, size });
+                return;
+            }
+            let copied = if mutant::is(Mutant::CopyAfterFree) { Ok(()) } else { last(pool, &found) };
+            if !pool.release(&found) {
+                return;
+            }
+            result = if mutant::is(Mutant::CopyAfterFree) { last(pool, &found) } else { copied };
+            transient = pool.is_transient().then(|| pool.start());
         };
-        let (result, transient) = self.search(tlb_address, end).ok_or(none)??;
+        let _ = self.search(tlb_address, end);
         if let Some(start) = transient {
             self.transient.update(|list| (list.without(start), ()));
             rcu::reclaim();
@@ -234,8 +235,10 @@ impl<M: Memory> Device<M> {
         copy: bool,
     ) -> Result<(), Error> {
         self.search(tlb_address, |pool| {
-            let found = pool.find(tlb_address)?;
-            found.check(tlb_address, size)?;
+            let found = pool.find(tlb_address).ok_or(Error::NotMapped { address: tlb_address })?;
+            if !found.has(tlb_address, size) {
+                return Err(Error::Range { address: tlb_address, size });
+            }
             if copy { pool.bounce(&found, tlb_address, size, way, original) } else { Ok(()) }
         })
         .ok_or(Error::NotMapped { address: tlb_address })?
@@ -264,7 +267,7 @@ impl<M: Memory> Device<M> {
     /// The original of the byte at `tlb_address`; `None` where nothing is mapped.
     pub fn original_address(&self, tlb_address: u64) -> Option<u64> {
         self.search(tlb_address, |pool| {
-            let found = pool.find(tlb_address).ok()?;
+            let found = pool.find(tlb_address)?;
             Some(found.record.original?.wrapping_add(tlb_address - found.address))
         })?
     }

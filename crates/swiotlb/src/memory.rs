@@ -2,7 +2,10 @@
 
 use vm_memory::bitmap::{BS, Bitmap, BitmapSlice};
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, MmapRegion, Permissions, VolatileMemory, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MmapRegion, Permissions,
+    VolatileMemory, VolatileSlice,
+};
 
 /// Memory that a pool lives in. Dropping it gives the memory back; a pool's is dropped when nobody can be using it.
 pub trait Memory: Send + Sync + 'static {
@@ -62,9 +65,27 @@ pub trait Original {
     fn write<B: BitmapSlice>(&self, address: u64, from: &VolatileSlice<'_, B>) -> Result<(), Fault>;
 }
 
+/// A buffer that is in one piece of memory without an IOMMU before it, as most are: found with less ado than by the slices
+/// of any buffer.
+#[inline]
+fn plain<T: GuestMemory + ?Sized>(memory: &T, address: u64, len: usize) -> Option<Plain<'_, T>> {
+    let (region, start) = memory.physical_memory()?.to_region_addr(GuestAddress(address))?;
+    region.get_slice(start, len).ok()
+}
+
+/// A slice of the memory that `T` is, or gives access to.
+type Plain<'a, T> = VolatileSlice<
+    'a,
+    BS<'a, <<<T as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R as GuestMemoryRegion>::B>,
+>;
+
 impl<T: GuestMemory + ?Sized> Original for T {
     #[inline]
     fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+        if let Some(part) = plain(self, address, to.len()) {
+            part.copy_to_volatile_slice(to.clone());
+            return Ok(());
+        }
         let fault = Fault { address };
         let mut done = 0;
         for part in self.get_slices(GuestAddress(address), to.len(), Permissions::Read).map_err(|_| fault)? {
@@ -78,6 +99,10 @@ impl<T: GuestMemory + ?Sized> Original for T {
 
     #[inline]
     fn write<B: BitmapSlice>(&self, address: u64, from: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+        if let Some(part) = plain(self, address, from.len()) {
+            from.copy_to_volatile_slice(part);
+            return Ok(());
+        }
         let fault = Fault { address };
         let mut done = 0;
         for part in

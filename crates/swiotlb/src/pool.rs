@@ -33,6 +33,8 @@ pub struct Pool<M> {
     /// Slots in each area but perhaps the last; a multiple of a segment.
     area_slots: usize,
     areas: Box<[Area]>,
+    /// The area that each segment is in: a division for every mapping would cost more.
+    area_of: Box<[u32]>,
     slots: Box<[Slot]>,
     counts: Arc<Counts>,
 }
@@ -71,6 +73,7 @@ impl<M: Memory> Pool<M> {
             areas: (0..areas)
                 .map(|n| Area::new(area_slots.min(count.saturating_sub(n * area_slots))))
                 .collect(),
+            area_of: (0..segments).map(|n| (n * IO_TLB_SEGSIZE / area_slots) as u32).collect(),
             slots: (0..count).map(|_| Slot::new()).collect(),
             counts,
         })
@@ -135,13 +138,16 @@ impl<M: Memory> Pool<M> {
 
     /// Gives back slots that [`Self::take`] took and that never had a record.
     pub(crate) fn give(&self, first: usize, slots: usize) {
-        self.area_of(first).lock().give(first % self.area_slots, slots);
+        let (area, within) = self.area_of(first);
+        area.lock().give(within, slots);
         self.counts.transient_used(self.kind, slots, false);
     }
 
+    /// The area that a slot is in, and its number there.
     #[inline]
-    fn area_of(&self, slot: usize) -> &Area {
-        &self.areas[slot / self.area_slots]
+    fn area_of(&self, slot: usize) -> (&Area, usize) {
+        let index = self.area_of[slot / IO_TLB_SEGSIZE] as usize;
+        (&self.areas[index], slot - index * self.area_slots)
     }
 
     /// The record, and the address, of a mapping that has the slots from `first` on.
@@ -162,39 +168,37 @@ impl<M: Memory> Pool<M> {
 
     /// The mapping that `address` is in, which must be one of its bytes.
     #[inline]
-    pub(crate) fn find(&self, address: u64) -> Result<Found, Error> {
-        let none = Error::NotMapped { address };
+    pub(crate) fn find(&self, address: u64) -> Option<Found> {
         let within = ((address - self.start) >> IO_TLB_SHIFT) as usize;
         // Only the slot with the mapping's first byte has a record; no mapping crosses a segment.
         let segment = within & !(IO_TLB_SEGSIZE - 1);
         let (slot, record) =
-            (segment..=within).rev().find_map(|slot| Some((slot, self.slots[slot].load()?))).ok_or(none)?;
+            (segment..=within).rev().find_map(|slot| Some((slot, self.slots[slot].load()?)))?;
         let start = self.start + (slot << IO_TLB_SHIFT) as u64 + record.offset as u64;
-        if address < start || address - start >= record.size as u64 {
-            return Err(none);
-        }
-        Ok(Found { slot, address: start, record })
+        let inside = address >= start && address - start < record.size as u64;
+        inside.then_some(Found { slot, address: start, record })
     }
 
-    /// Takes the record away and gives the slots back. If two callers do this for one mapping, one of them gets an error
-    /// and changes nothing.
+    /// Takes the record away and gives the slots back. `false`: another caller has done this for the mapping, and nothing
+    /// was changed.
     #[inline]
-    pub(crate) fn release(&self, found: &Found) -> Result<(), Error> {
+    pub(crate) fn release(&self, found: &Found) -> bool {
         let first = found.slot - found.record.pad_slots;
-        let mut state = self.area_of(first).lock();
+        let (area, within) = self.area_of(first);
+        let mut state = area.lock();
         if self.slots[found.slot].load() != Some(found.record) {
-            return Err(Error::NotMapped { address: found.address });
+            return false;
         }
         if !mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
-        state.give(first % self.area_slots, found.record.slots);
+        state.give(within, found.record.slots);
         drop(state);
         if mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
         self.counts.transient_used(self.kind, found.record.slots, false);
-        Ok(())
+        true
     }
 
     /// Copies the original in, and zeroes what else is in the slots: the last user's bytes.
@@ -283,7 +287,8 @@ impl<M: Memory> Pool<M> {
             if !fits {
                 return Err(StateError);
             }
-            self.area_of(first).lock().mark(first % self.area_slots, slots)?;
+            let (area, within) = self.area_of(first);
+            area.lock().mark(within, slots)?;
             self.memory.slice((slot << IO_TLB_SHIFT) + offset, bytes.len()).copy_from(&bytes[..]);
             self.slots[slot].store(&record);
         }
@@ -294,9 +299,8 @@ impl<M: Memory> Pool<M> {
 impl Found {
     /// Whether `size` bytes from `address`, one of the mapping's, are all within the mapping.
     #[inline]
-    pub(crate) fn check(&self, address: u64, size: usize) -> Result<(), Error> {
-        let left = self.record.size as u64 - (address - self.address);
-        if size as u64 <= left { Ok(()) } else { Err(Error::Range { address, size }) }
+    pub(crate) fn has(&self, address: u64, size: usize) -> bool {
+        size as u64 <= self.record.size as u64 - (address - self.address)
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) fn low(slots: usize) -> u128 {
 pub(crate) struct Need {
     /// Slots in a row.
     pub slots: usize,
+    /// As many low bits.
+    pub run: u128,
     /// Bytes from the start of the first slot to the buffer's first byte.
     pub offset: usize,
     /// The address of the first slot, under this mask …
@@ -62,7 +64,7 @@ impl Need {
 
         // Pre-padding: the part of the original's offset that the slots' own alignment would lose.
         let offset = (like & min_align_mask & (alloc_align_mask | slot_mask)) as usize;
-        let padded = (size + offset).next_multiple_of(alloc_align_mask as usize + 1);
+        let padded = (size + offset + alloc_align_mask as usize) & !(alloc_align_mask as usize);
         let slots = padded.div_ceil(IO_TLB_SIZE);
         if padded > most || (slots * IO_TLB_SIZE - 1) as u64 > boundary_mask {
             return Err(Error::Size { size });
@@ -73,6 +75,7 @@ impl Need {
         let min_align_mask = if original.is_some() { min_align_mask } else { 0 };
         Ok(Need {
             slots,
+            run: low(slots),
             offset,
             mask: (aligned | min_align_mask) & !slot_mask,
             want: like & min_align_mask & !aligned,
@@ -97,6 +100,15 @@ impl Need {
     /// The first of [`Self::slots`] slots in a row that are among the `free` ones of the segment at address `base`.
     #[inline]
     pub(crate) fn find(&self, free: u128, base: u64) -> Option<usize> {
+        let starts = self.starts(base);
+        // The lowest that is free is most often it.
+        let lowest = (free & starts).trailing_zeros();
+        if lowest >= u128::BITS {
+            return None;
+        }
+        if free >> lowest & self.run == self.run {
+            return Some(lowest as usize);
+        }
         let mut runs = free;
         let mut have = 1;
         while have < self.slots {
@@ -104,7 +116,7 @@ impl Need {
             runs &= runs >> more;
             have += more;
         }
-        let runs = runs & self.starts(base);
+        let runs = runs & starts;
         (runs != 0).then(|| runs.trailing_zeros() as usize)
     }
 
