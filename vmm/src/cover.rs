@@ -7,10 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guest_ram::PAGE_SIZE;
-
 use crate::actor::Actor;
-use crate::touch::{By, GRANULE, GRANULES, Touch};
+use crate::touch::{By, Touch};
 
 /// Readers since the last write of which a granule keeps track.
 const READERS: usize = 3;
@@ -34,7 +32,8 @@ struct Cell {
 /// The orders that a run has shown so far.
 #[derive(Default)]
 pub struct Cover {
-    pages: BTreeMap<usize, Box<[Cell; GRANULES]>>,
+    /// What was touched, by granule of RAM.
+    cells: BTreeMap<u64, Cell>,
     actors: Vec<Actor>,
     pairs: BTreeSet<u64>,
 }
@@ -71,9 +70,7 @@ impl Cover {
         let site = (mix(code << 1 | u64::from(touch.write)) >> 32) as Site | 1;
         let access = Access { who, site };
         for granule in touch.granules() {
-            let page = (granule * GRANULE) as usize / PAGE_SIZE;
-            let cells = self.pages.entry(page).or_insert_with(|| Box::new([Cell::default(); GRANULES]));
-            let cell = &mut cells[granule as usize % GRANULES];
+            let cell = self.cells.entry(granule).or_default();
             let mut before = |earlier: Access| {
                 if earlier.who != 0 && earlier.who != who {
                     self.pairs.insert(mix(u64::from(earlier.site) << 32 | u64::from(site)));

@@ -142,7 +142,7 @@ impl Machine {
     /// As [`Machine::follow`], and finds out which memory several actors touch.
     pub fn survey_memory(&mut self, holds: &[Hold]) {
         self.follow(holds);
-        touch::trace(&self.board.ram, |_| true);
+        touch::trace(&self.board.ram, touch::all(&self.board.ram));
         self.board.witness = Some(Box::new(Witness::Sharing(Sharing::default())));
     }
 
@@ -154,20 +154,19 @@ impl Machine {
             schedule.keep_survey();
         }
         self.board.note_accesses(true);
-        touch::trace(&self.board.ram, |page| places.0.contains_key(&page));
+        touch::trace(&self.board.ram, places.0.keys().copied());
         self.board.witness = Some(Box::new(Witness::Reached(Reached::new(places.clone(), watched))));
     }
 
     /// Notes from now on in which order conflicting accesses to these pages come, by number in RAM.
     pub fn cover(&mut self, pages: &[usize]) {
-        let pages: BTreeSet<usize> = pages.iter().copied().collect();
-        touch::trace(&self.board.ram, |page| pages.contains(&page));
+        touch::trace(&self.board.ram, pages.iter().copied());
         self.board.witness = Some(Box::new(Witness::Cover(Cover::default())));
     }
 
     /// Tells from now on what happens, among others in these pages that hold tables, by number in RAM.
     pub fn chronicle(&mut self, tables: BTreeSet<usize>) {
-        touch::trace(&self.board.ram, |_| true);
+        touch::trace(&self.board.ram, touch::all(&self.board.ram));
         self.board.witness = Some(Box::new(Witness::Chronicle(Chronicle::new(tables))));
     }
 

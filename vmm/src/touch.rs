@@ -130,13 +130,17 @@ impl Witness {
     }
 }
 
-/// Traces pages of RAM, by number, for the race lab, and no others.
-pub fn trace(ram: &GuestRam, mut wanted: impl FnMut(usize) -> bool) {
-    for page in 0..ram.size() as usize / PAGE_SIZE {
-        if wanted(page) {
-            ram.watch().trace(page, FLAGS);
-        } else {
-            ram.watch().clear(page, FLAGS);
-        }
-    }
+/// Traces these pages of RAM, by number, for the race lab.
+pub fn trace(ram: &GuestRam, pages: impl Iterator<Item = usize>) {
+    pages.for_each(|page| ram.watch().trace(page, FLAGS));
+}
+
+/// Traces no page any more.
+pub fn trace_none(ram: &GuestRam) {
+    all(ram).for_each(|page| ram.watch().clear(page, FLAGS));
+}
+
+/// All pages of RAM, by number.
+pub fn all(ram: &GuestRam) -> std::ops::Range<usize> {
+    0..ram.size() as usize / PAGE_SIZE
 }

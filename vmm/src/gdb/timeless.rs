@@ -60,7 +60,8 @@ impl Timeless {
 
     /// Tells from now on, by [`Timeless::touches`], of accesses to these pages of RAM, by number.
     pub fn trace(&mut self, pages: &BTreeSet<usize>) {
-        touch::trace(&self.machine.board.ram, |page| pages.contains(&page));
+        touch::trace_none(&self.machine.board.ram);
+        touch::trace(&self.machine.board.ram, pages.iter().copied());
         self.machine.board.witness = (!pages.is_empty()).then(|| Box::new(Witness::Log(Vec::new())));
     }
 

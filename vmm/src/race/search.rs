@@ -119,7 +119,7 @@ pub struct Explorer {
 }
 
 /// Of so many instructions, one may be an access to memory that is watched, beside that of devices; and so many more.
-const WATCHED_SHARE: u64 = 512;
+const WATCHED_SHARE: u64 = 1024;
 const WATCHED_ALWAYS: u64 = 2048;
 
 impl Explorer {
