@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Written commands, their settings, and their answers. */
+#include <linux/cpumask.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
 #include <linux/slab.h>
@@ -26,6 +27,10 @@ static const struct {
 	{ "domain", lab_domain, "a domain of our own: pages and blocks, DMA, unmap, fault" },
 	{ "domain-race", lab_domain_race, "threads map, unmap and look up in one domain under DMA" },
 	{ "pasid", lab_pasid, "a domain of our own on a PASID" },
+	{ "hand-over", lab_hand_over, "one CPU maps, another runs the engine and unmaps" },
+	{ "crowd", lab_crowd, "threads that map and unmap, with bounce buffers short" },
+	{ "bind-race", lab_bind_race, "threads bind and unbind this process" },
+	{ "fault-storm", lab_fault_storm, "commands that will fault, and that nobody waits for" },
 	/* Mistakes; each is done as it should be with "correct". */
 	{ "dma-after-unmap", lab_dma_after_unmap, "mistake: start on a mapping that has gone" },
 	{ "unmap-in-flight", lab_unmap_in_flight, "mistake: unmap while the engine writes" },
@@ -37,6 +42,12 @@ static const struct {
 	{ "unmap-without-sync", lab_unmap_without_sync, "mistake: no iommu_iotlb_sync() before reuse" },
 	{ "narrow-flush", lab_narrow_flush, "mistake: flush one page of several" },
 	{ "stale-page", lab_stale_page, "mistake: free a page that a domain still maps, with DMA" },
+	/* Mistakes that it takes a race to see. */
+	{ "early-free", lab_early_free, "mistake: free, then unmap (shows with swiotlb=force)" },
+	{ "early-refill", lab_early_refill, "mistake: write again after a time, without asking" },
+	{ "early-done", lab_early_done, "mistake: say it is done, then sync (shows with swiotlb=force)" },
+	{ "walk-race", lab_walk_race, "mistake: look up without a lock what is unmapped" },
+	{ "block-race", lab_block_race, "mistake: map a block and a page of it without a lock" },
 };
 
 void lab_say(struct lab_file *file, const char *format, ...)
@@ -99,51 +110,55 @@ ssize_t lab_command(struct lab_file *file, char *line)
 }
 
 struct lab_thread {
-	struct task_struct *task;
+	struct completion *go, done;
 	unsigned long number;
 	int (*work)(void *data, unsigned long thread);
 	void *data;
+	int ret;
 };
 
 static int lab_thread(void *data)
 {
 	struct lab_thread *thread = data;
-	int ret = thread->work(thread->data, thread->number);
 
-	/* Its result is wanted: it stays until it is asked for. */
-	set_current_state(TASK_INTERRUPTIBLE);
-	while (!kthread_should_stop()) {
-		schedule();
-		set_current_state(TASK_INTERRUPTIBLE);
-	}
-	__set_current_state(TASK_RUNNING);
-	return ret;
+	wait_for_completion(thread->go);
+	thread->ret = thread->work(thread->data, thread->number);
+	kthread_complete_and_exit(&thread->done, 0);
 }
 
 int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long thread), void *data)
 {
 	struct lab_thread *thread = kcalloc(threads, sizeof(*thread), GFP_KERNEL);
+	int cpu = cpumask_first(cpu_online_mask), ret = 0;
+	DECLARE_COMPLETION_ONSTACK(go);
 	unsigned long i, started;
-	int ret = 0;
 
 	if (!thread)
 		return -ENOMEM;
-	for (started = 0; started < threads && !ret; started++) {
+	for (started = 0; started < threads; started++) {
 		struct lab_thread *one = &thread[started];
+		struct task_struct *task;
 
+		init_completion(&one->done);
+		one->go = &go;
 		one->number = started;
 		one->work = work;
 		one->data = data;
-		one->task = kthread_run(lab_thread, one, "smmulab/%lu", started);
-		if (IS_ERR(one->task)) {
-			ret = PTR_ERR(one->task);
+		task = kthread_create(lab_thread, one, "smmulab/%lu", started);
+		if (IS_ERR(task)) {
+			ret = PTR_ERR(task);
 			break;
 		}
+		kthread_bind(task, cpu);
+		wake_up_process(task);
+		cpu = cpumask_next(cpu, cpu_online_mask);
+		if (cpu >= nr_cpu_ids)
+			cpu = cpumask_first(cpu_online_mask);
 	}
+	complete_all(&go);
 	for (i = 0; i < started; i++) {
-		int one = kthread_stop(thread[i].task);
-
-		ret = ret ?: one;
+		wait_for_completion(&thread[i].done);
+		ret = ret ?: thread[i].ret;
 	}
 	kfree(thread);
 	return ret;

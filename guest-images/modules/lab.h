@@ -104,8 +104,10 @@ lab_test lab_copy, lab_coherent, lab_sync, lab_sg, lab_msi, lab_fault_test, lab_
 lab_test lab_domain, lab_pasid, lab_domain_race;
 lab_test lab_dma_after_unmap, lab_unmap_in_flight, lab_free_before_unmap, lab_early_doorbell, lab_early_read;
 lab_test lab_cpu_writes, lab_narrow_sync, lab_unmap_without_sync, lab_narrow_flush, lab_stale_page;
+lab_test lab_early_free, lab_early_refill, lab_early_done, lab_hand_over, lab_crowd, lab_fault_storm;
+lab_test lab_walk_race, lab_block_race, lab_bind_race;
 
-/* Starts `threads` kernel threads of `work` and waits; gives the first error. */
+/* Starts `threads` kernel threads of `work`, on one CPU after the other, and waits; gives the first error. */
 int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long thread), void *data);
 
 /* domain.c: a domain of our own, that the device is attached to */

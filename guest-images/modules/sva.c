@@ -34,6 +34,44 @@ void lab_sva_disable(struct lab *lab)
 #endif
 }
 
+static struct iommu_sva *bind(struct lab *lab, struct mm_struct *mm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	return iommu_sva_bind_device(lab->dev, mm);
+#else
+	return iommu_sva_bind_device(lab->dev, mm, NULL);
+#endif
+}
+
+struct bind_race {
+	struct lab *lab;
+	struct mm_struct *mm;
+	unsigned long loops;
+};
+
+static int bind_thread(void *data, unsigned long thread)
+{
+	struct bind_race *race = data;
+	unsigned long i;
+
+	for (i = 0; i < race->loops; i++) {
+		struct iommu_sva *bond = bind(race->lab, race->mm);
+
+		if (IS_ERR_OR_NULL(bond))
+			return bond ? PTR_ERR(bond) : -EOPNOTSUPP;
+		iommu_sva_unbind_device(bond);
+	}
+	return 0;
+}
+
+/* The calling process is there until all threads are done. */
+int lab_bind_race(struct lab_file *file, const struct lab_args *args)
+{
+	struct bind_race race = { file->lab, current->mm, args->loops };
+
+	return lab_parallel(args->threads, bind_thread, &race);
+}
+
 int lab_bind(struct lab_file *file)
 {
 	struct lab *lab = file->lab;
@@ -45,11 +83,7 @@ int lab_bind(struct lab_file *file)
 	frame = lab_frame_get(lab);
 	if (frame < 0)
 		return frame;
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
-	bond = iommu_sva_bind_device(lab->dev, current->mm);
-#else
-	bond = iommu_sva_bind_device(lab->dev, current->mm, NULL);
-#endif
+	bond = bind(lab, current->mm);
 	if (IS_ERR_OR_NULL(bond)) {
 		lab_frame_put(lab, frame);
 		return bond ? PTR_ERR(bond) : -EOPNOTSUPP;

@@ -15,6 +15,9 @@ use std::process::{Command, Stdio};
 /// What `make allnoconfig` starts from.
 const FRAGMENT: &str = include_str!("../lab/lab.config");
 
+/// Our changes to the source, in their order. All that they change is off until the kernel's command line says otherwise.
+const PATCHES: [(&str, &str); 1] = [("mutants.patch", include_str!("../lab/patches/mutants.patch"))];
+
 /// Debian's packages with sources start with this, then comes the version; their tarballs have the same name.
 const SOURCE: &str = "linux-source-";
 
@@ -22,7 +25,7 @@ const SOURCE: &str = "linux-source-";
 const TARBALL: &str = "source.tar.xz";
 
 /// The programs that the build runs besides the compiler, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("make", "make"),
     ("gcc", "gcc"),
     ("flex", "flex"),
@@ -31,6 +34,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("perl", "perl"),
     ("xz", "xz-utils"),
     ("tar", "tar"),
+    ("patch", "patch"),
 ];
 
 /// What a tree to build modules and programs against has of the whole one, besides every directory called `include`.
@@ -76,6 +80,7 @@ impl Store {
             source.into_iter().chain([busybox]).collect::<Vec<_>>()
         };
         let tree = unpack(work, progress)?;
+        patch(&tree)?;
         let log = self.images().join("lab.log");
         let build = Build { tree: &tree, log: Log::new(&log, progress)? };
         let release = build.run()?;
@@ -106,6 +111,18 @@ fn unpack(work: &Path, progress: Progress) -> Result<PathBuf> {
     fs::remove_file(&tarball).map_err(at(&tarball))?;
     spinner.finish_and_clear();
     Ok(tree)
+}
+
+/// Applies our patches to the source.
+fn patch(tree: &Path) -> Result<()> {
+    for (name, text) in PATCHES {
+        let file = tree.join(name);
+        fs::write(&file, text).map_err(at(&file))?;
+        let mut patch = Command::new("patch");
+        patch.current_dir(tree).args(["--strip=1", "--forward", "--batch", "--input", name]);
+        apt::output(patch, "patch")?;
+    }
+    Ok(())
 }
 
 /// One build of the kernel.
@@ -175,7 +192,8 @@ fn refused<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
 
 /// Changes when a cached lab kernel must be built anew.
 pub(crate) fn selection() -> String {
-    hash::of_bytes(FRAGMENT.as_bytes())
+    let texts: Vec<&str> = [FRAGMENT].into_iter().chain(PATCHES.map(|(_, text)| text)).collect();
+    hash::of_bytes(texts.concat().as_bytes())
 }
 
 #[cfg(test)]
@@ -187,6 +205,30 @@ mod tests {
         let fragment = "# comment\nCONFIG_A=y\nCONFIG_B=\"x\"\nCONFIG_C=y\n";
         assert_eq!(refused(fragment, "CONFIG_A=y\nCONFIG_B=\"x\"\n# CONFIG_C is not set\n"), ["CONFIG_C"]);
         assert!(refused(fragment, "CONFIG_C=y\nCONFIG_B=\"x\"\nCONFIG_A=y\n").is_empty());
+    }
+
+    #[test]
+    fn every_patch_file_is_built_in_and_has_only_whole_hunks() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/patches");
+        let there: Vec<_> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(there, PATCHES.map(|(name, _)| name));
+        for (name, text) in PATCHES {
+            let (mut old, mut new) = (0, 0);
+            for line in text.lines() {
+                if let Some(header) = line.strip_prefix("@@ -") {
+                    assert_eq!((old, new), (0, 0), "{name}: a hunk before {line} is too short");
+                    let mut parts = header.split(' ').map(|part| match part.split_once(',') {
+                        Some((_, count)) => count.parse().unwrap(),
+                        None => 1,
+                    });
+                    (old, new) = (parts.next().unwrap(), parts.next().unwrap());
+                } else if old + new > 0 {
+                    old -= i64::from(!line.starts_with('+'));
+                    new -= i64::from(!line.starts_with('-'));
+                }
+            }
+            assert_eq!((old, new), (0, 0), "{name}: the last hunk is too short");
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Store {
     }
 
     fn manifest_path(&self, name: &Name) -> PathBuf {
-        self.images().join(format!("{}.json", name.file_name()))
+        self.images().join(format!("{}.json", key(name)))
     }
 
     /// Packs the initramfs of the parts in `directory` and writes it there; gives its file name.
@@ -212,7 +212,7 @@ impl Store {
             }
         }
         let version = packages.first().map_or("", |p| p.version.as_str()).replace([':', '/'], "_");
-        let directory = format!("{}/{release}_{version}", name.file_name());
+        let directory = format!("{}/{release}_{version}", key(name));
         let target = self.images().join(&directory);
         let parent = target.parent().expect("has a parent");
         fs::create_dir_all(parent).map_err(at(parent))?;
@@ -235,7 +235,26 @@ impl Store {
         };
         self.record(&manifest)?;
         self.prune(parent, &[Some(directory), previous]);
+        if name.series == Series::Lab {
+            self.prune_labs(&key(name));
+        }
         self.verify(&manifest)
+    }
+
+    /// Removes lab kernels with other keys that are older than a week: before that another checkout may use them.
+    fn prune_labs(&self, keep: &str) {
+        for entry in fs::read_dir(self.images()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(other) = name.strip_suffix(".json").filter(|n| n.starts_with("lab") && *n != keep)
+            else {
+                continue;
+            };
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+            if age.is_some_and(|a| a > Duration::from_secs(7 * 86_400)) {
+                let _ = fs::remove_file(entry.path());
+                let _ = fs::remove_dir_all(self.images().join(other));
+            }
+        }
     }
 
     /// Packs the initramfs again from the cached parts, because this crate's share of it has changed.
@@ -337,6 +356,15 @@ pub(crate) fn selection_hash(series: Series) -> String {
     match series {
         Series::Lab => lab::selection(),
         _ => hash::of_bytes(modules::WANTED.join(" ").as_bytes()),
+    }
+}
+
+/// What an image's manifest and directory are called. Lab kernels that differ are there side by side, so that checkouts
+/// with other patches can share a cache.
+fn key(name: &Name) -> String {
+    match name.series {
+        Series::Lab => format!("{}-{}", name.file_name(), &lab::selection()[..8]),
+        _ => name.file_name(),
     }
 }
 
@@ -444,6 +472,23 @@ mod tests {
         File::open(&old).unwrap().set_modified(yesterday).unwrap();
         let _another = store.staging().unwrap();
         assert!(!old.exists() && recent.path().exists());
+    }
+
+    #[test]
+    fn lab_kernels_that_differ_stay_side_by_side_for_a_week() {
+        let (_directory, store, _) = fixture();
+        let name = "lab".parse().unwrap();
+        let image = put(&store, &name, "1", b"kernel");
+        let (old, recent) = (store.images().join("lab-old"), store.images().join("lab.json"));
+        fs::create_dir_all(&old).unwrap();
+        let manifest = old.with_extension("json");
+        fs::write(&manifest, "").unwrap();
+        fs::write(&recent, "").unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(8 * 86_400);
+        File::options().append(true).open(&manifest).unwrap().set_modified(long_ago).unwrap();
+        put(&store, &name, "2", b"another");
+        assert!(!old.exists() && !manifest.exists() && recent.exists());
+        assert!(image.kernel.exists(), "the one before is spared");
     }
 
     #[test]

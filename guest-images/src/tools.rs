@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The module's files.
-const MODULE: [(&str, &str); 12] = [
+const MODULE: [(&str, &str); 14] = [
     ("Kbuild", include_str!("../modules/Kbuild")),
     ("engine.h", include_str!("../modules/engine.h")),
     ("smmulab.h", include_str!("../modules/smmulab.h")),
@@ -25,6 +25,8 @@ const MODULE: [(&str, &str); 12] = [
     ("domain.c", include_str!("../modules/domain.c")),
     ("sva.c", include_str!("../modules/sva.c")),
     ("mistakes.c", include_str!("../modules/mistakes.c")),
+    ("races.c", include_str!("../modules/races.c")),
+    ("tables.c", include_str!("../modules/tables.c")),
     ("untrusted.c", include_str!("../modules/untrusted.c")),
 ];
 

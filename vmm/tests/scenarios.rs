@@ -34,6 +34,23 @@ fn race(name: &str, out: &Path, args: &[&str]) -> Output {
     smmulab().arg("race").arg(file).arg("--out").arg(out).args(args).output().unwrap()
 }
 
+/// Found from one seed within so many schedules, shrunk, and replayed; the twin is silent for as many.
+fn found_once_and_twin_silent(name: &str, within: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = within.to_string();
+    let found = race(name, dir.path(), &["--policy", "random", "--seed", "1", "--runs", &runs]);
+    assert_eq!(found.status.code(), Some(1), "{name}: {}{}", stdout(&found), stderr(&found));
+    println!("{name}: {}", stdout(&found).lines().next().unwrap_or_default());
+    let file = dir.path().join("race-1.json");
+    let again = smmulab().arg("replay").arg(&file).args(["--times", "3"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert!(record["holds"].as_array().unwrap().len() <= 5, "{name}: {}", record["holds"]);
+    let twin = format!("{name}-correct");
+    let silent = race(&twin, dir.path(), &["--policy", "random", "--runs", &runs]);
+    assert_eq!(silent.status.code(), Some(0), "{twin}: {}{}", stdout(&silent), stderr(&silent));
+}
+
 /// Found from three seeds within so many schedules, shrunk, and replayed; the twin is silent for as many more.
 fn found_and_twin_silent(name: &str, policy: &str, within: u64) {
     let dir = tempfile::tempdir().unwrap();
@@ -59,6 +76,27 @@ fn found_and_twin_silent(name: &str, policy: &str, within: u64) {
 fn a_doorbell_before_its_data() {
     if ready() {
         found_and_twin_silent("early-doorbell", "random", 100);
+    }
+}
+
+/// Driver bugs, and callers of the IOMMU API that share addresses without a lock.
+#[test]
+fn what_two_cpus_or_a_cpu_and_the_engine_do_at_the_same_time() {
+    if ready() {
+        found_once_and_twin_silent("early-refill", 60);
+        found_once_and_twin_silent("early-done", 400);
+        found_once_and_twin_silent("early-free", 400);
+        found_once_and_twin_silent("block-race", 400);
+        found_once_and_twin_silent("walk-race", 400);
+    }
+}
+
+/// Mistakes of the kernel itself, which its command line turns on.
+#[test]
+fn mutants_of_the_lab_kernel() {
+    if ready() {
+        found_once_and_twin_silent("swiotlb-late-flag", 100);
+        found_once_and_twin_silent("blind-install", 60);
     }
 }
 

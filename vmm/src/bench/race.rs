@@ -86,6 +86,8 @@ fn scenario(run: &[&str]) -> Scenario {
         run: run.iter().map(ToString::to_string).collect(),
         limit: "10s".into(),
         fail_on: Vec::new(),
+        who: Vec::new(),
+        within: Vec::new(),
         script: Vec::new(),
         symbols: None,
     }

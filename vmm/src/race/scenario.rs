@@ -32,6 +32,12 @@ pub struct Scenario {
     /// Texts on the console that are failures, beside the kernel's own complaints.
     #[serde(default)]
     pub fail_on: Vec<String>,
+    /// Who is held, unless the command line says so; nothing means everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub who: Vec<String>,
+    /// Functions in which vCPUs are held, unless the command line says so; nothing means everywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<String>,
     /// An order said by hand, for `--policy script`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub script: Vec<Line>,

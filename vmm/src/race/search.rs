@@ -228,9 +228,10 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         }
     })?;
     let mut explorer = Explorer::new(&scenario, prepared)?;
+    let or = |given: &[String], own: &[String]| if given.is_empty() { own } else { given }.to_vec();
     explorer.only(&Filter {
-        who: args.who.clone(),
-        within: args.within.clone(),
+        who: or(&args.who, &scenario.who),
+        within: or(&args.within, &scenario.within),
         points: args.points.clone(),
         touching: args.touching.clone(),
     })?;
