@@ -135,9 +135,6 @@ impl PciHost {
             port.set_forwarded(false);
             // Invalidations that it has not confirmed are answered with UR by whatever is above it.
             port.reset_ats();
-            if let Some(onlooker) = port.onlooker() {
-                onlooker.reset(port, None);
-            }
         }
     }
 
