@@ -21,6 +21,7 @@ const EVERY: [u128; 8] = {
 };
 
 /// The `slots` lowest bits.
+#[inline]
 pub(crate) fn low(slots: usize) -> u128 {
     if slots >= IO_TLB_SEGSIZE { u128::MAX } else { (1 << slots) - 1 }
 }
@@ -48,6 +49,7 @@ impl Need {
     ///
     /// # Errors
     /// A size or mask that no pool can satisfy.
+    #[inline]
     pub(crate) fn new(original: Option<u64>, size: usize, attributes: &Attributes) -> Result<Self, Error> {
         let Attributes { min_align_mask, alloc_align_mask, boundary_mask, limit, cpu, .. } = *attributes;
         for mask in [min_align_mask, alloc_align_mask, boundary_mask] {
