@@ -159,14 +159,18 @@ impl Checkers {
     }
 }
 
-/// Checkers of the machine's SMMUs and bounced devices, none of which has run yet. `rewrites`: as for [`Owners::new`].
+/// Checkers of the machine's SMMUs and bounced devices. SMMUs that have run already are taken as they are
+/// ([`Checker::resume`]). `rewrites`: as for [`Owners::new`].
 pub fn attach(machine: &mut Machine, patience: Patience, rewrites: bool) -> Checkers {
+    let now = machine.now();
     let board = &mut machine.board;
     let watchers = Arc::default();
     let checker = |smmu: &SmmuAgents| {
         let traces = Traces { ram: board.ram.clone(), watchers: Arc::clone(&watchers) };
         let mut smmu = smmu.smmu();
         let checker = Checker::new(smmu.config(), patience, Box::new(traces));
+        checker.set_time(now);
+        checker.resume(&smmu);
         smmu.observe(Box::new(checker.clone()));
         checker
     };
@@ -215,7 +219,7 @@ impl Teller {
         if !self.checkers.has_reports() {
             return Ok(0);
         }
-        self.symbols.locate(machine.cluster.core(0).sys.vbar[1]);
+        self.symbols.learn(machine);
         let reports = self.checkers.take_reports();
         for (smmu, report) in &reports {
             let _ = std::io::stderr().write_all(self.checkers.text(*smmu, report, &self.symbols).as_bytes());

@@ -202,8 +202,7 @@ pub struct MachineArgs {
 }
 
 /// What a snapshot says instead.
-const NOT_WITH_FROM: [&str; 28] = [
-    "check",
+const NOT_WITH_FROM: [&str; 27] = [
     "image",
     "kernel",
     "initrd",
@@ -277,7 +276,8 @@ pub struct RunArgs {
     /// Write each report of --check as one JSON object a line
     #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
     pub check_json: Option<PathBuf>,
-    /// Names for the guest's code: a System.map or a copy of /proc/kallsyms, instead of the image's
+    /// Names for the guest's code: a System.map, a copy of /proc/kallsyms or a vmlinux, instead of the image's or the
+    /// kernel's own
     #[arg(long, value_name = "FILE", help_heading = "Run", requires = "check")]
     pub symbols: Option<PathBuf>,
     /// Count each function's DMA to this physical memory apart in --stats (counted_dma: bytes read and written); END is the

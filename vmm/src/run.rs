@@ -151,7 +151,8 @@ fn symbols(args: &RunArgs) -> Result<Symbols> {
     if let Some(path) = &args.symbols {
         return Symbols::open(path);
     }
-    if args.guest.kernel.is_some() {
+    // A kernel that only the guest knows has names of its own.
+    if args.guest.kernel.is_some() || args.from.is_some() {
         return Ok(Symbols::default());
     }
     let image = guest_images::fetch(&args.guest.image, guest_images::Progress::auto())?;

@@ -1,19 +1,34 @@
-//! Names for the guest's code, from the kernel's System.map or a copy of /proc/kallsyms.
+//! Names for the guest's code: from a System.map, a copy of /proc/kallsyms or an ELF vmlinux, or as the running kernel has
+//! them itself.
+
+mod guest;
+mod kallsyms;
+mod modules;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectKind, ObjectSymbol, SymbolKind};
+
+use self::guest::Reader;
+use crate::machine::Machine;
 
 /// A function is not longer than this: an address further behind a symbol has no name.
 const LONGEST: u64 = 1 << 20;
 /// Where every arm64 kernel has its exception vectors, whose address VBAR_EL1 tells.
 const VECTORS: &str = "vectors";
+/// The list of Linux's modules.
+const MODULES: &str = "modules";
+/// How far behind its vectors a kernel's own table of names may end.
+const KERNEL: u64 = 64 << 20;
 
 /// Names of code, by address.
 #[derive(Clone, Debug, Default)]
 pub struct Symbols {
     /// Ascending addresses.
     code: Vec<(u64, String)>,
+    /// Where the list of modules is.
+    list: Option<u64>,
     /// How much further up the kernel runs than it was linked for.
     slide: u64,
     /// Where modules run, ascending.
@@ -21,27 +36,87 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// Reads lines of `ADDRESS TYPE NAME`, with `[MODULE]` behind those of modules.
+    /// Reads an ELF file, or lines of `ADDRESS TYPE NAME`, with `[MODULE]` behind those of modules.
     ///
     /// # Errors
-    /// When the file cannot be read or has no such line.
+    /// When the file cannot be read, has no symbols, or is a module's.
     pub fn open(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let symbols = Self::parse(&text);
-        ensure!(!symbols.code.is_empty(), "{} has no symbols: it is no System.map", path.display());
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let symbols = match bytes.starts_with(&object::elf::ELFMAG) {
+            true => Self::elf(&bytes).with_context(|| format!("cannot use {}", path.display()))?,
+            false => Self::parse(&String::from_utf8_lossy(&bytes)),
+        };
+        ensure!(
+            !symbols.code.is_empty(),
+            "{} has no symbols: it is no System.map and no vmlinux with a symbol table",
+            path.display()
+        );
         Ok(symbols)
     }
 
     /// Reads such lines; what is none is passed over.
     pub fn parse(text: &str) -> Self {
-        Self { code: sorted(text), slide: 0, modules: Vec::new() }
+        let list = |text: &str| {
+            let mut words = text.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            let data = matches!(words.next()?, "d" | "D");
+            (data && words.next()? == MODULES && words.next().is_none()).then_some(address)
+        };
+        Self { code: sorted(text), list: text.lines().find_map(list), ..Self::default() }
+    }
+
+    /// Reads the symbol table of an ELF executable.
+    fn elf(bytes: &[u8]) -> Result<Self> {
+        let file = object::File::parse(bytes).context("it is a damaged ELF file")?;
+        ensure!(
+            file.kind() != ObjectKind::Relocatable,
+            "it is an object file or a module: where the modules of a guest are is taken from the guest itself"
+        );
+        let (mut code, mut list) = (Vec::new(), None);
+        for symbol in file.symbols().filter(|symbol| !symbol.is_undefined()) {
+            let Ok(name) = symbol.name() else { continue };
+            match symbol.kind() {
+                SymbolKind::Data if name == MODULES => list = Some(symbol.address()),
+                // Labels of assembly, as `vectors`, have no type.
+                SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown
+                    if !name.is_empty() && !name.starts_with('$') =>
+                {
+                    code.push((symbol.address(), name.to_string()));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { code: by_address(code), list, ..Self::default() })
     }
 
     /// Takes the names of modules where they run, as the guest's own /proc/kallsyms has them.
     pub fn add_modules(&mut self, text: &str) {
-        self.modules = sorted(text);
-        self.modules.retain(|(_, name)| name.ends_with(']'));
+        let mut modules = sorted(text);
+        modules.retain(|(_, name)| name.ends_with(']'));
+        self.modules.extend(modules);
+        self.modules = by_address(std::mem::take(&mut self.modules));
+    }
+
+    /// Takes from a guest what only it can tell: where its kernel and its modules run, and if nothing else has them, the
+    /// names of its kernel. Changes nothing there.
+    pub fn learn(&mut self, machine: &Machine) {
+        let core = machine.cluster.core(0);
+        let vbar = core.sys.vbar[1];
+        let mut guest = Reader::new(core, &machine.board.ram);
+        if self.code.is_empty() && vbar >> 48 == 0xffff {
+            let names = kallsyms::find(&guest.behind(vbar, KERNEL)).unwrap_or_default();
+            self.list = names.iter().find(|name| name.text == MODULES).map(|name| name.offset);
+            let code = names.into_iter().filter(|name| matches!(name.kind, b't' | b'T' | b'w' | b'W'));
+            self.code = by_address(code.map(|name| (name.offset, name.text)).collect());
+        }
+        self.locate(vbar);
+        if let Some(list) = self.list {
+            let modules = modules::read(&mut guest, list.wrapping_add(self.slide));
+            // Those that are gone may still be in a report.
+            self.modules.retain(|(at, _)| modules.binary_search_by_key(at, |(own, _)| *own).is_err());
+            self.modules.extend(modules);
+            self.modules = by_address(std::mem::take(&mut self.modules));
+        }
     }
 
     /// Whether there are none.
@@ -85,7 +160,11 @@ impl Symbols {
 
 /// The lines' symbols by address. Of several names of one address the first stays.
 fn sorted(text: &str) -> Vec<(u64, String)> {
-    let mut code: Vec<(u64, String)> = text.lines().filter_map(line).collect();
+    by_address(text.lines().filter_map(line).collect())
+}
+
+/// Sorts symbols. Of several names of one address the first stays.
+fn by_address(mut code: Vec<(u64, String)>) -> Vec<(u64, String)> {
     code.sort_by_key(|&(address, _)| address);
     code.dedup_by_key(|&mut (address, _)| address);
     code

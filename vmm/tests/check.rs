@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use common::a64::Program;
-use common::{long, smmulab, stderr, stdout};
+use common::{long, skip, smmulab, stderr, stdout};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -95,25 +95,55 @@ impl Guest {
     }
 
     /// Runs it with the checker, and answers its output and its reports.
-    fn run(mut self, check: &str, args: &[&str]) -> (Output, Vec<Value>) {
-        self.p.power_off();
+    fn run(self, check: &str, args: &[&str]) -> (Output, Vec<Value>) {
         let dir = TempDir::new().unwrap();
-        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+        self.save(&dir);
+        checked(&dir, check, &[&MACHINE[..], &["--kernel", &path(&dir, "Image")], args].concat())
+    }
+
+    /// Writes it and where its functions are to files.
+    fn save(mut self, dir: &TempDir) {
+        self.p.power_off();
         // The image is loaded at the start of RAM.
         let map = self.functions.iter().map(|(name, at)| format!("{:016x} T {name}\n", 0x4000_0000 + at));
-        std::fs::write(path("System.map"), map.collect::<String>()).unwrap();
-        std::fs::write(path("Image"), self.p.image()).unwrap();
-        let output = smmulab()
-            .args(["run", "--mem", "64M", "--kernel", &path("Image"), "--device", "platform-engine"])
-            .args(["--smmu", "preset=full", "--time-limit", "9s", "--symbols", &path("System.map")])
-            .args(["--check", check, "--check-json", &path("reports")])
-            .args(args)
-            .output()
-            .unwrap();
-        let reports = std::fs::read_to_string(path("reports")).unwrap_or_default();
-        let reports = reports.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        (output, reports)
+        std::fs::write(path(dir, "System.map"), map.collect::<String>()).unwrap();
+        std::fs::write(path(dir, "Image"), self.p.image()).unwrap();
     }
+
+    /// Some time passes.
+    fn pause(&mut self, name: &str) {
+        self.p.li(0, 500_000).label(name).subi(0, 0, 1).cbnz(0, name);
+    }
+
+    /// The page is unmapped, with a flush or without, and its address is used again.
+    fn reuse(&mut self, wrong: bool) {
+        self.function("guest_unmap", |g| _ = g.p.poke(8, LEAF, 0));
+        if !wrong {
+            self.command(tlbi(7));
+            self.command(SYNC);
+        }
+        self.function("guest_remap", |g| _ = g.p.poke(8, LEAF, OTHER | RW));
+    }
+}
+
+/// The machine that the guests are written for.
+const MACHINE: [&str; 6] = ["--mem", "64M", "--device", "platform-engine", "--smmu", "preset=full"];
+
+fn path(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().unwrap().to_string()
+}
+
+/// A checked run of a guest whose functions are known, and its reports.
+fn checked(dir: &TempDir, check: &str, args: &[&str]) -> (Output, Vec<Value>) {
+    let output = smmulab()
+        .args(["run", "--time-limit", "9s", "--symbols", &path(dir, "System.map")])
+        .args(["--check", check, "--check-json", &path(dir, "reports")])
+        .args(args)
+        .output()
+        .unwrap();
+    let reports = std::fs::read_to_string(path(dir, "reports")).unwrap_or_default();
+    let reports = reports.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (output, reports)
 }
 
 /// A guest with a mistake of this kind, and one without. Answers the text of the report, and the report.
@@ -233,6 +263,76 @@ fn the_first_report_ends_the_run() {
 }
 
 #[test]
+fn a_run_from_a_snapshot_is_checked() {
+    for wrong in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let mut g = Guest::new();
+        g.pause("pause");
+        g.reuse(wrong);
+        g.dma(IOVA);
+        g.save(&dir);
+        let snapshot = path(&dir, "snapshot");
+        let image = ["--kernel", &path(&dir, "Image")];
+        let saved = ["--snapshot", &snapshot, "--snapshot-at", "500us"];
+        let (output, _) = checked(&dir, "off", &[&MACHINE[..], &image, &saved].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let (output, reports) = checked(&dir, "report", &["--from", &snapshot]);
+        let said = stderr(&output);
+        assert_eq!(reports.len(), usize::from(wrong), "{said}");
+        if wrong {
+            assert_eq!((output.status.code(), &reports[0]["kind"]), (Some(123), &"iova-reuse".into()));
+            assert!(code(&reports[0], "unmap").starts_with("guest_unmap+"), "{said}");
+            assert!(code(&reports[0], "reuse").starts_with("guest_remap+"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn every_schedule_is_checked() {
+    /// The lab device's MARK register: 1 begins, 3 passes.
+    const MARK: u64 = 0x0c00_0008;
+    for wrong in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let mut g = Guest::new();
+        g.p.poke(4, MARK, 1);
+        g.reuse(wrong);
+        g.p.poke(4, MARK, 3);
+        g.save(&dir);
+        let image = path(&dir, "Image");
+        let run = [&MACHINE[..], &["--kernel", &image, "--check", "report"]].concat();
+        let scenario = format!(
+            "about = 'An address is used again'\nlimit = '10ms'\nrun = {run:?}\nsymbols = {:?}\n",
+            path(&dir, "System.map")
+        );
+        std::fs::write(path(&dir, "reuse.toml"), scenario).unwrap();
+        let output = smmulab()
+            .args(["race", &path(&dir, "reuse.toml"), "--runs", "3", "--out", &path(&dir, "races")])
+            .output()
+            .unwrap();
+        let said = stdout(&output) + &stderr(&output);
+        assert_eq!(output.status.code(), Some(i32::from(wrong)), "{said}");
+        assert_eq!(said.contains("checker: iova-reuse"), wrong, "{said}");
+        assert_eq!(said.contains("guest_unmap+"), wrong, "{said}");
+    }
+}
+
+#[test]
+fn a_module_cannot_name_the_guests_code() {
+    let dir = TempDir::new().unwrap();
+    Guest::new().save(&dir);
+    // An ELF header of a relocatable file for this machine's guests, without sections.
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(64, 0);
+    (elf[16], elf[18], elf[20], elf[52], elf[58]) = (1, 183, 1, 64, 64);
+    for (file, error) in [(elf, "or a module"), (b"no map".to_vec(), "no System.map and no vmlinux")] {
+        std::fs::write(path(&dir, "System.map"), file).unwrap();
+        let (output, _) = checked(&dir, "report", &["--kernel", &path(&dir, "Image")]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(error), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn checking_changes_nothing() {
     let run = |check: &str| {
         let mut g = Guest::new();
@@ -249,31 +349,60 @@ fn checking_changes_nothing() {
     assert_eq!(run("report"), run("off"));
 }
 
+fn skipped() -> bool {
+    let skipped = !long() || cfg!(debug_assertions);
+    if skipped {
+        println!("SKIPPED: guest boots take a while: SMMULAB_LONG=1 runs them, in a release build");
+    }
+    skipped
+}
+
+/// Debian's kernels under load: disk, network, a disk that comes and leaves in order, drivers that let go of their devices
+/// and are unloaded.
+const LOAD: &str = "
+    wait() { n=0; until eval \"$1\"; do sleep 0.1; n=$((n+1)); [ $n -lt 100 ] || { echo no $1; exit 1; }; done; }
+    set -e
+    traffic() {
+        dd if=/dev/vda of=/dev/null bs=64k iflag=direct; dd if=/dev/zero of=/dev/vda bs=4k count=32 oflag=direct
+    }
+    wait '[ -e /dev/vdb ]'; dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>/dev/null
+    traffic 2>/dev/null
+    gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')
+    ping -c 3 -s 1400 $gateway > /dev/null || true
+    disk=$(basename $(readlink -f /sys/block/vda/device/..))
+    for i in 1 2; do
+        echo $disk > /sys/bus/pci/drivers/virtio-pci/unbind; echo $disk > /sys/bus/pci/drivers/virtio-pci/bind
+        wait '[ -e /dev/vda ]'; traffic 2>/dev/null
+    done
+    for m in virtio_net virtio_blk; do if grep -q ^$m /proc/modules; then modprobe -r $m; modprobe $m; fi; done
+    wait '[ -e /dev/vda ]'; traffic 2>/dev/null
+    wait '[ ! -e /dev/vdb ]'; echo done";
+
 #[test]
 fn nothing_is_wrong_with_debian() {
-    if !long() || cfg!(debug_assertions) {
-        println!("SKIPPED: guest boots take minutes: SMMULAB_LONG=1 runs them, in a release build");
+    if skipped() {
         return;
     }
-    let load = "for i in 1 2 3; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct
-        dd if=/dev/zero of=/dev/vda bs=4k count=64 oflag=direct; done
-        for d in 0000:00:02.0 0000:00:04.0; do
-        echo $d > /sys/bus/pci/drivers/virtio-pci/unbind; echo $d > /sys/bus/pci/drivers/virtio-pci/bind; done
-        sleep 1; dd if=/dev/vda of=/dev/null bs=4k count=500 iflag=direct";
+    if Command::new("passt").arg("--version").output().is_err() {
+        return skip("no passt (Debian package passt)");
+    }
     let dir = TempDir::new().unwrap();
-    let disk = dir.path().join("disk");
-    common::random_file(&disk, 16 << 20, 1).unwrap();
+    let disk = |name: &str, size: usize| {
+        common::random_file(&dir.path().join(name), size, 1).unwrap();
+        path(&dir, name)
+    };
+    let (disk, plugged) = (disk("disk", 4 << 20), format!("0:1:disk={},ro", disk("plugged", 1 << 20)));
     for image in ["debian-6.1", "debian-6.12", "debian-newest"] {
         for mode in ["iommu.strict=1", "iommu.strict=0"] {
             let output = smmulab()
-                .args([
-                    "run", "--image", image, "--cpus", "2", "--append", mode, "--check", "abort", "--exec",
-                    load,
-                ])
-                .args(["--smmu", "preset=full,keep-all=on", "--disk", disk.to_str().unwrap()])
+                .args(["run", "--image", image, "--cpus", "2", "--append", mode, "--check", "abort"])
+                .args(["--smmu", "preset=full,keep-all=on", "--disk", &disk, "--net", "--time-limit", "60s"])
+                .args(["--root-port", "internal", "--plug", &plugged, "--unplug", "3s:1"])
+                .args(["--exec", LOAD])
                 .output()
                 .unwrap();
             assert_eq!(output.status.code(), Some(0), "{image} {mode}: {}", stderr(&output));
+            assert!(stdout(&output).ends_with("done\n"), "{image} {mode}: {}", stdout(&output));
         }
     }
 }

@@ -205,6 +205,37 @@ fn mistakes_do_harm_and_their_twins_do_none() {
 }
 
 #[test]
+fn reports_name_the_code_of_kernels_and_modules() {
+    if skipped() {
+        return;
+    }
+    // The lab kernel has a System.map; of Debian's, only the running kernel knows its names.
+    for image in ["lab", "debian-6.12"] {
+        let tools = smmulab().args(["image", "tools", image]).output().unwrap();
+        if !tools.status.success() {
+            return skip(&format!("no tools for {image}: {}", stderr(&tools)));
+        }
+        let script = "insmod /smmulab/smmulab_engine.ko && exec 3<>/dev/smmulab0 && echo narrow-flush >&3";
+        let output = smmulab()
+            .args(["run", "--image", image, "--tools", "--device", "engine", "--time-limit", "60s"])
+            .args(["--check", "report", "--exec", script])
+            .output()
+            .unwrap();
+        let log = stderr(&output);
+        assert_eq!(output.status.code(), Some(123), "{image}: {log}");
+        let line =
+            |role: &str| log.lines().find(|line| line.trim_start().starts_with(role)).unwrap_or_default();
+        for (role, name) in [
+            ("unmap:", "lab_narrow_flush [smmulab_engine]+0x"),
+            ("invalidation:", "arm_smmu_cmdq_issue_cmdlist+0x"),
+            ("reuse:", "lab_iommu_map [smmulab_engine]+0x"),
+        ] {
+            assert!(line(role).contains(name), "{image} {role} {name}: {log}");
+        }
+    }
+}
+
+#[test]
 fn the_kernels_own_checks_name_who_freed_memory_under_dma() {
     if skipped() {
         return;

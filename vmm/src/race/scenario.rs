@@ -41,7 +41,7 @@ pub struct Scenario {
     /// An order said by hand, for `--policy script`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub script: Vec<Line>,
-    /// The guest's System.map, or a copy of its /proc/kallsyms, instead of the image's own.
+    /// The guest's System.map, a copy of its /proc/kallsyms, or its vmlinux, instead of the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbols: Option<PathBuf>,
 }
@@ -183,7 +183,7 @@ impl Prepared {
     /// When the scenario names a file that cannot be used.
     pub fn symbols(&self, scenario: &Scenario) -> Result<Symbols> {
         let mut symbols = scenario.symbols()?;
-        symbols.locate(self.machine.cluster.core(0).sys.vbar[1]);
+        symbols.learn(&self.machine);
         symbols.add_modules(&self.said);
         Ok(symbols)
     }

@@ -43,7 +43,7 @@ impl State {
         }
     }
 
-    fn cr0_written(&mut self, value: u32) {
+    pub(super) fn cr0_written(&mut self, value: u32) {
         let changed = self.cr0 ^ value;
         self.cr0 = value;
         self.smmuen = value & cr0::SMMUEN != 0;

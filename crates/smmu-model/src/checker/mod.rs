@@ -13,6 +13,7 @@ mod level1;
 mod memory;
 mod queue;
 mod report;
+mod resume;
 mod scope;
 mod site;
 mod streams;

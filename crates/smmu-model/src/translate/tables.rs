@@ -46,6 +46,12 @@ impl Smmu {
         StreamTable { base: align(keep(self.regs.strtab_base, 51, 6), size), log2, split }
     }
 
+    /// Address of the stream table, log2 of its StreamIDs, and SPLIT of a two-level one.
+    pub(crate) fn stream_table_shape(&self) -> (u64, u32, Option<u32>) {
+        let StreamTable { base, log2, split } = self.stream_table();
+        (base, log2, split)
+    }
+
     /// The STE is not cached: find it.
     pub(super) fn find_stream(&mut self, txn: &mut Txn) -> Outcome {
         let table = self.stream_table();

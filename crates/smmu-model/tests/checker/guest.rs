@@ -162,6 +162,16 @@ impl Guest {
         guest
     }
 
+    /// Another checker takes over, as after a snapshot: it knows what memory and the SMMU have, and no more.
+    pub(crate) fn rejoin(&mut self) {
+        self.ram = Ram { words: Arc::clone(&self.ram.words), ..Ram::default() };
+        let config = self.smmu.config().clone();
+        self.checker = Checker::new(&config, Patience::default(), Box::new(self.ram.clone()));
+        self.checker.set_time(self.now);
+        self.checker.resume(&self.smmu);
+        self.smmu.observe(Box::new(self.checker.clone()));
+    }
+
     /// Stream `SID` in stage 2 with VMID 3.
     pub(crate) fn stage2() -> Self {
         let mut guest = Guest::new();

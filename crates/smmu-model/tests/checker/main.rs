@@ -469,6 +469,59 @@ fn level_1_descriptors_may_become_valid_and_come_back() {
 }
 
 #[test]
+fn a_checker_that_joins_later_knows_what_is_mapped() {
+    for (new, attrs) in [(Guest::new as fn() -> Guest, RW), (Guest::stage2, S2_RW)] {
+        let report = planted_in(new, Kind::IovaReuse, |g, wrong| {
+            g.map(IOVA, PAGE, 0x1000, attrs);
+            assert!(g.read(IOVA));
+            g.rejoin();
+            g.at(0xb000).clear(IOVA);
+            if !wrong {
+                g.commands(&[[0x30, 0]]);
+            }
+            g.at(0xd000).map(IOVA, PAGE + 0x4000, 0x1000, attrs);
+        });
+        assert_eq!((report.iova, report.sid), (Some(IOVA), Some(SID)));
+        assert_eq!((code(&report, Role::Unmap), code(&report, Role::Reuse)), (0xb000, 0xd000));
+    }
+    planted_in(
+        || two_levels(true),
+        Kind::StaleL1Cd,
+        |g, wrong| {
+            g.rejoin();
+            g.context(ELSEWHERE, cd(1, TABLES));
+            g.store(L1CDS, ELSEWHERE | 1);
+            g.commands(&[[cfgi_cd()[0], u64::from(wrong)]]);
+            g.pass(200_000_000);
+            let t = Transaction { ssid: Some(0), ..Transaction::new(SID, IOVA, AccessKind::Read) };
+            let id = g.begin(t).unwrap();
+            g.smmu.complete(id);
+        },
+    );
+    planted(Kind::CommandOverwritten, |g, wrong| {
+        g.push([0x30, 0]);
+        g.push([0x46, 0]);
+        g.rejoin();
+        if !wrong {
+            g.consume();
+        }
+        let slot = CMDQ + u64::from((g.prod - 2) & 63) * 16;
+        g.store(slot, 0x04);
+        g.store(slot + 8, 31);
+        g.consume();
+    });
+}
+
+#[test]
+fn a_checker_joins_whatever_the_guest_has_built() {
+    let mut g = Guest::new();
+    // Tables that are their own tables, and a stream table of everything.
+    (0..512).for_each(|n| g.store(TABLES + 8 * n, TABLES | 3));
+    g.rejoin();
+    assert_eq!(g.reports(), []);
+}
+
+#[test]
 fn a_valid_ste_is_rewritten_word_by_word() {
     let other = CDS + 0x1000;
     let report = planted(Kind::TornSte, |g, wrong| {
