@@ -84,8 +84,8 @@ fn a_doorbell_before_its_data() {
 fn what_two_cpus_or_a_cpu_and_the_engine_do_at_the_same_time() {
     if ready() {
         found_once_and_twin_silent("early-refill", 60);
-        found_once_and_twin_silent("early-done", 400);
-        found_once_and_twin_silent("early-free", 400);
+        found_once_and_twin_silent("early-done", 200);
+        found_once_and_twin_silent("early-free", 60);
         found_once_and_twin_silent("block-race", 400);
         found_once_and_twin_silent("walk-race", 400);
     }
@@ -96,6 +96,7 @@ fn what_two_cpus_or_a_cpu_and_the_engine_do_at_the_same_time() {
 fn mutants_of_the_lab_kernel() {
     if ready() {
         found_once_and_twin_silent("swiotlb-late-flag", 100);
+        found_once_and_twin_silent("swiotlb-late-pool", 50);
         found_once_and_twin_silent("blind-install", 60);
     }
 }
