@@ -411,6 +411,12 @@ pub struct SmmuBenchArgs {
     /// Translations of each round
     #[arg(long, value_name = "N", default_value_t = 200_000)]
     pub translations: u64,
+    /// Translations whose instructions are counted, one by one in a traced child; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub counted: u64,
+    /// Only lines that have this in their name
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
 }
 
 /// `smmulab bench race`.

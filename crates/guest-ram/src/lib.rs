@@ -7,6 +7,7 @@ mod touched;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::bitmap::WithBitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
@@ -115,6 +116,15 @@ impl GuestRam {
         }
     }
 
+    /// The 8 little-endian bytes at an aligned address; otherwise as [`GuestRam::read_by`].
+    #[inline]
+    pub fn read_u64_by(&self, by: Reader, pa: u64) -> Option<u64> {
+        let offset = self.offset(pa, 8)?;
+        let word: u64 = self.mem.load(GuestAddress(pa), Ordering::Relaxed).ok()?;
+        self.watch.note_read(offset, 8, by);
+        Some(u64::from_le(word))
+    }
+
     /// Writes bytes at a guest-physical address; `false` (and nothing written) when any of them is not RAM.
     pub fn write(&self, pa: u64, data: &[u8]) -> bool {
         self.offset(pa, data.len() as u64).is_some() && self.mem.write_slice(data, GuestAddress(pa)).is_ok()
@@ -160,6 +170,9 @@ mod tests {
         assert!(!ram.write(0x4000_fffe, &[0; 4]));
         assert!(!ram.read(0x3fff_ffff, &mut back));
         assert!(!ram.read(u64::MAX, &mut back));
+        let word = |pa| ram.read_u64_by(Reader::Smmu, pa);
+        assert_eq!([0x4000_0ff8, 0x4000_1000].map(word), [Some(0x0201 << 48), Some(0x0403)]);
+        assert_eq!([0x4001_0000, 0x3fff_fff8, u64::MAX - 7].map(word), [None; 3]);
     }
 
     #[test]

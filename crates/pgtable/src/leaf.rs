@@ -81,6 +81,20 @@ bitflags! {
 }
 
 impl Permissions {
+    /// Each of them or not: privileged read, write and execution, then unprivileged.
+    #[inline]
+    const fn of(each: [bool; 6]) -> Self {
+        let [pr, pw, px, ur, uw, ux] = each;
+        Self::from_bits_truncate(
+            pr as u8
+                | (pw as u8) << 1
+                | (px as u8) << 2
+                | (ur as u8) << 3
+                | (uw as u8) << 4
+                | (ux as u8) << 5,
+        )
+    }
+
     /// Whether `access` is permitted.
     #[inline]
     pub const fn allow(self, access: &Access) -> bool {
@@ -160,6 +174,12 @@ impl Leaf {
     #[inline]
     pub const fn is_stage2(&self) -> bool {
         self.rules.stage2
+    }
+
+    /// The granule of the walk's tables.
+    #[inline]
+    pub const fn granule(&self) -> Granule {
+        self.rules.granule
     }
 
     /// Stage 1 AttrIndx: which field of MAIR has the memory type.
@@ -278,18 +298,12 @@ impl Leaf {
     #[inline]
     fn stage1_permissions(&self, controls: &Controls) -> Permissions {
         let (write, user) = (self.ap() & 2 == 0, self.ap() & 1 != 0);
-        let mut p = Permissions::PRIV_READ;
-        p.set(Permissions::PRIV_WRITE, write);
-        p.set(Permissions::USER_READ, user);
-        p.set(Permissions::USER_WRITE, user && write);
         // Privileged code never executes what unprivileged code can write, whatever PXN and WXN say.
-        p.set(Permissions::PRIV_EXEC, !(self.pxn() || user && write || controls.wxn && write));
-        p.set(Permissions::USER_EXEC, !(self.xn() || controls.wxn && user && write));
+        let priv_exec = !(self.pxn() | user & write | controls.wxn & write);
+        let user_exec = !(self.xn() | controls.wxn & user & write);
         // EPAN looks at UXN itself, before WXN.
-        if controls.pan && (user || controls.epan && !self.xn()) {
-            p.remove(Permissions::PRIV_READ | Permissions::PRIV_WRITE);
-        }
-        p
+        let hidden = controls.pan & (user | controls.epan & !self.xn());
+        Permissions::of([!hidden, !hidden & write, priv_exec, user, user & write, user_exec])
     }
 
     /// One privilege level: whatever it may do, it may do as either.
@@ -311,12 +325,8 @@ impl Leaf {
             (true, false) => (false, false),
             (true, true) => (true, false),
         };
-        let mut p = Permissions::empty();
-        p.set(Permissions::PRIV_READ | Permissions::USER_READ, s2ap & 1 != 0);
-        p.set(Permissions::PRIV_WRITE | Permissions::USER_WRITE, s2ap & 2 != 0);
-        p.set(Permissions::PRIV_EXEC, privileged);
-        p.set(Permissions::USER_EXEC, user);
-        p
+        let (read, write) = (s2ap & 1 != 0, s2ap & 2 != 0);
+        Permissions::of([read, write, privileged, read, write, user])
     }
 
     /// Checks one access. The fault, if any, is a Permission fault at [`Leaf::level`].

@@ -1,7 +1,7 @@
 //! `smmulab bench`: our figures beside those of whatever peer is installed, in one run, as ratios.
 
 pub mod boot;
-mod counter;
+mod instructions;
 mod peer;
 pub mod race;
 pub mod smmu;

@@ -28,6 +28,11 @@ impl smmu_model::Memory for PhysMem<'_> {
         if self.0.read_by(Reader::Smmu, pa, data) { Ok(()) } else { Err(Abort) }
     }
 
+    #[inline]
+    fn read_u64(&self, pa: u64) -> Result<u64, Abort> {
+        self.0.read_u64_by(Reader::Smmu, pa).ok_or(Abort)
+    }
+
     fn write(&self, pa: u64, data: &[u8]) -> Result<(), Abort> {
         if self.0.write(pa, data) { Ok(()) } else { Err(Abort) }
     }

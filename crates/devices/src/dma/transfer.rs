@@ -319,7 +319,12 @@ impl DmaPort {
             Some((address, bytes)) => {
                 (smmu.begin_translated(&self.transaction(address, write, self.attributes())), bytes)
             }
-            None => (smmu.begin(&self.transaction(iova, write, self.attributes())), u64::MAX),
+            None => {
+                let t = self.transaction(iova, write, self.attributes());
+                let (progress, fetches) = smmu.translate(&t, &PhysMem::new(&self.0.fabric.ram));
+                count(&counters.fetches, fetches);
+                (progress, u64::MAX)
+            }
         };
         loop {
             match progress {

@@ -8,9 +8,9 @@ use crate::transaction::{AccessKind, MemAttrs, Shareability, Transaction};
 
 /// log2 of the smallest translation.
 const PAGE: u32 = 12;
-/// Lines that the first answer makes, and the most.
-const FEWEST: usize = 1 << 6;
-const MOST: usize = 1 << 17;
+/// Pairs of lines that the first answer makes, and the most.
+const FEWEST: usize = 1 << 5;
+const MOST: usize = 1 << 16;
 
 /// One answer.
 #[derive(Clone, Copy, Debug)]
@@ -45,10 +45,10 @@ const NONE: Answer = Answer {
 /// All answers. A transaction's is in one of two neighbouring lines.
 #[derive(Default)]
 pub(crate) struct Answers {
-    lines: Vec<Answer>,
-    /// 64, without log2 of the number of lines.
+    pairs: Vec<[Answer; 2]>,
+    /// 64, without log2 of the number of pairs.
     shift: u32,
-    /// Answers that had to go, still good, since there are as many lines as there are.
+    /// Answers that had to go, still good, since there are as many pairs as there are.
     displaced: usize,
 }
 
@@ -71,27 +71,26 @@ fn access(t: &Transaction) -> u16 {
 }
 
 impl Answers {
-    /// The first of the two lines of a transaction.
+    /// Where the two lines of a transaction are.
     #[inline]
     fn pair(&self, page: u64, who: u64) -> usize {
         // Multiples of these two fill a square evenly: so do consecutive pages of consecutive streams.
         let hash =
             page.wrapping_mul(0xc13f_a9a9_02a6_328f).wrapping_add(who.wrapping_mul(0x91e1_0da5_c79e_7b1d));
-        (hash >> (self.shift & 63)) as usize & !1
+        (hash >> (self.shift & 63)) as usize
     }
 
     /// The answer for a transaction, if it still is the answer.
     #[inline]
     pub(crate) fn get(&self, t: &Transaction, changes: u64) -> Option<&Answer> {
         let (page, who) = (t.address >> PAGE, who(t));
-        let first = self.pair(page, who);
         let is = |answer: &&Answer| {
             answer.page == page
                 && answer.who == who
                 && answer.changes == changes
                 && answer.accesses & access(t) != 0
         };
-        self.lines.get(first..first + 2)?.iter().find(is)
+        self.pairs.get(self.pair(page, who))?.iter().find(is)
     }
 
     /// Remembers an answer for a transaction.
@@ -107,7 +106,7 @@ impl Answers {
         if t.ssid.is_some_and(|ssid| ssid >> 20 != 0) {
             return;
         }
-        if self.lines.is_empty() {
+        if self.pairs.is_empty() {
             self.resize(FEWEST);
         }
         let answer = Answer {
@@ -120,8 +119,8 @@ impl Answers {
             shift,
             attrs,
         };
-        if self.displaced > self.lines.len() / 4 && self.lines.len() < MOST {
-            for old in self.resize(self.lines.len() * 2) {
+        if self.displaced > self.pairs.len() / 16 && self.pairs.len() < MOST {
+            for old in self.resize(self.pairs.len() * 2).into_iter().flatten() {
                 if old.changes == changes && old.accesses != 0 {
                     self.put(old);
                 }
@@ -130,15 +129,15 @@ impl Answers {
         self.put(answer);
     }
 
-    /// As many empty lines, a power of two. Gives what there was.
-    fn resize(&mut self, lines: usize) -> Vec<Answer> {
-        (self.displaced, self.shift) = (0, 64 - lines.trailing_zeros());
-        std::mem::replace(&mut self.lines, vec![NONE; lines])
+    /// As many empty pairs, a power of two. Gives what there was.
+    fn resize(&mut self, pairs: usize) -> Vec<[Answer; 2]> {
+        (self.displaced, self.shift) = (0, 64 - pairs.trailing_zeros());
+        std::mem::replace(&mut self.pairs, vec![[NONE; 2]; pairs])
     }
 
     fn put(&mut self, answer: Answer) {
-        let first = self.pair(answer.page, answer.who);
-        let Some(pair) = self.lines.get_mut(first..first + 2) else { return };
+        let at = self.pair(answer.page, answer.who);
+        let Some(pair) = self.pairs.get_mut(at) else { return };
         let good = |old: &Answer| old.changes == answer.changes && old.accesses != 0;
         let same = |old: &Answer| good(old) && old.page == answer.page && old.who == answer.who;
         if let Some(old) = pair.iter_mut().find(|old| same(old)) {
@@ -162,6 +161,61 @@ impl Clone for Answers {
 
 impl std::fmt::Debug for Answers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Answers({} lines)", self.lines.len())
+        write!(f, "Answers({} pairs)", self.pairs.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(answers: &mut Answers, t: &Transaction, changes: u64) {
+        answers.add(t, changes, t.address & !0xfff, 12, MemAttrs::WRITE_BACK, [1, 2, 3]);
+    }
+
+    #[test]
+    fn answers_only_what_was_asked() {
+        let mut answers = Answers::default();
+        let t = Transaction::new(5, 0x1234, AccessKind::Read);
+        assert!(answers.get(&t, 0).is_none());
+        add(&mut answers, &t, 7);
+        let entries = |answers: &Answers, t: &Transaction| answers.get(t, 7).map(|answer| answer.entries);
+        assert_eq!(entries(&answers, &t), Some([1, 2, 3]));
+        assert_eq!(entries(&answers, &Transaction { address: 0x1fff, ..t }), Some([1, 2, 3]));
+        for other in [
+            Transaction { address: 0x2000, ..t },
+            Transaction { address: 0x1234 | 1 << 56, ..t },
+            Transaction { sid: 4, ..t },
+            Transaction { kind: AccessKind::Write, ..t },
+            Transaction { privileged: true, ..t },
+            Transaction { instruction: true, ..t },
+            t.with_ssid(0),
+            t.with_ssid(u32::MAX),
+        ] {
+            assert_eq!(entries(&answers, &other), None, "{other:?}");
+            add(&mut answers, &other, 7);
+            assert_eq!(entries(&answers, &other).is_some(), other.ssid != Some(u32::MAX), "{other:?}");
+            assert!(entries(&answers, &t).is_some());
+        }
+        assert!(answers.get(&t, 8).is_none(), "something changed");
+    }
+
+    #[test]
+    fn grows_to_hold_what_is_used_and_no_further() {
+        let mut answers = Answers::default();
+        for n in 0..1u64 << 19 {
+            add(&mut answers, &Transaction::new((n % 64) as u32, n / 64 << 12, AccessKind::Read), 0);
+        }
+        assert_eq!(answers.pairs.len(), MOST);
+        let mut answers = Answers::default();
+        let all: Vec<_> =
+            (0..4096).map(|n| Transaction::new((n % 64) as u32, n / 64 << 12, AccessKind::Read)).collect();
+        for round in 0..100 {
+            for t in all.iter().filter(|t| round == 0 || answers.get(t, 0).is_none()).collect::<Vec<_>>() {
+                add(&mut answers, t, 0);
+            }
+        }
+        let known = all.iter().filter(|t| answers.get(t, 0).is_some()).count();
+        assert!(known > 4000 && answers.pairs.len() <= 8192, "{known} in {} pairs", answers.pairs.len());
     }
 }

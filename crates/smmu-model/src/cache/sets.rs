@@ -155,6 +155,7 @@ impl<K: Key, V: Copy + Default> Sets<K, V> {
     }
 
     /// Whether there is nothing in it.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.used == 0
     }

@@ -262,6 +262,12 @@ impl<V: Entry> Tagged<V> {
         self.sets.is_disabled()
     }
 
+    /// Whether there is nothing in it.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
     /// While this does not change, [`Tagged::lookup`] answers with the same entry as before.
     #[inline]
     pub(crate) fn changes(&self) -> u64 {
@@ -313,7 +319,14 @@ impl<V: Entry> Tagged<V> {
 
     #[inline]
     fn find(&self, regime: Regime, global: bool, input: u64) -> Option<usize> {
-        let mut sizes = self.sizes[usize::from(global)].mask;
+        match self.sizes[usize::from(global)].mask {
+            0 => None,
+            sizes => self.find_of(sizes, regime, global, input),
+        }
+    }
+
+    /// The smallest entry of these sizes.
+    fn find_of(&self, mut sizes: u64, regime: Regime, global: bool, input: u64) -> Option<usize> {
         while sizes != 0 {
             let shift = sizes.trailing_zeros() as u8;
             let found = self.sets.find(&TlbKey::new(regime, global, shift, input));

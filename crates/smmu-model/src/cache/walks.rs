@@ -70,6 +70,9 @@ impl Walks {
 
     /// The walk of `input` at the deepest table that is known.
     pub(crate) fn get(&mut self, regime: Regime, input: u64) -> Option<Walk> {
+        if self.is_disabled() {
+            return None;
+        }
         let walk = self.levels.iter_mut().rev().find_map(|level| level.get(regime, input)?.walk)?;
         Some(walk.through(input))
     }

@@ -70,12 +70,13 @@ impl Smmu {
         if !self.regs.smmuen() {
             return self.global_bypass(t);
         }
-        if let Some(translation) = self.hit(t) {
-            return self.latch_hit(t, translation);
-        }
+        let known = match self.hit(t) {
+            Ok(translation) => return self.latch_hit(t, translation),
+            Err(known) => known,
+        };
         let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.recent.epoch()));
-        let outcome = self.start(id, &mut txn);
+        let outcome = self.start_with(id, &mut txn, known);
         self.settle(id, txn, outcome)
     }
 
@@ -87,12 +88,13 @@ impl Smmu {
         if !self.regs.smmuen() {
             return (self.global_bypass(t), 0);
         }
-        if let Some(translation) = self.hit(t) {
-            return (self.latch_hit(t, translation), 0);
-        }
+        let known = match self.hit(t) {
+            Ok(translation) => return (self.latch_hit(t, translation), 0),
+            Err(known) => known,
+        };
         let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let mut txn = Txn::new(t, Origin::Untranslated, self.recent.epoch());
-        let mut outcome = self.start(id, &mut txn);
+        let mut outcome = self.start_with(id, &mut txn, known);
         let mut steps = 0;
         while let Outcome::Fetch = outcome {
             outcome = self.fetches::<M, true>(id, &mut txn, mem, &mut steps);
@@ -247,7 +249,7 @@ impl Smmu {
 
     /// The short way for a transaction that the caches know all about. Anything else goes the long way.
     #[inline]
-    fn hit(&mut self, t: &Transaction) -> Option<Translation> {
+    fn hit(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
         let changes = self.streams.changes() + self.contexts.changes() + self.tlb.changes();
         let Some(answer) = self.answers.get(t, changes) else { return self.look_up(t, changes) };
         let [stream, context, entry] = answer.entries.map(|n| n as usize);
@@ -255,27 +257,42 @@ impl Smmu {
         self.streams.touch(stream);
         self.contexts.touch(context);
         self.tlb.touch(entry);
-        Some(translation)
+        Ok(translation)
     }
 
     /// The same without an answer of before.
-    fn look_up(&mut self, incoming: &Transaction, changes: u64) -> Option<Translation> {
-        let stream_at = self.streams.find(&u64::from(incoming.sid))?;
+    fn look_up(&mut self, t: &Transaction, changes: u64) -> Result<Translation, Option<Known>> {
+        let Some(known) = self.find_configuration(t) else { return Err(None) };
+        self.find_translation(t, changes, known).ok_or(Some(known))
+    }
+
+    /// The STE and the CD of a transaction of stage 1.
+    fn find_configuration(&mut self, t: &Transaction) -> Option<Known> {
+        let stream_at = self.streams.find(&u64::from(t.sid))?;
         self.streams.touch(stream_at);
         let stream = self.streams.at(stream_at);
         if !stream.path.has_stage1() {
             return None;
         }
-        let (cd, with_stage1) = stream.substream(incoming.ssid).ok()?;
+        let (cd, with_stage1) = stream.substream(t.ssid).ok()?;
         if !with_stage1 {
             return None;
         }
-        let t = &stream.overrides.access(incoming);
         let context_at = self.contexts.find(&context_key(t.sid, cd))?;
         self.contexts.touch(context_at);
-        let context = self.contexts.at(context_at);
+        Some(Known { stream: stream_at, context: context_at, cd })
+    }
+
+    fn find_translation(
+        &mut self,
+        incoming: &Transaction,
+        changes: u64,
+        known: Known,
+    ) -> Option<Translation> {
+        let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
+        let t = &stream.overrides.access(incoming);
         let nested = stream.path == Path::Nested;
-        if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
+        if context.bad || nested && !self.config.combined || self.config.tlb_conflict || self.tlb.is_empty() {
             return None;
         }
         context.select(t).ok()?;
@@ -288,8 +305,18 @@ impl Smmu {
             return None;
         }
         let Mapping { output, shift, attrs, .. } = *mapping;
-        self.answers.add(incoming, changes, output, shift, attrs, [stream_at, context_at, entry]);
+        self.answers.add(incoming, changes, output, shift, attrs, [known.stream, known.context, entry]);
         Some(translation(mapping, t.address))
+    }
+
+    /// Begins with what is known of the configuration.
+    fn start_with(&mut self, id: TxnId, txn: &mut Txn, known: Option<Known>) -> Outcome {
+        let Some(Known { stream, context, cd }) = known else { return self.start(id, txn) };
+        txn.stream = *self.streams.at(stream);
+        txn.t = txn.stream.overrides.access(&txn.incoming);
+        txn.cd = cd;
+        let context = *self.contexts.at(context);
+        self.with_context(id, txn, context)
     }
 
     /// Begins, or begins anew: the stream comes first.
@@ -370,6 +397,15 @@ impl Smmu {
         self.stats.bypassed += 1;
         Outcome::Latch(self.untranslated(&txn.t, &txn.stream.overrides))
     }
+}
+
+/// Where the STE and the CD of a transaction are cached.
+#[derive(Clone, Copy)]
+struct Known {
+    stream: usize,
+    context: usize,
+    /// The CD's index.
+    cd: u32,
 }
 
 /// Why a transaction's SubstreamID, or its lack, is refused.

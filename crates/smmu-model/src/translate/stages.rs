@@ -86,7 +86,7 @@ impl Smmu {
                 false => txn.wait(Fetch::Update1(leaf), leaf.at),
             };
         }
-        let mapping = self.stage1_mapping(txn, &leaf);
+        let mapping = self.stage1_mapping(txn, &leaf, possible);
         if !nested {
             return self.translated(txn, mapping);
         }
@@ -111,16 +111,14 @@ impl Smmu {
     }
 
     /// What a stage 1 leaf says, in the form of the IOTLB.
-    fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf) -> Mapping {
-        let table = txn.stage1_table();
-        let possible = leaf.permissions(&txn.context.controls);
+    fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf, possible: Permissions) -> Mapping {
         let attrs = MemAttrs::stage1(leaf, txn.context.mair);
         let shift = self.entry_shift(leaf);
         Mapping {
             output: leaf.pa >> shift << shift,
             shift,
             span: shift,
-            granule: table.granule,
+            granule: leaf.granule(),
             level: leaf.level,
             global: !leaf.ng() && txn.stream.world != World::El2,
             uncached: self.is_uncached(leaf),
@@ -155,6 +153,9 @@ impl Smmu {
 
     /// Caches a translation of the transaction's address.
     fn fill(&mut self, txn: &Txn, mapping: Mapping) {
+        if self.tlb.is_disabled() {
+            return;
+        }
         let (regime, input) = (txn.regime(), without_top_byte(txn.t.address));
         if self.may_fill(txn, regime, input, &mapping) && self.tlb.insert(regime, input, mapping) {
             self.stats.tlb_evictions += 1;
@@ -179,6 +180,7 @@ impl Smmu {
 
     /// Whether entries of a cache do not agree about an address. With BBML 1, a change of the Contiguous bit is no
     /// conflict (section 3.21.1.2).
+    #[inline]
     fn has_conflict(&self, tlb: &Tlb, regime: Regime, input: u64) -> bool {
         self.config.tlb_conflict
             && match self.config.bbml {
@@ -228,13 +230,13 @@ impl Smmu {
             && purpose.decided(txn, &mapping)
         {
             self.stats.s2_hits += 1;
-            if purpose == Purpose::Input {
+            if matches!(purpose, Purpose::Input) {
                 self.stats.tlb_hits += 1;
             }
             return self.stage2_done(id, txn, mapping, purpose);
         }
         self.stats.s2_misses += 1;
-        if purpose == Purpose::Input {
+        if matches!(purpose, Purpose::Input) {
             self.stats.tlb_misses += 1;
             self.miss(txn, PmuEvent::TlbMiss);
         }
@@ -334,7 +336,7 @@ impl Smmu {
             fwb: txn.stream.stage2.fwb.then(|| leaf.mem_attr()),
         };
         let (regime, ipa) = (txn.stage2_regime(), txn.ipa);
-        if self.may_fill(txn, regime, ipa, &mapping) {
+        if !self.ipas.is_disabled() && self.may_fill(txn, regime, ipa, &mapping) {
             self.ipas.insert(regime, ipa, mapping);
         }
         self.stage2_done(id, txn, mapping, purpose)

@@ -148,7 +148,7 @@ impl Smmu {
     }
 
     /// The context is known.
-    fn with_context(&mut self, id: TxnId, txn: &mut Txn, context: Context) -> Outcome {
+    pub(super) fn with_context(&mut self, id: TxnId, txn: &mut Txn, context: Context) -> Outcome {
         txn.context = context;
         match txn.origin {
             _ if context.bad => self.config_fault(txn, EventKind::BadCd),

@@ -19,6 +19,7 @@ mod pri;
 mod records;
 mod registers;
 mod retention;
+mod shortcuts;
 mod stage1;
 mod stage2;
 mod stall;
