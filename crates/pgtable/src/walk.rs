@@ -190,36 +190,37 @@ impl Walk {
         let Rules { granule, pa52, .. } = self.rules;
         match d::kind(descriptor, granule, self.level, pa52) {
             Kind::Invalid => Step::fault(FaultKind::Translation, self.level),
-            Kind::Table => self.descend(descriptor),
+            Kind::Table => {
+                let mut next = *self;
+                match next.descend(descriptor) {
+                    true => Step::Fetch(next),
+                    false => Step::fault(FaultKind::AddressSize, self.level),
+                }
+            }
             Kind::Leaf => self.finish(descriptor),
         }
     }
 
+    /// Goes on, in place, with a descriptor that names another table. Anything else changes nothing and gives `false`:
+    /// [`Walk::next`] knows what it is.
     #[inline]
-    fn descend(&self, descriptor: u64) -> Step {
+    pub const fn descend(&mut self, descriptor: u64) -> bool {
         let Rules { granule, pa52, .. } = self.rules;
         let base = d::address(descriptor, granule, granule.bits(), pa52);
-        if self.rules.too_wide(base) {
-            return Step::fault(FaultKind::AddressSize, self.level);
+        let is_table = matches!(d::kind(descriptor, granule, self.level, pa52), Kind::Table);
+        if !is_table || self.rules.too_wide(base) {
+            return false;
         }
-        let attrs = TableAttrs::of(descriptor);
-        let attrs = if self.rules.stage2 {
-            TableAttrs::default()
-        } else if self.rules.hpd {
-            attrs.only_ns()
-        } else {
-            attrs
-        };
+        if !self.rules.stage2 {
+            let attrs = TableAttrs::of(descriptor);
+            self.table = self.table.and(if self.rules.hpd { attrs.only_ns() } else { attrs });
+        }
         // kind() gives tables above level 3 only.
-        let level = self.level + 1;
-        let index = self.input >> granule.shift(level) & ((1 << granule.stride()) - 1);
-        Step::Fetch(Self {
-            address: base | index << 3,
-            level,
-            first: false,
-            table: self.table.and(attrs),
-            ..*self
-        })
+        self.level += 1;
+        let index = self.input >> granule.shift(self.level) & ((1 << granule.stride()) - 1);
+        self.address = base | index << 3;
+        self.first = false;
+        true
     }
 
     #[inline]

@@ -204,12 +204,12 @@ mod tests {
     fn grows_to_hold_what_is_used_and_no_further() {
         let mut answers = Answers::default();
         for n in 0..1u64 << 19 {
-            add(&mut answers, &Transaction::new((n % 64) as u32, n / 64 << 12, AccessKind::Read), 0);
+            add(&mut answers, &Transaction::new((n % 64) as u32, (n / 64) << 12, AccessKind::Read), 0);
         }
         assert_eq!(answers.pairs.len(), MOST);
         let mut answers = Answers::default();
         let all: Vec<_> =
-            (0..4096).map(|n| Transaction::new((n % 64) as u32, n / 64 << 12, AccessKind::Read)).collect();
+            (0..4096).map(|n| Transaction::new((n % 64) as u32, (n / 64) << 12, AccessKind::Read)).collect();
         for round in 0..100 {
             for t in all.iter().filter(|t| round == 0 || answers.get(t, 0).is_none()).collect::<Vec<_>>() {
                 add(&mut answers, t, 0);

@@ -305,7 +305,7 @@ impl State {
         }
         regimes.sort_unstable();
         regimes.dedup();
-        for root in self.tables.roots().into_iter().filter(|(regime, _)| regimes.contains(regime)) {
+        for root in regimes.into_iter().flat_map(|regime| self.tables.roots(regime)).collect::<Vec<_>>() {
             let alive = self.streams.leads_to(root.0, root.1, &self.config);
             for id in self.tables.under(root) {
                 let dead = self.tables.get(id).and_then(|e| e.dead);
@@ -324,8 +324,8 @@ impl State {
     fn shared_tag(&mut self, what: What, at: u64) {
         let now = self.streams.current_roots(what, at, &self.config);
         let Some(&(regime, _)) = now.first() else { return };
-        for (of, page) in self.tables.roots() {
-            if of != regime || now.iter().any(|&(_, table)| holds(table, page)) {
+        for (of, page) in self.tables.roots(regime) {
+            if now.iter().any(|&(_, table)| holds(table, page)) {
                 continue;
             }
             let Some(e) = self.tables.under((of, page)).first().and_then(|&id| self.tables.get(id)).cloned()

@@ -235,8 +235,8 @@ impl Tables {
     }
 
     /// Roots of a regime that lead to something.
-    pub(super) fn roots(&self) -> Vec<(Regime, u64)> {
-        self.roots.keys().copied().collect()
+    pub(super) fn roots(&self, regime: Regime) -> Vec<(Regime, u64)> {
+        self.roots.range((regime, 0)..=(regime, u64::MAX)).map(|(&root, _)| root).collect()
     }
 
     /// What is under a root.

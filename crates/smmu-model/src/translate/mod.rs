@@ -154,6 +154,7 @@ impl Smmu {
     }
 
     /// The transaction's data has moved; or its device gives it up, at whatever point it is.
+    #[inline]
     pub fn complete(&mut self, id: TxnId) {
         self.txns.remove(id);
         self.observer.tell(|o| o.completed(id));
@@ -248,7 +249,7 @@ impl Smmu {
     }
 
     /// The short way for a transaction that the caches know all about. Anything else goes the long way.
-    #[inline]
+    #[inline(always)]
     fn hit(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
         let changes = self.streams.changes() + self.contexts.changes() + self.tlb.changes();
         let Some(answer) = self.answers.get(t, changes) else { return self.look_up(t, changes) };
@@ -261,12 +262,14 @@ impl Smmu {
     }
 
     /// The same without an answer of before.
+    #[inline(never)]
     fn look_up(&mut self, t: &Transaction, changes: u64) -> Result<Translation, Option<Known>> {
         let Some(known) = self.find_configuration(t) else { return Err(None) };
         self.find_translation(t, changes, known).ok_or(Some(known))
     }
 
     /// The STE and the CD of a transaction of stage 1.
+    #[inline]
     fn find_configuration(&mut self, t: &Transaction) -> Option<Known> {
         let stream_at = self.streams.find(&u64::from(t.sid))?;
         self.streams.touch(stream_at);
@@ -283,6 +286,7 @@ impl Smmu {
         Some(Known { stream: stream_at, context: context_at, cd })
     }
 
+    #[inline]
     fn find_translation(
         &mut self,
         incoming: &Transaction,

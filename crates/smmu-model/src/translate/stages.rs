@@ -190,6 +190,7 @@ impl Smmu {
     }
 
     /// Remembers the table that a stage 1 walk is about to read.
+    #[inline]
     pub(super) fn keep_stage1_table(&mut self, txn: &Txn, walk: Walk) {
         if !self.walks.is_disabled() {
             let table = Table::new(walk, txn.stage1_table().granule);
@@ -198,6 +199,7 @@ impl Smmu {
     }
 
     /// The same of stage 2.
+    #[inline]
     pub(super) fn keep_stage2_table(&mut self, txn: &Txn, walk: Walk) {
         if !self.walks.is_disabled() {
             let table = Table::new(walk, txn.stream.stage2.tables.granule);

@@ -1,7 +1,7 @@
 //! The stream table and the CD tables: where an STE and a CD are, and what is fetched of them (sections 3.3.1 to 3.3.3).
 
+use pgtable::Leaf;
 use pgtable::descriptor::AF;
-use pgtable::{Leaf, Step};
 
 use super::context::Context;
 use super::stream::{Path, Stream};
@@ -269,19 +269,16 @@ impl Smmu {
                     return self.walk_abort(txn, Class::Ttd, false);
                 };
                 self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
-                match walk.next(descriptor) {
-                    Step::Fetch(next)
-                        if ON
-                            && txn.stream.path != Path::Nested
-                            && (descriptor & AF != 0 || !txn.context.haft) =>
-                    {
-                        self.keep_stage1_table(txn, next);
-                        (walk, txn.at) = (next, next.address());
-                        *steps += 1;
-                        self.tally(PmuEvent::TableWalk, txn.incoming.sid);
-                    }
-                    step => return self.stage1_descriptor(id, txn, walk, descriptor, step),
+                // A table's access flag that is to be set is a step of its own.
+                let marked = descriptor & AF != 0 || !txn.context.haft;
+                let alone = txn.stream.path != Path::Nested;
+                if !(ON && alone && marked && walk.descend(descriptor)) {
+                    return self.stage1_descriptor(id, txn, walk, descriptor, walk.next(descriptor));
                 }
+                self.keep_stage1_table(txn, walk);
+                txn.at = walk.address();
+                *steps += 1;
+                self.tally(PmuEvent::TableWalk, txn.incoming.sid);
             },
             Fetch::Table1(walk) => match self.mark_table(txn, mem, txn.tables[0]) {
                 Ok(Some(descriptor)) => {
@@ -318,15 +315,14 @@ impl Smmu {
                     return self.walk_abort(txn, purpose.class(), true);
                 };
                 self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
-                match walk.next(descriptor) {
-                    Step::Fetch(next) if ON && (descriptor & AF != 0 || !txn.stream.stage2.haft) => {
-                        self.keep_stage2_table(txn, next);
-                        (walk, txn.at) = (next, next.address());
-                        *steps += 1;
-                        self.tally(PmuEvent::TableWalk, txn.incoming.sid);
-                    }
-                    step => return self.stage2_descriptor(id, txn, walk, descriptor, step, purpose),
+                let marked = descriptor & AF != 0 || !txn.stream.stage2.haft;
+                if !(ON && marked && walk.descend(descriptor)) {
+                    return self.stage2_descriptor(id, txn, walk, descriptor, walk.next(descriptor), purpose);
                 }
+                self.keep_stage2_table(txn, walk);
+                txn.at = walk.address();
+                *steps += 1;
+                self.tally(PmuEvent::TableWalk, txn.incoming.sid);
             },
         }
     }
