@@ -5,18 +5,12 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::vhost_user::Given;
 use common::{long, random_file, skip, smmulab, stderr, stdout};
 use sha2::{Digest, Sha256};
-use vm_memory::Bytes;
-use vmm::edge::{Passt, Wire};
 
 const IMAGE: &str = "debian-6.12";
 
@@ -51,20 +45,6 @@ fn serve(content: Vec<u8>) -> (u16, std::thread::JoinHandle<()>) {
         stream.write_all(&content).unwrap();
     });
     (port, server)
-}
-
-/// Serves `content` to every HTTP request, as long as the other side takes it; the port.
-fn serve_all(content: Vec<u8>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let _ = stream.read(&mut [0; 1024]);
-            let header = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
-            let _ = stream.write_all(header.as_bytes()).and_then(|()| stream.write_all(&content));
-        }
-    });
-    port
 }
 
 fn figures(path: &Path) -> serde_json::Value {
@@ -281,136 +261,6 @@ fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_b
         stats
     };
     assert_eq!(strip("--record"), strip("--play"));
-}
-
-/// The process behind the network of the test below, which starts it and kills it: takes frames from the guest's queue to a
-/// datagram socket and from there to the guest's buffers.
-#[test]
-#[ignore = "the test below starts it as a process of its own"]
-fn the_process_behind_a_network() {
-    let Some(dir) = std::env::var_os("SMMULAB_TEST_NETWORK").map(std::path::PathBuf::from) else { return };
-    for name in ["process", "socket"] {
-        let _ = std::fs::remove_file(dir.join(name));
-    }
-    let wire = UnixDatagram::bind(dir.join("process")).unwrap();
-    wire.connect(dir.join("relay")).unwrap();
-    wire.set_nonblocking(true).unwrap();
-    let listener = UnixListener::bind(dir.join("socket")).unwrap();
-    let (stream, _) = listener.accept().unwrap();
-    let given = Given::accept(&stream, 0, None, 2).unwrap();
-    let (all, mut frame) = (given.all(), vec![0; 1 << 16]);
-    let mut waiting: Option<usize> = None;
-    while !given.over() {
-        while let Some((sent, buffers)) = given.next(1) {
-            let mut packet = vec![0; buffers[0].len];
-            all.read_slice(&mut packet, buffers[0].at).unwrap();
-            let _ = wire.send(&packet[12..]);
-            given.put(1, sent.into(), 0);
-        }
-        loop {
-            waiting = waiting.or_else(|| wire.recv(&mut frame).ok());
-            let Some(len) = waiting else { break };
-            let Some((head, buffers)) = given.next(0) else { break };
-            all.write_slice(&[0; 12], buffers[0].at).unwrap();
-            all.write_slice(&frame[..len], buffers[0].at + 12).unwrap();
-            given.put(0, head.into(), len as u32 + 12);
-            given.call(0);
-            waiting = None;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
-}
-
-/// passt, and between it and that process a relay that outlives the process. Counts the bytes that go to the guest.
-fn relay(dir: &Path, mut passt: Passt, sent: Arc<AtomicUsize>) {
-    let wire = UnixDatagram::bind(dir.join("relay")).unwrap();
-    wire.set_nonblocking(true).unwrap();
-    let process = dir.join("process");
-    std::thread::spawn(move || {
-        let mut frame = vec![0; 1 << 16];
-        loop {
-            while let Ok(len) = wire.recv(&mut frame) {
-                passt.send(&frame[..len]);
-            }
-            passt.flush();
-            while let Some(frame) = passt.receive() {
-                // Nobody is there, or has room: a frame is lost.
-                sent.fetch_add(wire.send_to(&frame, &process).unwrap_or(0), Relaxed);
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    });
-}
-
-#[test]
-fn downloads_go_on_when_the_process_behind_the_network_was_killed_and_can_be_played_again() {
-    if skipped() {
-        return;
-    }
-    let passt = match Passt::start() {
-        Ok(passt) => passt,
-        Err(e) => return skip(&format!("{e:#}")),
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    let sent = Arc::new(AtomicUsize::new(0));
-    relay(dir.path(), passt, sent.clone());
-    let start = || {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "the_process_behind_a_network", "--ignored"]);
-        command.env("SMMULAB_TEST_NETWORK", dir.path()).stdout(Stdio::null());
-        let child = Process(command.spawn().unwrap());
-        while !path("socket").exists() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child
-    };
-    random_file(&path("content"), 8 << 20, 19).unwrap();
-    let content = std::fs::read(path("content")).unwrap();
-    let port = serve_all(content.clone());
-    // passt may give up a connection whose frames are lost.
-    let script = format!(
-        "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') && \
-         until wget -q -O /tmp/file http://$gateway:{port}/; do sleep 0.2; done && sha256sum /tmp/file"
-    );
-    let run = |way: &str| {
-        let mut command = smmulab();
-        command
-            .args(["run", "--image", IMAGE, "--bounce", "all", "--time-limit", "900s", way])
-            .arg(path("recording"))
-            .arg("--stats")
-            .arg(path(way))
-            .arg("--vhost-user-net")
-            .arg(path("socket"))
-            .args(["--exec", &script])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
-    let process = start();
-    let mut live = run("--record");
-    // In the middle of the download.
-    while sent.load(Relaxed) < 2 << 20 && live.try_wait().unwrap().is_none() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    drop(process);
-    std::fs::remove_file(path("socket")).unwrap();
-    let process = start();
-    let live = live.wait_with_output().unwrap();
-    drop(process);
-    assert!(stdout(&live).starts_with(&hash(&content)), "{}\n{}", stdout(&live), stderr(&live));
-    assert!(stderr(&live).contains("the backend is gone"), "it was not killed in time: {}", stderr(&live));
-    // Nobody is there now: what came is in the recording.
-    let played = run("--play").wait_with_output().unwrap();
-    assert_eq!(stdout(&played), stdout(&live), "{}", stderr(&played));
-    let strip = |way: &str| {
-        let mut stats = figures(&path(way));
-        stats.as_object_mut().unwrap().remove("host");
-        stats
-    };
-    let stats = strip("--record");
-    assert_eq!(stats["bounce"][0]["used"], 0, "{}", stats["bounce"]);
-    assert_eq!(stats, strip("--play"));
 }
 
 /// Loads the disk's driver and waits until there is `/dev/vda`.
