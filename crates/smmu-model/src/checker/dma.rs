@@ -25,11 +25,18 @@ struct UnderWay {
 #[derive(Debug, Default)]
 pub(super) struct Dma {
     under_way: BTreeMap<TxnId, UnderWay>,
+    /// When a stream was used last.
+    used: BTreeMap<u32, u64>,
 }
 
 impl Dma {
     pub(super) fn over(&mut self, id: TxnId) {
         self.under_way.remove(&id);
+    }
+
+    /// Whether a stream was used since `time`.
+    pub(super) fn is_used(&self, sid: u32, time: u64) -> bool {
+        self.used.get(&sid).is_some_and(|&used| used >= time)
     }
 
     /// Whether a transaction under way uses a leaf.
@@ -68,6 +75,7 @@ impl State {
 
     /// A transaction goes on with a translation.
     pub(super) fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
+        self.dma.used.insert(t.sid, self.now);
         self.late_structures(t);
         self.late_level1(t.sid, t.ssid.unwrap_or(0));
         let mut leaves = Vec::new();

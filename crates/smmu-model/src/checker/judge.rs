@@ -244,7 +244,10 @@ impl State {
                 all.into_iter().for_each(|at| self.report_structure(What::Ste(sid), at, Some(site)));
                 continue;
             }
-            if self.smmuen && self.streams.torn(what, base, &self.config) {
+            // Nobody makes an SMMU read the STE of a device that is quiet, or about to be removed.
+            let lately = site.time.saturating_sub(self.patience.invalidation);
+            let used = self.dma.is_used(what.sid(), lately);
+            if self.smmuen && used && self.streams.torn(what, base, &self.config) {
                 let (kind, name) = match what {
                     What::Ste(_) => (Kind::TornSte, "STE"),
                     What::Cd(..) => (Kind::TornCd, "CD"),
