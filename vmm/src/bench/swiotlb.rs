@@ -20,6 +20,8 @@ use crate::cli::SwiotlbBenchArgs;
 
 /// Original buffers that a thread goes through in turn.
 const BUFFERS: usize = 16;
+/// What buffers are aligned to.
+const PAGE: usize = 4096;
 /// Bytes of the pool and of the memory with the originals.
 const POOL: usize = 64 << 20;
 /// Bytes of the guest's disk.
@@ -86,12 +88,15 @@ fn mappings(rounds: usize) -> Result<()> {
         let calls = (8 << 20) / size;
         let copies = |threads| {
             time(rounds, threads, calls, |_| {
-                let mut originals = vec![1u8; BUFFERS * size];
-                let mut slot = vec![2u8; size];
+                // On pages of their own, as the guest's buffers and the pool's are.
+                let mut originals = vec![1u8; PAGE + BUFFERS * size];
+                let mut slot = vec![2u8; PAGE + size];
+                let [first, at] = [&originals, &slot].map(|bytes| bytes.as_ptr().align_offset(PAGE));
                 move |n| {
-                    let original = &mut originals[n % BUFFERS * size..][..size];
+                    let original = &mut originals[first + n % BUFFERS * size..][..size];
+                    let slot = &mut slot[at..][..size];
                     slot.copy_from_slice(black_box(original));
-                    original.copy_from_slice(black_box(&slot));
+                    original.copy_from_slice(black_box(slot));
                 }
             })
         };
