@@ -46,7 +46,8 @@ struct Translated {
 impl Translated {
     fn new(device: impl VirtioDevice, stall: bool) -> Self {
         let stalls = if stall { StallModel::Both } else { StallModel::None };
-        Self::behind(device, stall, Config { stall: stalls, ..Config::linux() })
+        // `outstanding` takes back what it wrote to CR0 while the SMMU still waits.
+        Self::behind(device, stall, Config { stall: stalls, aidr: 1, cr0_last: true, ..Config::linux() })
     }
 
     fn behind(device: impl VirtioDevice, stall: bool, config: Config) -> Self {
