@@ -412,7 +412,7 @@ pub struct SmmuBenchArgs {
     #[arg(long, value_name = "N", default_value_t = 200_000)]
     pub translations: u64,
     /// Translations whose instructions are counted, one by one in a traced child; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     pub counted: u64,
     /// Only lines that have this in their name
     #[arg(long, value_name = "TEXT")]
