@@ -163,9 +163,9 @@ fn sorted(text: &str) -> Vec<(u64, String)> {
     by_address(text.lines().filter_map(line).collect())
 }
 
-/// Sorts symbols. Of several names of one address the first stays.
+/// Sorts symbols. Of several names of one address the first stays, or the one that is looked for.
 fn by_address(mut code: Vec<(u64, String)>) -> Vec<(u64, String)> {
-    code.sort_by_key(|&(address, _)| address);
+    code.sort_by_key(|(address, name)| (*address, name != VECTORS));
     code.dedup_by_key(|&mut (address, _)| address);
     code
 }

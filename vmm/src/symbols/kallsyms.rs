@@ -31,7 +31,8 @@ pub(super) fn find(image: &[u8]) -> Option<Vec<Name>> {
     let (mut from, mut tries) = (0, 0);
     while tries < TRIES {
         let at = from + position(image.get(from..)?, DIGITS)?;
-        if let Some(tokens) = Tokens::at(image, at + 1) {
+        // The parts are aligned to 8 bytes, and of late to 4.
+        if let Some(tokens) = [8, 4].into_iter().find_map(|unit| Tokens::at(image, at + 1, unit)) {
             tries += 1;
             if let Some(names) = tokens.names(image) {
                 return Some(names);
@@ -58,21 +59,19 @@ fn u32_at(image: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(image.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-fn align(at: usize) -> usize {
-    at.next_multiple_of(8)
-}
-
 /// The 256 strings that names are made of.
 struct Tokens<'a> {
     text: Vec<&'a [u8]>,
     start: usize,
     /// Behind their index.
     end: usize,
+    /// What the parts are aligned to.
+    unit: usize,
 }
 
 impl<'a> Tokens<'a> {
     /// The table in which the string of the digit 0 is at `zero`, if its index is behind it.
-    fn at(image: &'a [u8], zero: usize) -> Option<Self> {
+    fn at(image: &'a [u8], zero: usize, unit: usize) -> Option<Self> {
         let mut start = zero;
         for _ in 0..usize::from(b'0') {
             let before = image.get(..start - 1)?;
@@ -82,6 +81,8 @@ impl<'a> Tokens<'a> {
                 return None;
             }
         }
+        // What is before need not end with a zero.
+        start = start.next_multiple_of(unit);
         let (mut text, mut at) = (Vec::with_capacity(256), start);
         for _ in 0..256 {
             let rest = image.get(at..)?;
@@ -89,7 +90,7 @@ impl<'a> Tokens<'a> {
             text.push(&rest[..length]);
             at += length + 1;
         }
-        let index = align(at);
+        let index = at.next_multiple_of(unit);
         let mut offset = 0;
         for (n, text) in text.iter().enumerate() {
             let said = image.get(index + 2 * n..index + 2 * n + 2)?;
@@ -98,22 +99,27 @@ impl<'a> Tokens<'a> {
             }
             offset += text.len() + 1;
         }
-        Some(Self { text, start, end: index + 512 })
+        Some(Self { text, start, end: index + 512, unit })
     }
 
     /// The names that lie before.
     fn names(&self, image: &[u8]) -> Option<Vec<Name>> {
         // The nearest count that fits.
-        let (mut at, mut steps) = (self.start & !7, 0);
-        while at >= 8 && steps < STEPS {
-            at -= 8;
+        let (unit, mut at, mut steps) = (self.unit, self.start, 0);
+        while at >= unit && steps < STEPS {
+            at -= unit;
             let Some(count) = u32_at(image, at).map(|count| count as usize) else { continue };
             if COUNT.contains(&count)
-                && u32_at(image, at + 4) == Some(0)
-                && let Some(names) = self.expand(image, at + 8, count, &mut steps)
+                && match unit {
+                    // The first marker, from the end of the markers.
+                    4 => u32_at(image, self.start.wrapping_sub(4 * count.div_ceil(256))) == Some(0),
+                    _ => u32_at(image, at + 4) == Some(0),
+                }
+                && let Some(names) = self.expand(image, at + unit, count, &mut steps)
             {
-                let offsets = offsets(image, align(self.end), count)
-                    .or_else(|| offsets(image, at.checked_sub(8 + align(4 * count))?, count))?;
+                let offsets = offsets(image, self.end, count).or_else(|| {
+                    offsets(image, at.checked_sub(8 + (4 * count).next_multiple_of(unit))?, count)
+                })?;
                 let name = |(offset, (kind, text))| Name { offset, kind, text };
                 return Some(offsets.into_iter().zip(names).map(name).collect());
             }
@@ -137,7 +143,7 @@ impl<'a> Tokens<'a> {
             }
             at = compressed(image.get(..self.start)?, at)?.1;
         }
-        let markers = align(at);
+        let markers = at.next_multiple_of(self.unit);
         let fits = |(n, &end): (usize, &usize)| u32_at(image, markers + 4 * n) == Some(end as u32);
         if !ends.iter().enumerate().all(fits) {
             return None;
@@ -186,8 +192,9 @@ fn offsets(image: &[u8], at: usize, count: usize) -> Option<Vec<u64>> {
 mod tests {
     use super::*;
 
-    /// A kernel with a table as scripts/kallsyms.c writes it, in the order since 6.4 or before, and the names in it.
-    pub(crate) fn kernel(new: bool) -> (Vec<u8>, Vec<String>) {
+    /// A kernel with a table as scripts/kallsyms.c writes it, in the order since 6.4 or before, with its parts aligned to
+    /// this, and the names in it.
+    fn kernel(new: bool, unit: usize) -> (Vec<u8>, Vec<String>) {
         // Every character is a token; 0xf0 is one of three.
         let token = |n: usize| match n {
             0xf0 => b"arm_".to_vec(),
@@ -205,7 +212,11 @@ mod tests {
             compressed.extend([b'T', 0xf0]);
             compressed.extend(name.bytes());
         }
-        let offsets: Vec<u8> = (0..1500u32).flat_map(|n| (n * 0x40).to_le_bytes()).collect();
+        // By the symbols' distance from the first, or of late from where it says so.
+        let offset = |n: u32| if unit == 4 { (n * 0x40).wrapping_sub(0x10_0000 + 4 * n) } else { n * 0x40 };
+        let offsets: Vec<u8> = (0..1500u32).flat_map(|n| offset(n).to_le_bytes()).collect();
+        // What has a place by name, and may end with any byte.
+        let order: Vec<u8> = (0..4504).map(|n| if n % 3 == 1 { 0 } else { 0x77 }).collect();
         let tokens: Vec<u8> = (0..256).flat_map(|n| [token(n), vec![0]].concat()).collect();
         let lengths = (0..256).scan(0u16, |at, n| {
             let own = *at;
@@ -216,13 +227,15 @@ mod tests {
         let mut image = vec![0xaau8; 0x1000];
         let mut put = |bytes: &[u8]| {
             image.extend(bytes);
-            image.resize(align(image.len()), 0);
+            image.resize(image.len().next_multiple_of(unit), 0);
         };
         let count = 1500u32.to_le_bytes();
         let base = 0xffff_8000_8000_0000u64.to_le_bytes();
         match new {
-            true => [&count[..], &compressed, &markers, &tokens, &index, &offsets, &base].map(&mut put),
-            false => [&offsets[..], &base, &count, &compressed, &markers, &tokens, &index].map(&mut put),
+            true => [&count[..], &compressed, &markers, &tokens, &index, &offsets, &base, &[]].map(&mut put),
+            false => {
+                [&offsets[..], &base, &count, &compressed, &markers, &order, &tokens, &index].map(&mut put)
+            }
         };
         image.extend([0x55; 64]);
         (image, names.iter().map(|name| format!("arm_{name}")).collect())
@@ -230,8 +243,8 @@ mod tests {
 
     #[test]
     fn names_are_found_wherever_they_are() {
-        for new in [true, false] {
-            let (image, expected) = kernel(new);
+        for (new, unit) in [(true, 8), (true, 4), (false, 8)] {
+            let (image, expected) = kernel(new, unit);
             let names = find(&image).unwrap();
             assert_eq!(names.iter().map(|n| n.text.clone()).collect::<Vec<_>>(), expected);
             assert!(names.iter().enumerate().all(|(n, name)| name.offset == n as u64 * 0x40));
@@ -241,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_damaged_is_no_table() {
-        let (image, _) = kernel(true);
+        let (image, _) = kernel(true, 4);
         assert!(find(&image[..0x2000]).is_none());
         for at in (0x1000..image.len()).step_by(37) {
             let mut image = image.clone();
