@@ -80,12 +80,12 @@ fn scripted_and_twin_silent(name: &str) {
     assert_eq!(found.status.code(), Some(1), "{name}: {}{}", stdout(&found), stderr(&found));
     println!("{name}: {}", stdout(&found).lines().nth(2).unwrap_or_default());
     let file = dir.path().join("race-1.json");
-    let again = smmulab().arg("replay").arg(&file).args(["--times", "3"]).output().unwrap();
+    let again = smmulab().arg("replay").arg(&file).args(["--times", "2"]).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
     let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert!(record["holds"].as_array().unwrap().len() <= 2, "{name}: {}", record["holds"]);
     let twin = format!("{name}-correct");
-    for args in [&["--policy", "script"][..], &["--policy", "random", "--runs", "20"]] {
+    for args in [&["--policy", "script"][..], &["--policy", "random", "--runs", "10"]] {
         let silent = race(&twin, dir.path(), args);
         assert_eq!(silent.status.code(), Some(0), "{twin}: {}{}", stdout(&silent), stderr(&silent));
     }
