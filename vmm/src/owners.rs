@@ -5,7 +5,7 @@
 //! in. It changes nothing.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -15,12 +15,10 @@ use devices::bounce::{Copied, Onlooker, Taken};
 use devices::dma::{DmaPort, Scatter};
 use devices::virtio::Head;
 use guest_ram::{GuestRam, PAGE_SIZE, Tracer};
-use smmu_model::checker::{Kind, Report, Role, Site};
+use smmu_model::checker::{Kind, Report, Reports, Role, Site};
 
 use crate::check::site;
 
-/// Reports of one kind that are kept; more of the same are counted only.
-const MAX_REPORTS: usize = 64;
 /// Pages of one request, or of one ring, that are watched: more than any driver has.
 const MAX_PAGES: usize = 1 << 12;
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -49,9 +47,7 @@ struct State {
     announced: BTreeMap<u64, Site>,
     /// What may become something else is to be reported as well.
     rewrites: bool,
-    reports: VecDeque<Report>,
-    seen: BTreeSet<(Kind, u64, Queue)>,
-    dropped: u64,
+    reports: Reports,
     stopped: bool,
 }
 
@@ -94,9 +90,7 @@ impl Owners {
             rings: BTreeMap::new(),
             announced: BTreeMap::new(),
             rewrites,
-            reports: VecDeque::new(),
-            seen: BTreeSet::new(),
-            dropped: 0,
+            reports: Reports::default(),
             stopped: false,
         })))
     }
@@ -122,7 +116,7 @@ impl Owners {
     /// What was found since the last call, oldest first.
     #[must_use]
     pub fn take_reports(&self) -> Vec<Report> {
-        self.state().reports.drain(..).collect()
+        self.state().reports.take()
     }
 
     /// Whether [`Owners::take_reports`] has something.
@@ -134,7 +128,7 @@ impl Owners {
     /// How many reports were left out because there were many of their kind.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.state().dropped
+        self.state().reports.dropped()
     }
 }
 
@@ -327,12 +321,8 @@ impl State {
     fn report(&mut self, piece: &Piece, pa: Range<u64>, store: bool, access: Site) {
         let Some(request) = self.requests.get(&piece.request) else { return };
         let kind = if store { Kind::BufferWritten } else { Kind::BufferRead };
-        if self.seen.contains(&(kind, access.pc, request.queue)) {
-            return;
-        }
-        let of_kind = self.seen.iter().filter(|(k, ..)| *k == kind).count();
-        if of_kind >= MAX_REPORTS {
-            self.dropped += 1;
+        let key = (access.pc, u64::from(request.queue.0) << 32 | request.queue.1 as u64);
+        if !self.reports.wants(kind, key) {
             return;
         }
         let (iova, bytes) = (piece.iova + (pa.start - piece.pa), pa.end - pa.start);
@@ -359,14 +349,9 @@ impl State {
         sites.push((Role::Take, Site::device(request.time)));
         sites.extend(copy.map(|site| (role, site)));
         sites.push((Role::Access, access));
-        self.seen.insert((kind, access.pc, request.queue));
-        self.reports.push_back(Report {
-            sid: Some(request.queue.0),
-            queue: Some(request.queue.1 as u16),
-            iova: Some(iova),
-            bytes: Some(bytes),
-            sites,
-            ..Report::new(kind, access.time, what)
-        });
+        let (sid, queue) = (Some(request.queue.0), Some(request.queue.1 as u16));
+        let (iova, bytes) = (Some(iova), Some(bytes));
+        self.reports
+            .add(key, Report { sid, queue, iova, bytes, sites, ..Report::new(kind, access.time, what) });
     }
 }

@@ -19,11 +19,10 @@ mod site;
 mod streams;
 mod tables;
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use memory::Pages;
-pub use report::{Kind, Report};
+pub use report::{Kind, Report, Reports};
 pub use site::{CALLERS, Role, Site};
 
 use self::answers::Answers;
@@ -58,9 +57,6 @@ impl Default for Patience {
     }
 }
 
-/// Reports of one kind that are kept; more of the same are counted only.
-const MAX_REPORTS: usize = 64;
-
 /// The checker. Copies of the handle are the same checker: one is the SMMU's observer, another is told of stores.
 #[derive(Clone)]
 pub struct Checker(Arc<Mutex<State>>);
@@ -82,9 +78,7 @@ struct State {
     atcs: Atcs,
     smmuen: bool,
     cr0: u32,
-    reports: VecDeque<Report>,
-    seen: BTreeSet<(Kind, u64, u64)>,
-    dropped: u64,
+    reports: Reports,
     next_look: u64,
 }
 
@@ -107,9 +101,7 @@ impl Checker {
             atcs: Atcs::default(),
             smmuen: false,
             cr0: 0,
-            reports: VecDeque::new(),
-            seen: BTreeSet::new(),
-            dropped: 0,
+            reports: Reports::default(),
             next_look: 0,
         })))
     }
@@ -170,7 +162,7 @@ impl Checker {
     /// What was found since the last call, oldest first.
     #[must_use]
     pub fn take_reports(&self) -> Vec<Report> {
-        self.state().reports.drain(..).collect()
+        self.state().reports.take()
     }
 
     /// Whether [`Checker::take_reports`] has something.
@@ -182,7 +174,7 @@ impl Checker {
     /// How many reports were left out because there were many of their kind.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.state().dropped
+        self.state().reports.dropped()
     }
 }
 
@@ -194,15 +186,9 @@ impl State {
 
     /// Reports something, once: `key` tells what it is about.
     fn report(&mut self, key: (u64, u64), report: Report) {
-        if !self.seen.insert((report.kind, key.0, key.1)) {
-            return;
+        if self.reports.wants(report.kind, key) {
+            self.reports.add(key, report);
         }
-        if self.seen.range((report.kind, 0, 0)..=(report.kind, u64::MAX, u64::MAX)).count() > MAX_REPORTS {
-            self.seen.remove(&(report.kind, key.0, key.1));
-            self.dropped += 1;
-            return;
-        }
-        self.reports.push_back(report);
     }
 
     /// Watches what the tables' entries want watched.

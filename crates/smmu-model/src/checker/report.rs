@@ -1,5 +1,7 @@
 //! What the checker has to say.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::site::{Role, Site};
@@ -151,5 +153,54 @@ impl Report {
     pub(super) fn site(mut self, role: Role, site: Option<Site>) -> Self {
         self.sites.extend(site.map(|site| (role, site)));
         self
+    }
+}
+
+/// Reports of one kind that are kept; more of the same are counted only.
+const MAX_REPORTS: usize = 64;
+
+/// What was found, each thing once.
+#[derive(Debug, Default)]
+pub struct Reports {
+    new: Vec<Report>,
+    /// What was reported, by kind and by what tells it from others of the kind.
+    seen: BTreeSet<(Kind, u64, u64)>,
+    dropped: u64,
+}
+
+impl Reports {
+    /// Whether a report of this kind and key would be one to keep: it is not known, and there are not too many of its
+    /// kind, in which case it counts as left out.
+    pub fn wants(&mut self, kind: Kind, key: (u64, u64)) -> bool {
+        if self.seen.contains(&(kind, key.0, key.1)) {
+            return false;
+        }
+        let many = self.seen.range((kind, 0, 0)..=(kind, u64::MAX, u64::MAX)).count() >= MAX_REPORTS;
+        self.dropped += u64::from(many);
+        !many
+    }
+
+    /// Keeps a report that is wanted.
+    pub fn add(&mut self, key: (u64, u64), report: Report) {
+        self.seen.insert((report.kind, key.0, key.1));
+        self.new.push(report);
+    }
+
+    /// What was found since the last call, oldest first.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.new)
+    }
+
+    /// Whether [`Reports::take`] has nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.new.is_empty()
+    }
+
+    /// How many reports were left out because there were many of their kind.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
     }
 }
