@@ -7,8 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::actor::Actor;
-use crate::touch::{By, Touch};
+use crate::touch::{By, Numbers, Touch};
 
 /// Readers since the last write of which a granule keeps track.
 const READERS: usize = 3;
@@ -34,7 +33,7 @@ struct Cell {
 pub struct Cover {
     /// What was touched, by granule of RAM.
     cells: BTreeMap<u64, Cell>,
-    actors: Vec<Actor>,
+    numbers: Numbers,
     pairs: BTreeSet<u64>,
 }
 
@@ -50,17 +49,9 @@ impl Cover {
         &self.pairs
     }
 
-    fn number(&mut self, who: Actor) -> u8 {
-        let found = self.actors.iter().position(|&known| known == who).unwrap_or_else(|| {
-            self.actors.push(who);
-            self.actors.len() - 1
-        });
-        (found + 1).min(u8::MAX.into()) as u8
-    }
-
     /// Takes note of an access.
     pub fn touch(&mut self, touch: &Touch) {
-        let who = self.number(touch.who);
+        let who = self.numbers.of(touch.who);
         let code = match (touch.by, touch.who) {
             // Which vCPU executes it makes no other behaviour.
             (By::Code(pc), _) => pc << 3,
@@ -91,6 +82,7 @@ impl Cover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actor::Actor;
 
     fn run(touches: &[(usize, u64, bool)]) -> BTreeSet<u64> {
         let mut cover = Cover::default();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actor::{Actor, SmmuAgent};
 use crate::cover::Cover;
-use crate::touch::{By, GRANULE, GRANULES, Touch};
+use crate::touch::{By, GRANULE, GRANULES, Numbers, Touch};
 
 /// Accesses that are looked at; a longer scenario is looked at up to here.
 const LIMIT: u64 = 20_000_000;
@@ -106,7 +106,7 @@ struct Seen {
 #[derive(Default)]
 pub struct Sharing {
     pages: BTreeMap<usize, Seen>,
-    actors: Vec<Actor>,
+    numbers: Numbers,
     seen: u64,
 }
 
@@ -116,22 +116,13 @@ impl Sharing {
         self.seen >= LIMIT
     }
 
-    fn number(&mut self, who: Actor) -> u8 {
-        let found = self.actors.iter().position(|&known| known == who).unwrap_or_else(|| {
-            self.actors.push(who);
-            self.actors.len() - 1
-        });
-        // More than that are one.
-        (found + 1).min(u8::MAX.into()) as u8
-    }
-
     /// Takes note of an access.
     pub fn touch(&mut self, touch: &Touch) {
         if self.is_full() {
             return;
         }
         self.seen += 1;
-        let number = self.number(touch.who);
+        let number = self.numbers.of(touch.who);
         let flag = match (touch.by, touch.who) {
             (By::Code(_), _) => 0,
             (_, Actor::Smmu(_, SmmuAgent::Command | SmmuAgent::Event | SmmuAgent::Pri)) => QUEUE,
@@ -171,7 +162,7 @@ impl Sharing {
                     flags if flags & DMA != 0 => Use::Dma,
                     _ => Use::Cpus,
                 },
-                with: usize::from(cell.with).checked_sub(1).and_then(|n| self.actors.get(n)).copied(),
+                with: self.numbers.actor(cell.with),
             };
             let cells = seen.cells.iter().enumerate().filter(|(_, cell)| matters(cell));
             let places: BTreeMap<u16, Place> =

@@ -52,6 +52,26 @@ impl Touch {
     }
 }
 
+/// Small numbers for those who act, from 1 on. Those that are too many for it share the last one.
+#[derive(Default)]
+pub struct Numbers(Vec<Actor>);
+
+impl Numbers {
+    /// An actor's number.
+    pub fn of(&mut self, who: Actor) -> u8 {
+        let found = self.0.iter().position(|&known| known == who).unwrap_or_else(|| {
+            self.0.push(who);
+            self.0.len() - 1
+        });
+        (found + 1).min(u8::MAX.into()) as u8
+    }
+
+    /// Who has a number.
+    pub fn actor(&self, number: u8) -> Option<Actor> {
+        self.0.get(usize::from(number).checked_sub(1)?).copied()
+    }
+}
+
 /// Somebody who is told of accesses to the pages that it traces. It is no part of the machine's state.
 pub enum Witness {
     /// Finds out what memory several actors touch.
