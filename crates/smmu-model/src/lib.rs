@@ -51,6 +51,7 @@ pub use pri::{PageRequest, PageResponse, ResponseCode};
 pub use smmu::Smmu;
 pub use stats::Stats;
 pub use transaction::{AccessKind, MemAttrs, Progress, Shareability, Transaction, Translation, TxnId};
+pub use translate::LookOnly;
 
 /// Transactions that may stall at a time: IDR5.STALL_MAX.
 pub(crate) const STALL_MAX: u16 = 1024;

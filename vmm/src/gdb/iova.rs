@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_ram::GuestRam;
-use smmu_model::{Abort, AccessKind, Memory, Progress, Transaction};
+use smmu_model::{AccessKind, LookOnly, Progress, Transaction};
 
 use crate::machine::Machine;
 
@@ -50,25 +49,6 @@ fn number(text: &str) -> Result<u64> {
     parsed.with_context(|| format!("`{text}` is no number"))
 }
 
-/// Memory that can be read, and seems to be written.
-struct Looking<'a>(&'a GuestRam);
-
-impl Memory for Looking<'_> {
-    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
-        if self.0.read(pa, data) { Ok(()) } else { Err(Abort) }
-    }
-
-    fn write(&self, _pa: u64, _data: &[u8]) -> Result<(), Abort> {
-        Ok(())
-    }
-
-    fn compare_exchange_u64(&self, pa: u64, _old: u64, _new: u64) -> Result<u64, Abort> {
-        let mut held = [0; 8];
-        self.read(pa, &mut held)?;
-        Ok(u64::from_le_bytes(held))
-    }
-}
-
 /// What a device that reads there would get, in lines: the physical address of each piece, and the bytes.
 ///
 /// # Errors
@@ -85,7 +65,7 @@ pub(super) fn look(machine: &Machine, request: Request) -> Result<String> {
             Some(smmu) => {
                 // A copy is not watched, and what it caches is lost with it.
                 let mut copy = smmu.smmu().clone();
-                let memory = Looking(&board.ram);
+                let memory = LookOnly(|pa, data: &mut [u8]| board.ram.read(pa, data));
                 let transaction = Transaction::new(request.sid, at, AccessKind::Read);
                 let mut progress = copy.begin(&Transaction { ssid: request.ssid, ..transaction });
                 loop {

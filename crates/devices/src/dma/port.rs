@@ -13,7 +13,7 @@ use smmu_model::{AccessKind, MemAttrs, Smmu, Transaction};
 use crate::bounce::{Bounce, Memory};
 
 use super::ats::AtsState;
-use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message, PhysMem};
+use super::{DmaError, GITS_TRANSLATER, ItsInbox, Message};
 
 /// What lies behind every port.
 #[derive(Clone)]
@@ -387,7 +387,7 @@ impl DmaPort {
         };
         let Some(smmu) = self.lock_smmu() else { return Some((iova, reach)) };
         let transaction = self.transaction(iova, write, self.attributes());
-        let translation = smmu.peek(&transaction, &PhysMem::new(&self.0.fabric.ram))?;
+        let translation = smmu.peek(&transaction, |pa, data| self.0.fabric.ram.read(pa, data))?;
         Some((translation.pa, translation.bytes.min(reach)))
     }
 

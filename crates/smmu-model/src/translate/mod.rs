@@ -13,6 +13,7 @@ mod txn;
 
 pub(crate) use attrs::mair_of_memattr;
 pub(crate) use context::Context;
+pub use peek::LookOnly;
 pub(crate) use stream::{Eats, Overrides, Path, Stream};
 pub(crate) use tables::{l1std_range, leads_to};
 pub(crate) use txn::{Origin, State, Txn, Txns};

@@ -5,12 +5,13 @@ use crate::memory::{Abort, Memory};
 use crate::smmu::Smmu;
 use crate::transaction::{Progress, Transaction, Translation};
 
-/// Memory that takes no writes, and says that it did.
-struct ReadOnly<'a>(&'a dyn Memory);
+/// Memory for somebody who only looks: read by a function that says whether there is memory at an address, and not
+/// written, though it says so.
+pub struct LookOnly<F: Fn(u64, &mut [u8]) -> bool>(pub F);
 
-impl Memory for ReadOnly<'_> {
+impl<F: Fn(u64, &mut [u8]) -> bool> Memory for LookOnly<F> {
     fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
-        self.0.read(pa, data)
+        if self.0(pa, data) { Ok(()) } else { Err(Abort) }
     }
 
     fn write(&self, _: u64, _: &[u8]) -> Result<(), Abort> {
@@ -23,10 +24,11 @@ impl Memory for ReadOnly<'_> {
 }
 
 impl Smmu {
-    /// Where a transaction would go by what is in memory now, whatever the caches hold; `None` if it would fault. Nothing
-    /// changes: not the caches or the counters, and not what hardware updates in memory.
+    /// Where a transaction would go by what is in memory now, read by `read`, whatever the caches hold; `None` if it would
+    /// fault. Nothing changes: not the caches or the counters, and not what hardware updates in memory.
     #[must_use]
-    pub fn peek(&self, t: &Transaction, mem: &dyn Memory) -> Option<Translation> {
+    pub fn peek(&self, t: &Transaction, read: impl Fn(u64, &mut [u8]) -> bool) -> Option<Translation> {
+        let memory = LookOnly(read);
         let config = Config {
             tlb: 0,
             s2_cache: 0,
@@ -43,7 +45,7 @@ impl Smmu {
         let mut progress = smmu.begin(t);
         loop {
             match progress {
-                Progress::Walking(id) => progress = smmu.step(id, &ReadOnly(mem)),
+                Progress::Walking(id) => progress = smmu.step(id, &memory),
                 Progress::Latched(_, translation) => return Some(translation),
                 Progress::Stalled(_) | Progress::Discarded | Progress::Aborted => return None,
             }

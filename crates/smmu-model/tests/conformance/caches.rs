@@ -1,7 +1,7 @@
 //! Sections 3.16, 3.17, 3.21 and 4.3, 4.4: what is remembered, and what each command makes forgotten.
 
 use pgtable::{Granule, descriptor as d};
-use smmu_model::{AccessKind, Config, Progress, Transaction};
+use smmu_model::{AccessKind, Config, Memory, Progress, Transaction};
 
 use crate::lab::*;
 
@@ -237,7 +237,9 @@ fn peeking() {
     lab.unmap(&mut tables, 3, 0x1000);
     lab.map(&mut tables, 0x2000, 0x8000_2000, 0x1000, RW);
     let before = serde_json::to_string(&lab.smmu).unwrap();
-    let peek = |lab: &Lab, address, kind| lab.smmu.peek(&Transaction::new(SID, address, kind), &lab.ram);
+    let peek = |lab: &Lab, address, kind| {
+        lab.smmu.peek(&Transaction::new(SID, address, kind), |pa, data| lab.ram.read(pa, data).is_ok())
+    };
     assert_eq!(peek(&lab, 0x1000, AccessKind::Read), None);
     let there = peek(&lab, 0x2008, AccessKind::Write).unwrap();
     assert_eq!((there.pa, there.bytes), (0x8000_2008, 0xff8));
