@@ -118,8 +118,13 @@ impl AtosLookup {
     }
 }
 
+/// PAR of a lookup that came to nothing: FAULTCODE is `code`.
+fn no_result(code: u8) -> u64 {
+    u64::from(code) << 4 | 1
+}
+
 fn failed(code: u8) -> Outcome {
-    Outcome::Par(u64::from(code) << 4 | 1)
+    Outcome::Par(no_result(code))
 }
 
 impl Txn {
@@ -190,7 +195,7 @@ impl Smmu {
         let par = match outcome {
             Outcome::Fetch => return,
             Outcome::Par(par) => par,
-            _ => u64::from(INTERNAL_ERR) << 4 | 1,
+            _ => no_result(INTERNAL_ERR),
         };
         let registers = &mut self.regs.atos[group];
         (registers.run, registers.par) = (false, par);

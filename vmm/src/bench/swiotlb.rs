@@ -12,7 +12,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use swiotlb::{Attributes, Device, Direction, Growth, PoolMemory, Provider, Swiotlb};
+use swiotlb::{Attributes, Device, Direction, Growth, PAGE_SIZE, PoolMemory, Provider, Swiotlb};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::boot::{direct_reads, median};
@@ -21,7 +21,6 @@ use crate::cli::SwiotlbBenchArgs;
 /// Original buffers that a thread goes through in turn.
 const BUFFERS: usize = 16;
 /// What buffers are aligned to.
-const PAGE: usize = 4096;
 /// Bytes of the pool and of the memory with the originals.
 const POOL: usize = 64 << 20;
 /// Bytes of the guest's disk.
@@ -89,9 +88,9 @@ fn mappings(rounds: usize) -> Result<()> {
         let copies = |threads| {
             time(rounds, threads, calls, |_| {
                 // On pages of their own, as the guest's buffers and the pool's are.
-                let mut originals = vec![1u8; PAGE + BUFFERS * size];
-                let mut slot = vec![2u8; PAGE + size];
-                let [first, at] = [&originals, &slot].map(|bytes| bytes.as_ptr().align_offset(PAGE));
+                let mut originals = vec![1u8; PAGE_SIZE + BUFFERS * size];
+                let mut slot = vec![2u8; PAGE_SIZE + size];
+                let [first, at] = [&originals, &slot].map(|bytes| bytes.as_ptr().align_offset(PAGE_SIZE));
                 move |n| {
                     let original = &mut originals[first + n % BUFFERS * size..][..size];
                     let slot = &mut slot[at..][..size];

@@ -125,12 +125,7 @@ impl Mmu {
         self.tlb.select(&mut self.fast, translate::current_asid(sys));
     }
 
-    /// A debug register was written: watchpoints may have to see accesses from now on.
-    pub fn debug_changed(&mut self) {
-        self.fast.drop_all();
-    }
-
-    /// Many pages became watched.
+    /// Every access must take the slow path once: many pages became watched, or watchpoints may have to see accesses.
     pub fn drop_all_keys(&mut self) {
         self.fast.drop_all();
     }

@@ -564,7 +564,7 @@ fn write_v_cval(core: &mut Core, ctx: &mut Ctx<'_>, value: u64) -> Result<Flow, 
 
 /// After a debug register was written.
 fn debug_written(core: &mut Core) -> Flow {
-    core.mmu.debug_changed();
+    core.mmu.drop_all_keys();
     Flow::Sync
 }
 

@@ -249,13 +249,27 @@ fn table_flags() {
     }
 }
 
+/// Stage 1 with access flags in tables, too (CD.HAFT).
+fn haft(lab: &mut Lab) {
+    let word1 = TABLES | 1 << 3;
+    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+}
+
+/// For nested translation: such a stage 1 with one page, and its tables.
+fn nested_stage1() -> (Lab, Builder) {
+    let mut lab = Lab::new(Config { httu: 3, ..config() });
+    let mut first = lab.tables(Granule::G4K, 16, TABLES);
+    haft(&mut lab);
+    lab.map(&mut first, 0x1000, 0x5000_0000, 0x1000, RW);
+    (lab, first)
+}
+
 /// 3.13.6: a table that changes before it is marked is looked at again; an abort of the update is F_WALK_EABT.
 #[test]
 fn table_flag_races() {
     for abort in [false, true] {
         let (mut lab, mut tables) = Lab::stage1(Config { httu: 3, ..linux() });
-        let word1 = TABLES | 1 << 3;
-        lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+        haft(&mut lab);
         lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
         let at = tables.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
         let mut progress = lab.smmu.begin(&Transaction::new(SID, 0x1000, AccessKind::Read));
@@ -282,11 +296,7 @@ fn table_flag_races() {
 /// 3.13.6: nested: marking a stage 1 table writes the page that it is in; stage 2's own tables are marked with S2HAFT.
 #[test]
 fn nested_table_flags() {
-    let mut lab = Lab::new(Config { httu: 3, ..config() });
-    let mut first = lab.tables(Granule::G4K, 16, TABLES);
-    let word1 = TABLES | 1 << 3;
-    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
-    lab.map(&mut first, 0x1000, 0x5000_0000, 0x1000, RW);
+    let (mut lab, mut first) = nested_stage1();
     let root = first.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
     let mut second = stage2(&mut lab);
     lab.map(&mut second, CDS, CDS, 0x1000, DBM2);
@@ -311,11 +321,7 @@ fn nested_table_flags() {
 /// 7.3.16: a stage 1 table that stage 2 does not let be marked: CLASS=TT, TTRnW=0.
 #[test]
 fn refused_table_flag() {
-    let mut lab = Lab::new(Config { httu: 3, ..config() });
-    let mut first = lab.tables(Granule::G4K, 16, TABLES);
-    let word1 = TABLES | 1 << 3;
-    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
-    lab.map(&mut first, 0x1000, 0x5000_0000, 0x1000, RW);
+    let (mut lab, _) = nested_stage1();
     let mut second = stage2(&mut lab);
     lab.map(&mut second, CDS, CDS, 0x1000, S2_RW);
     lab.map(&mut second, TABLES, TABLES, 0x8000, S2_RW & !d::S2AP_WRITE);
@@ -329,8 +335,7 @@ fn refused_table_flag() {
 #[test]
 fn lookups_leave_tables_unmarked() {
     let (mut lab, mut tables) = Lab::stage1(Config { httu: 3, atos: true, walk_cache: 16, ..linux() });
-    let word1 = TABLES | 1 << 3;
-    lab.context(0, CdFields { word0: cd(16, 0, 1) | HA, word1, ..CdFields::default() });
+    haft(&mut lab);
     lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
     let at = tables.entry(&mut Words(&lab.ram), 0, 0x1000).unwrap();
     lab.w64(0x108, SID.into());

@@ -6,15 +6,15 @@ use std::os::fd::AsRawFd;
 use anyhow::Result;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use swiotlb::{Attributes, Device, Direction, Fault, IO_TLB_SIZE, Memory, Original, PoolMemory, Swiotlb};
+use swiotlb::{
+    Attributes, Device, Direction, Fault, IO_TLB_SIZE, Memory, Original, PAGE_SIZE, PoolMemory, Swiotlb,
+};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileSlice};
 
 /// The pool's address, as the process sees it.
 const POOL_AT: u64 = 1 << 40;
-/// Bytes of what [`Shared::page`] gives.
-pub(super) const PAGE: usize = 4096;
 
 /// A pool that a process sees.
 pub(super) struct Shared {
@@ -53,8 +53,8 @@ impl Shared {
 
     /// A page for a virtqueue, for good.
     pub(super) fn page(&mut self) -> Result<u64> {
-        self.fixed += PAGE / IO_TLB_SIZE;
-        Ok(self.pool.alloc(PAGE, &Attributes::default())?)
+        self.fixed += PAGE_SIZE / IO_TLB_SIZE;
+        Ok(self.pool.alloc(PAGE_SIZE, &Attributes::default())?)
     }
 
     /// A place for `len` bytes, which are zero. `None`: there is none now.

@@ -4,11 +4,12 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use anyhow::{Context, Result};
+use swiotlb::PAGE_SIZE;
 use vhost::VringConfigData;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::memory::{PAGE, Shared};
+use super::memory::Shared;
 
 /// Descriptors.
 pub(super) const QUEUE: u16 = 64;
@@ -69,7 +70,7 @@ impl Ring {
 
     /// Empties it, for another process.
     pub(super) fn reset(&mut self, memory: &Shared) {
-        let _ = memory.put(self.at, &[0; PAGE]);
+        let _ = memory.put(self.at, &[0; PAGE_SIZE]);
         (self.avail, self.used) = (0, 0);
         let _ = self.kick.read();
     }
