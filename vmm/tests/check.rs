@@ -6,27 +6,13 @@ mod common;
 use std::process::{Command, Output};
 
 use common::a64::Program;
+use common::smmu::{self, CMDQ, IOVA, LEAF, MARK, PAGE, RW, SMMU};
 use common::{long, skip, smmulab, stderr, stdout};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const SMMU: u64 = 0x0905_0000;
-/// Frame 0 of the test engine in the device tree, StreamID 0x10000.
-const ENGINE: u64 = 0x0d00_0000;
-const CMDQ: u64 = 0x4180_0000;
-const EVENTQ: u64 = 0x4181_0000;
-const CD: u64 = 0x4182_0000;
-/// Tables of levels 0 to 3.
-const TABLES: u64 = 0x4183_0000;
-const STRTAB: u64 = 0x4200_0000;
-const STE: u64 = STRTAB + 64 * 0x1_0000;
-const PAGE: u64 = 0x4190_0000;
+/// Another page.
 const OTHER: u64 = 0x4191_0000;
-const IOVA: u64 = 0x1000_0000;
-/// Where the descriptor of the page is.
-const LEAF: u64 = TABLES + 0x3000;
-/// AF, inner shareable, unprivileged, nG, page.
-const RW: u64 = 1 << 10 | 3 << 8 | 1 << 6 | 1 << 11 | 3;
 
 /// A guest being written, and where its functions are.
 struct Guest {
@@ -42,14 +28,7 @@ impl Guest {
         // A stack.
         p.li(0, 0x41f0_0000).op(0x9100_001f);
         let mut g = Guest { p, prod: 0, functions: Vec::new() };
-        g.p.poke(8, STE + 8, 1 << 44).poke(8, STE, 1 | 5 << 1 | CD);
-        g.p.poke(8, CD + 8, TABLES).poke(8, CD + 24, 0xff);
-        g.p.poke(8, CD, 16 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 7 << 48);
-        g.p.poke(8, TABLES, TABLES + 0x1003).poke(8, TABLES + 0x1000, TABLES + 0x2003);
-        g.p.poke(8, TABLES + 0x2000 + 8 * (IOVA >> 21), TABLES + 0x3003);
-        g.p.poke(8, SMMU + 0x90, CMDQ | 6).poke(8, SMMU + 0xa0, EVENTQ | 4);
-        g.p.poke(8, SMMU + 0x80, STRTAB).poke(4, SMMU + 0x88, 17);
-        g.p.poke(4, SMMU + 0x20, 0xd);
+        smmu::set_up(&mut g.p);
         // Another page, so that the table is known when the one in question is mapped.
         g.function("guest_setup", |g| _ = g.p.poke(8, LEAF + 8, OTHER | RW));
         g.dma(IOVA + 0x1000);
@@ -86,12 +65,8 @@ impl Guest {
 
     /// The engine sums the 64 bytes at `address`, whatever comes of it.
     fn dma(&mut self, address: u64) {
-        let n = self.functions.len() as u64 * 1000 + self.prod;
-        self.p.poke(8, ENGINE + 0x28, address).poke(8, ENGINE + 0x30, address + 63).poke(8, ENGINE + 0x38, 1);
-        self.p.poke(4, ENGINE + 0x20, 0xff00ff).poke(4, ENGINE, 4);
-        let again = format!("dma {n} {address:x} {}", self.p.len());
-        // Until it is something other than running.
-        self.p.label(&again).li(16, ENGINE).load(4, 17, 16).subi(17, 17, 4).cbz(17, &again);
+        let name = format!("dma {}", self.p.len());
+        smmu::dma(&mut self.p, &name, address);
     }
 
     /// Runs it with the checker, and answers its output and its reports.
@@ -289,8 +264,6 @@ fn a_run_from_a_snapshot_is_checked() {
 
 #[test]
 fn every_schedule_is_checked() {
-    /// The lab device's MARK register: 1 begins, 3 passes.
-    const MARK: u64 = 0x0c00_0008;
     for wrong in [false, true] {
         let dir = TempDir::new().unwrap();
         let mut g = Guest::new();

@@ -7,51 +7,23 @@ use std::path::PathBuf;
 
 use common::a64::Program;
 use common::rsp::Server;
+use common::smmu::{CMDQ, IOVA, LEAF, MARK, PAGE, RW, SMMU, dma, set_up};
 use common::{smmulab, stderr, stdout};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const MARK: u64 = 0x0c00_0008;
-const SMMU: u64 = 0x0905_0000;
-/// Frame 0 of the test engine in the device tree, StreamID 0x10000.
-const ENGINE: u64 = 0x0d00_0000;
-const CMDQ: u64 = 0x4180_0000;
-const EVENTQ: u64 = 0x4181_0000;
-const CD: u64 = 0x4182_0000;
-/// Tables of levels 0 to 3.
-const TABLES: u64 = 0x4183_0000;
-const LEAF: u64 = TABLES + 0x3000;
-const STRTAB: u64 = 0x4200_0000;
-const STE: u64 = STRTAB + 64 * 0x1_0000;
-const PAGE: u64 = 0x4190_0000;
-const IOVA: u64 = 0x1000_0000;
-/// AF, inner shareable, unprivileged, nG, page.
-const RW: u64 = 1 << 10 | 3 << 8 | 1 << 6 | 1 << 11 | 3;
 /// The first bytes of the page.
 const CONTENT: u64 = 0x1122_3344_5566_7788;
-
-/// The engine sums 64 bytes of the page.
-fn dma(p: &mut Program, name: &str) {
-    p.poke(8, ENGINE + 0x28, IOVA).poke(8, ENGINE + 0x30, IOVA + 63).poke(8, ENGINE + 0x38, 1);
-    p.poke(4, ENGINE + 0x20, 0xff00ff).poke(4, ENGINE, 4);
-    p.label(name).li(16, ENGINE).load(4, 17, 16).subi(17, 17, 4).cbz(17, name);
-}
 
 /// Maps a page, lets the engine read it, unmaps it, lets the engine read it once more, and only then invalidates.
 fn guest() -> Program {
     let mut p = Program::new();
-    p.poke(8, STE + 8, 1 << 44).poke(8, STE, 1 | 5 << 1 | CD);
-    p.poke(8, CD + 8, TABLES).poke(8, CD + 24, 0xff);
-    p.poke(8, CD, 16 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 7 << 48);
-    p.poke(8, TABLES, TABLES + 0x1003).poke(8, TABLES + 0x1000, TABLES + 0x2003);
-    p.poke(8, TABLES + 0x2000 + 8 * (IOVA >> 21), TABLES + 0x3003);
-    p.poke(8, SMMU + 0x90, CMDQ | 6).poke(8, SMMU + 0xa0, EVENTQ | 4);
-    p.poke(8, SMMU + 0x80, STRTAB).poke(4, SMMU + 0x88, 17).poke(4, SMMU + 0x20, 0xd);
+    set_up(&mut p);
     p.poke(8, PAGE, CONTENT).poke(8, LEAF, PAGE | RW);
     p.poke(4, MARK, 1);
-    dma(&mut p, "in time");
+    dma(&mut p, "in time", IOVA);
     p.poke(8, LEAF, 0);
-    dma(&mut p, "too late");
+    dma(&mut p, "too late", IOVA);
     p.poke(8, CMDQ, 0x12 | 7 << 48).poke(8, CMDQ + 8, IOVA | 1);
     p.poke(8, CMDQ + 16, 0x46).poke(8, CMDQ + 24, 0).poke(4, SMMU + 0x98, 2);
     p.label("commands").li(16, SMMU + 0x9c).load(4, 17, 16).subi(17, 17, 2).cbnz(17, "commands");

@@ -34,61 +34,56 @@ fn race(name: &str, out: &Path, args: &[&str]) -> Output {
     smmulab().arg("race").arg(file).arg("--out").arg(out).args(args).output().unwrap()
 }
 
-/// Found from one seed within so many schedules, shrunk, and replayed; the twin is silent for as many.
+/// The scenario fails: its first line says after how many schedules.
+fn fails(name: &str, out: &Path, args: &[&str]) {
+    let found = race(name, out, args);
+    assert_eq!(found.status.code(), Some(1), "{name} {args:?}: {}{}", stdout(&found), stderr(&found));
+    println!("{name} {args:?}: {}", stdout(&found).lines().next().unwrap_or_default());
+}
+
+/// The failure of this number was shrunk to `most` decisions, and replays as often as is said.
+fn replays(name: &str, out: &Path, number: usize, most: usize, times: &str) {
+    let file = out.join(format!("race-{number}.json"));
+    let again = smmulab().arg("replay").arg(&file).args(["--times", times]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert!(record["holds"].as_array().unwrap().len() <= most, "{name}: {}", record["holds"]);
+}
+
+/// The correct twin does not fail.
+fn twin_silent(name: &str, out: &Path, args: &[&str]) {
+    let twin = format!("{name}-correct");
+    let silent = race(&twin, out, args);
+    assert_eq!(silent.status.code(), Some(0), "{twin} {args:?}: {}{}", stdout(&silent), stderr(&silent));
+}
+
+/// Found from one seed within so many schedules; the twin is silent for as many.
 fn found_once_and_twin_silent(name: &str, within: u64) {
     let dir = tempfile::tempdir().unwrap();
     let runs = within.to_string();
-    let found = race(name, dir.path(), &["--policy", "random", "--seed", "1", "--runs", &runs]);
-    assert_eq!(found.status.code(), Some(1), "{name}: {}{}", stdout(&found), stderr(&found));
-    println!("{name}: {}", stdout(&found).lines().next().unwrap_or_default());
-    let file = dir.path().join("race-1.json");
-    let again = smmulab().arg("replay").arg(&file).args(["--times", "3"]).output().unwrap();
-    assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    assert!(record["holds"].as_array().unwrap().len() <= 5, "{name}: {}", record["holds"]);
-    let twin = format!("{name}-correct");
-    let silent = race(&twin, dir.path(), &["--policy", "random", "--runs", &runs]);
-    assert_eq!(silent.status.code(), Some(0), "{twin}: {}{}", stdout(&silent), stderr(&silent));
+    fails(name, dir.path(), &["--policy", "random", "--seed", "1", "--runs", &runs]);
+    replays(name, dir.path(), 1, 5, "3");
+    twin_silent(name, dir.path(), &["--policy", "random", "--runs", &runs]);
 }
 
-/// Found from three seeds within so many schedules, shrunk, and replayed; the twin is silent for as many more.
+/// Found from three seeds within so many schedules; the twin is silent for ten times as many.
 fn found_and_twin_silent(name: &str, policy: &str, within: u64) {
     let dir = tempfile::tempdir().unwrap();
-    for seed in ["1", "2", "3"] {
-        let runs = within.to_string();
-        let found = race(name, dir.path(), &["--policy", policy, "--seed", seed, "--runs", &runs]);
-        assert_eq!(found.status.code(), Some(1), "{name}, seed {seed}: {}{}", stdout(&found), stderr(&found));
-        println!("{name}, {policy}, seed {seed}: {}", stdout(&found).lines().next().unwrap_or_default());
+    for (number, seed) in (1..).zip(["1", "2", "3"]) {
+        fails(name, dir.path(), &["--policy", policy, "--seed", seed, "--runs", &within.to_string()]);
+        replays(name, dir.path(), number, 5, "5");
     }
-    for number in 1..=3 {
-        let file = dir.path().join(format!("race-{number}.json"));
-        let again = smmulab().arg("replay").arg(&file).args(["--times", "5"]).output().unwrap();
-        assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
-        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        assert!(record["holds"].as_array().unwrap().len() <= 5, "{name}: {}", record["holds"]);
-    }
-    let twin = format!("{name}-correct");
-    let silent = race(&twin, dir.path(), &["--policy", policy, "--runs", &(10 * within).to_string()]);
-    assert_eq!(silent.status.code(), Some(0), "{twin}: {}{}", stdout(&silent), stderr(&silent));
+    twin_silent(name, dir.path(), &["--policy", policy, "--runs", &(10 * within).to_string()]);
 }
 
 /// The order that the scenario's script says fails, and replays without the script; the twin's own script ends well, and
 /// so do some random schedules of it.
 fn scripted_and_twin_silent(name: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let found = race(name, dir.path(), &["--policy", "script"]);
-    assert_eq!(found.status.code(), Some(1), "{name}: {}{}", stdout(&found), stderr(&found));
-    println!("{name}: {}", stdout(&found).lines().nth(2).unwrap_or_default());
-    let file = dir.path().join("race-1.json");
-    let again = smmulab().arg("replay").arg(&file).args(["--times", "2"]).output().unwrap();
-    assert_eq!(again.status.code(), Some(1), "{name}: {}", stderr(&again));
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    assert!(record["holds"].as_array().unwrap().len() <= 2, "{name}: {}", record["holds"]);
-    let twin = format!("{name}-correct");
-    for args in [&["--policy", "script"][..], &["--policy", "random", "--runs", "10"]] {
-        let silent = race(&twin, dir.path(), args);
-        assert_eq!(silent.status.code(), Some(0), "{twin}: {}{}", stdout(&silent), stderr(&silent));
-    }
+    fails(name, dir.path(), &["--policy", "script"]);
+    replays(name, dir.path(), 1, 2, "2");
+    twin_silent(name, dir.path(), &["--policy", "script"]);
+    twin_silent(name, dir.path(), &["--policy", "random", "--runs", "10"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub(crate) mod a64;
 pub(crate) mod rsp;
+pub(crate) mod smmu;
 pub(crate) mod vhost_user;
 
 use std::path::Path;
