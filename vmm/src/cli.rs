@@ -66,6 +66,17 @@ Exit status:
   128+N  none had failed when signal N ended the search (Ctrl-C: 130)
   2    bad options, or a scenario that cannot be run: one line on stderr says which";
 
+const SEARCH_HELP: &str = "\
+Each scenario is searched under each policy from each seed; then its correct twin, for ten times as many schedules
+as the worst seed of that policy needed. The table is Markdown. Ctrl-C leaves what there is so far, and the same
+command goes on from there. The same scenarios, policies, seeds and limits give the same numbers of schedules, on any
+host that is fast enough for the time limits; the seconds are the host's.
+
+  smmulab bench search guest-images/scenarios/*.toml --out table.md --records found
+  smmulab replay --times 20 found/*.json
+
+Exit status: 0; 2 when a scenario could not be run (the others are); 128+N when signal N ended it";
+
 const REPLAY_HELP: &str = "\
 Exit status:
   0    with --until: the run got there; with --gdb: gdb left
@@ -343,9 +354,9 @@ pub struct RaceArgs {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = REPLAY_HELP)]
 pub struct ReplayArgs {
-    /// A failing schedule that `smmulab race` has kept
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// Failing schedules that `smmulab race` has kept; of several, a line each
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// Write what everybody did, by function, for ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -399,6 +410,8 @@ pub enum BenchCommand {
     Boot(BootBenchArgs),
     /// Schedules a second, and what it costs to begin one
     Race(RaceBenchArgs),
+    /// How many schedules it takes to find each scenario's failure, by policy and seed
+    Search(SearchBenchArgs),
     /// What the bounce pool costs: map and unmap, two threads, lookups, a guest's disk
     Swiotlb(SwiotlbBenchArgs),
     /// What a translation of the SMMU costs, beside the loads that it makes
@@ -431,6 +444,49 @@ pub struct RaceBenchArgs {
     /// Schedules to run at the same time [default: as many as the host has CPUs]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
+}
+
+/// `smmulab bench search`.
+#[derive(Args, Debug)]
+#[command(after_help = SEARCH_HELP)]
+pub struct SearchBenchArgs {
+    /// Scenarios, TOML files; NAME-correct.toml beside NAME.toml is its correct twin
+    #[arg(value_name = "SCENARIO", required = true)]
+    pub scenarios: Vec<PathBuf>,
+    /// How schedules are chosen
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "POLICY,…",
+        default_value = "random,pct,fixed"
+    )]
+    pub policies: Vec<Policy>,
+    /// What seeds the choice, once each
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,2,3")]
+    pub seeds: Vec<u64>,
+    /// Depth of the bugs that pct looks for
+    #[arg(long, value_name = "D", default_value_t = 2)]
+    pub depth: u32,
+    /// Schedules to run at most for each policy and seed
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub runs: u64,
+    /// Time of the host at most for each policy and seed
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    pub time: Span,
+    /// Time of the host at most for each policy and twin
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub twin_time: Span,
+    /// Schedules to run at the same time [default: as many as the host has CPUs]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Write the table here, anew after each scenario, and the results as they come to the same name in .jsonl: what is there
+    /// already is not searched again
+    #[arg(long, value_name = "FILE.md")]
+    pub out: Option<PathBuf>,
+    /// Keep each failing schedule, shrunk, as SCENARIO-POLICY-SEED.json here, for `smmulab replay`
+    #[arg(long, value_name = "DIR")]
+    pub records: Option<PathBuf>,
 }
 
 /// `smmulab bench swiotlb`.

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Command::Image(command) => vmm::image::run(command).map(|()| 0),
         Command::Bench(BenchCommand::Boot(args)) => vmm::bench::boot::run(&args).map(|()| 0),
         Command::Bench(BenchCommand::Race(args)) => vmm::bench::race::run(&args).map(|()| 0),
+        Command::Bench(BenchCommand::Search(args)) => vmm::bench::search::run(&args),
         Command::Bench(BenchCommand::Swiotlb(args)) => vmm::bench::swiotlb::run(&args).map(|()| 0),
         Command::Bench(BenchCommand::Smmu(args)) => vmm::bench::smmu::run(&args).map(|()| 0),
     };

@@ -234,6 +234,55 @@ fn the_example_in_docs_is_what_a_run_gives() {
     }
 }
 
+/// The table of how fast each policy finds a failure: as `race` finds it, kept as it comes, and not searched a second time.
+#[test]
+fn a_table_says_how_fast_each_policy_finds_what() {
+    let lab = Lab::new(counter(false));
+    let correct = Lab::new(counter(true));
+    std::fs::copy(correct.path("counter.toml"), lab.path("counter-correct.toml")).unwrap();
+    let bench = || {
+        let mut command = smmulab();
+        command.current_dir(lab.0.path()).args(["bench", "search", "counter.toml", "counter-correct.toml"]);
+        command.args(["--policies", "fixed,random", "--seeds", "1,2", "--runs", "500"]);
+        let output = command.args(["--out", "table.md", "--records", "found"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let rows = std::fs::read_to_string(lab.path("table.md")).unwrap();
+        let rows: Vec<String> =
+            rows.lines().filter(|line| line.contains("`counter`")).map(String::from).collect();
+        (stdout(&output), rows)
+    };
+    let (said, rows) = bench();
+    assert_eq!(said.lines().count(), 2 + 2 + 1, "two seeds of each policy, and the twin: {said}");
+    assert_eq!(rows.len(), 2);
+    assert!(rows[0].contains("| fixed | none in 1 (") && rows[0].ends_with("| – | – |"), "{}", rows[0]);
+    let cells: Vec<&str> = rows[1].split('|').map(str::trim).collect();
+    let schedules = |cell: &str| cell.split(' ').next().unwrap().parse::<u64>().unwrap();
+    let (one, two) = (schedules(cells[3]), schedules(cells[4]));
+    assert_eq!(schedules(cells[6]), 10 * one.max(two), "{}", rows[1]);
+    let alone = lab.race(&["--seed", "1", "--runs", "500", "--jobs", "1"]);
+    assert!(stdout(&alone).starts_with(&format!("{one} schedules")), "{}", stdout(&alone));
+
+    let (again, same) = bench();
+    assert_eq!((again.as_str(), same), ("", rows));
+    let replay = |files: &[&str]| {
+        smmulab().current_dir(lab.0.path()).args(["replay", "--times", "2"]).args(files).output().unwrap()
+    };
+    let both = ["found/counter-random-1.json", "found/counter-random-2.json"];
+    let replayed = replay(&both);
+    assert_eq!(replayed.status.code(), Some(1), "{}", stderr(&replayed));
+    assert_eq!(
+        stdout(&replayed).matches("The same, to the bit, 2 times").count(),
+        2,
+        "{}",
+        stdout(&replayed)
+    );
+    let damaged = std::fs::read_to_string(lab.path(both[0])).unwrap().replace("\"end\": \"", "\"end\": \"0");
+    std::fs::write(lab.path(both[0]), damaged).unwrap();
+    let replayed = replay(&both);
+    assert_eq!(replayed.status.code(), Some(3), "one went another way: {}", stdout(&replayed));
+    assert!(stdout(&replayed).contains(both[1]), "the other is replayed all the same");
+}
+
 #[test]
 fn its_correct_twin_stays_silent() {
     let lab = Lab::new(counter(true));

@@ -4,5 +4,6 @@ pub mod boot;
 mod instructions;
 mod peer;
 pub mod race;
+pub mod search;
 pub mod smmu;
 pub mod swiotlb;

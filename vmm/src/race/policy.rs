@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use clap::ValueEnum;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::schedule::{Hold, Progress};
 use crate::survey::{Kind, Point};
 
 /// How schedules are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// The default order, always
@@ -26,6 +27,13 @@ pub enum Policy {
     Script,
     /// Every single hold at a decision point or an agent's step, then every pair of them
     Bounded,
+}
+
+impl Policy {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
 }
 
 /// The most holds of a random schedule.

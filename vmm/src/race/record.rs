@@ -74,8 +74,7 @@ impl Record {
             }
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(mut file) => {
-                    file.write_all(&serde_json::to_vec_pretty(self)?).with_context(cannot)?;
-                    file.write_all(b"\n").with_context(cannot)?;
+                    file.write_all(&self.text()?).with_context(cannot)?;
                     return Ok(path);
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -83,6 +82,16 @@ impl Record {
             }
         }
         unreachable!("there is always a number that is free")
+    }
+
+    /// What its file says.
+    ///
+    /// # Errors
+    /// Never: it is plain data.
+    pub fn text(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
     }
 
     /// Reads one.

@@ -79,7 +79,27 @@ fn beside(path: &Path) -> Result<NamedTempFile> {
 /// # Errors
 /// One line for the user.
 pub fn run(args: &ReplayArgs) -> Result<u8> {
-    let record = Record::open(&args.file)?;
+    if let [file] = args.files.as_slice() {
+        return one(args, file);
+    }
+    ensure!(
+        args.trace.is_none() && args.until.is_none() && args.gdb.is_none(),
+        "--trace, --until and --gdb take one FILE"
+    );
+    let mut worst = status::FAILED;
+    for file in &args.files {
+        let code = one(args, file).unwrap_or_else(|error| {
+            say(format_args!("{}: {error:#}", file.display()));
+            status::USAGE
+        });
+        worst = worst.max(code);
+    }
+    Ok(worst)
+}
+
+/// One file's replay.
+fn one(args: &ReplayArgs, file: &Path) -> Result<u8> {
+    let record = Record::open(file)?;
     // Before the work, so that a path that cannot be written is known before it is done. What is there is replaced when
     // the trace is complete.
     let trace = args.trace.as_deref().map(beside).transpose()?;
@@ -89,7 +109,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
     ensure!(
         state_hash(&machine)? == record.begin,
         "the guest of {} is not the one that it was recorded with: its images, or an option, are others",
-        args.file.display()
+        file.display()
     );
     if args.until.is_some() || args.gdb.is_some() {
         // A checker looks forwards only.
@@ -116,7 +136,8 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
             .join::<Option<Replayed>>()?
             .ok_or_else(|| anyhow::anyhow!("the machine's state cannot be hashed"))?;
         if again.verdict != record.verdict || again.end != record.end || again.begun != record.begun {
-            say(format!("time {time}: the run went another way than the recorded one"));
+            let file = file.display();
+            say(format!("{file}, time {time}: the run went another way than the recorded one"));
             return Ok(status::DIVERGED);
         }
     }
@@ -128,7 +149,17 @@ pub fn run(args: &ReplayArgs) -> Result<u8> {
         let kept = written.and_then(|file| file.persist(path).map_err(|e| e.error));
         kept.with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print!("{}", report::text(&record));
+    if args.files.len() > 1 {
+        println!(
+            "{}: {}, {} holds, state {}",
+            file.display(),
+            record.failed(),
+            record.holds.len(),
+            record.end
+        );
+    } else {
+        print!("{}", report::text(&record));
+    }
     if args.times > 1 {
         println!("The same, to the bit, {} times.", args.times);
     }

@@ -74,6 +74,16 @@ impl Found {
         self.behaviours.len()
     }
 
+    /// The first schedule that failed: its number (from 0), its holds, and how.
+    pub fn first(&self) -> Option<&(u64, Vec<Hold>, Failure)> {
+        self.failures.first()
+    }
+
+    /// The signal that ended the search early.
+    pub fn signal(&self) -> Option<u8> {
+        self.signal
+    }
+
     fn note(&mut self, number: u64, holds: Vec<Hold>, ran: Ran) {
         let Ran { verdict, new } = ran;
         self.runs += 1;
@@ -197,12 +207,25 @@ impl Explorer {
         child.join()
     }
 
+    /// The fewest and shortest of `holds` that fail in the same way; as they are from the moment a signal comes.
+    pub fn shrink(&mut self, holds: &[Hold], failure: &Failure, interrupt: &Interrupt) -> Vec<Hold> {
+        let mut hurry = false;
+        shrink(holds, |holds| {
+            hurry |= interrupt.received().is_some();
+            !hurry && self.fails_with(holds, failure)
+        })
+    }
+
     fn fails_with(&mut self, holds: &[Hold], failure: &Failure) -> bool {
         let verdict = self.start(holds).and_then(Child::join::<Verdict>);
         verdict.is_ok_and(|verdict| verdict.failure.is_some_and(|own| own.same(failure)))
     }
 
-    fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<(Record, Timeline)> {
+    /// Runs a failing schedule with care, and again with all that is done in it.
+    ///
+    /// # Errors
+    /// When the host has no room for a process.
+    pub fn record(&mut self, scenario: &Scenario, holds: Vec<Hold>) -> Result<(Record, Timeline)> {
         let begin = state_hash(&self.machine)?;
         let child = Child::start(|| carefully(&mut self.machine, &self.judge, &holds).ok())?;
         let replayed =
@@ -267,11 +290,7 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         println!("Ended early, by a signal.");
     }
     for (number, holds, failure) in &found.failures {
-        let mut hurry = false;
-        let small = shrink(holds, |holds| {
-            hurry |= interrupt.received().is_some();
-            !hurry && explorer.fails_with(holds, failure)
-        });
+        let small = explorer.shrink(holds, failure, &interrupt);
         println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
         let (record, line) = explorer.record(&scenario, small)?;
         keep(&record, &line, args)?;
