@@ -221,7 +221,14 @@ impl Smmu {
     /// Completes SMMUEN going to 0 when nothing uses it any more.
     #[inline]
     pub(crate) fn settle_disable(&mut self) {
-        if self.regs.cr0ack & !self.regs.cr0 & cr0::SMMUEN != 0 && !self.txns.any_enabled() {
+        if self.regs.cr0ack & !self.regs.cr0 & cr0::SMMUEN != 0 {
+            self.disable_if_idle();
+        }
+    }
+
+    #[inline(never)]
+    fn disable_if_idle(&mut self) {
+        if !self.txns.any_enabled() {
             self.regs.cr0ack &= !cr0::SMMUEN;
         }
     }

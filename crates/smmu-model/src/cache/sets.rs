@@ -32,7 +32,11 @@ impl Ages {
     /// The entry is the last that was used.
     #[inline]
     fn used(&mut self, way: usize) {
-        self.0 = (self.0 | 0xf << (way * WAYS)) & !(0x1111 << way);
+        /// Of each entry: the bits that say what it was used after, and those that say what was used after it.
+        const BITS: [(u16, u16); WAYS] =
+            [(0x000f, 0x1111), (0x00f0, 0x2222), (0x0f00, 0x4444), (0xf000, 0x8888)];
+        let (after, before) = BITS[way % WAYS];
+        self.0 = (self.0 | after) & !before;
     }
 
     /// How many of the others were used before the entry.

@@ -262,12 +262,6 @@ impl<V: Entry> Tagged<V> {
         self.sets.is_disabled()
     }
 
-    /// Whether there is nothing in it.
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sets.is_empty()
-    }
-
     /// While this does not change, [`Tagged::lookup`] answers with the same entry as before.
     #[inline]
     pub(crate) fn changes(&self) -> u64 {

@@ -65,13 +65,24 @@ impl Outcome {
 
 impl Smmu {
     /// A transaction arrives. No memory is accessed: what the caches do not have is fetched by [`Smmu::step`].
+    #[inline]
     pub fn begin(&mut self, t: &Transaction) -> Progress {
         self.stats.transactions += 1;
         self.tally(PmuEvent::Transaction, t.sid);
+        if self.regs.smmuen()
+            && let Some(translation) = self.hit(t)
+        {
+            return self.latch_hit(t, translation);
+        }
+        self.begin_without_answer(t)
+    }
+
+    #[inline(never)]
+    fn begin_without_answer(&mut self, t: &Transaction) -> Progress {
         if !self.regs.smmuen() {
             return self.global_bypass(t);
         }
-        let known = match self.hit(t) {
+        let known = match self.look_up(t) {
             Ok(translation) => return self.latch_hit(t, translation),
             Err(known) => known,
         };
@@ -83,13 +94,24 @@ impl Smmu {
 
     /// [`Smmu::begin`], and [`Smmu::step`] until it no longer walks: for a transaction that nothing comes between. Gives
     /// the number of steps, too.
+    #[inline]
     pub fn translate<M: Memory + ?Sized>(&mut self, t: &Transaction, mem: &M) -> (Progress, u64) {
         self.stats.transactions += 1;
         self.tally(PmuEvent::Transaction, t.sid);
+        if self.regs.smmuen()
+            && let Some(translation) = self.hit(t)
+        {
+            return (self.latch_hit(t, translation), 0);
+        }
+        self.translate_without_answer(t, mem)
+    }
+
+    #[inline(never)]
+    fn translate_without_answer<M: Memory + ?Sized>(&mut self, t: &Transaction, mem: &M) -> (Progress, u64) {
         if !self.regs.smmuen() {
             return (self.global_bypass(t), 0);
         }
-        let known = match self.hit(t) {
+        let known = match self.look_up(t) {
             Ok(translation) => return (self.latch_hit(t, translation), 0),
             Err(known) => known,
         };
@@ -108,13 +130,20 @@ impl Smmu {
     }
 
     /// The caches knew all about a transaction.
-    #[inline]
+    #[inline(always)]
     fn latch_hit(&mut self, t: &Transaction, translation: Translation) -> Progress {
         self.stats.tlb_hits += 1;
         self.stats.translated += 1;
         let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
-        self.observer.tell(|o| o.latched(id, t, &translation));
+        if self.observer.0.is_some() {
+            self.tell_latched(id, t, translation);
+        }
         Progress::Latched(id, translation)
+    }
+
+    #[inline(never)]
+    fn tell_latched(&mut self, id: TxnId, t: &Transaction, translation: Translation) {
+        self.observer.tell(|o| o.latched(id, t, &translation));
     }
 
     /// Takes a transaction one fetch further. One that is not known (any more) is aborted.
@@ -249,22 +278,28 @@ impl Smmu {
         Translation { pa: t.address, bytes, attrs: overrides.attrs(t.attrs) }
     }
 
+    /// Goes up when an entry of the STEs, the CDs or the IOTLB is no longer what a look-up would find.
+    #[inline]
+    fn changes(&self) -> u64 {
+        self.streams.changes() + self.contexts.changes() + self.tlb.changes()
+    }
+
     /// The short way for a transaction that the caches know all about. Anything else goes the long way.
     #[inline(always)]
-    fn hit(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
-        let changes = self.streams.changes() + self.contexts.changes() + self.tlb.changes();
-        let Some(answer) = self.answers.get(t, changes) else { return self.look_up(t, changes) };
-        let [stream, context, entry] = answer.entries.map(|n| n as usize);
-        let translation = to(answer.output, answer.shift, answer.attrs, t.address);
+    fn hit(&mut self, t: &Transaction) -> Option<Translation> {
+        let answer = self.answers.get(t, self.changes())?;
+        let [stream, context, entry] = answer.entries();
+        let translation = to(answer.output(), answer.shift(), answer.attrs(), t.address);
         self.streams.touch(stream);
         self.contexts.touch(context);
         self.tlb.touch(entry);
-        Ok(translation)
+        Some(translation)
     }
 
     /// The same without an answer of before.
     #[inline(never)]
-    fn look_up(&mut self, t: &Transaction, changes: u64) -> Result<Translation, Option<Known>> {
+    fn look_up(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
+        let changes = self.changes();
         let Some(known) = self.find_configuration(t) else { return Err(None) };
         self.find_translation(t, changes, known).ok_or(Some(known))
     }
@@ -297,7 +332,7 @@ impl Smmu {
         let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
         let t = &stream.overrides.access(incoming);
         let nested = stream.path == Path::Nested;
-        if context.bad || nested && !self.config.combined || self.config.tlb_conflict || self.tlb.is_empty() {
+        if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
             return None;
         }
         context.select(t).ok()?;

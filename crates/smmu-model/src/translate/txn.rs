@@ -145,6 +145,15 @@ struct Slot {
     state: State,
 }
 
+impl Slot {
+    /// Fills a slot whose state owns nothing: there is nothing to drop.
+    #[inline]
+    fn put(&mut self, state: State) {
+        debug_assert!(!matches!(self.state, State::Walking(_) | State::Stalled(_)));
+        std::mem::forget(std::mem::replace(&mut self.state, state));
+    }
+}
+
 /// All transactions. Their number is bounded by how many the devices have outstanding.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Txns {
@@ -158,7 +167,8 @@ impl Txns {
     pub(crate) fn add(&mut self, epoch: u64, enabled: bool, state: State) -> TxnId {
         if let Some(n) = self.free.pop() {
             let slot = &mut self.slots[n as usize];
-            (slot.epoch, slot.enabled, slot.state) = (epoch, enabled, state);
+            (slot.epoch, slot.enabled) = (epoch, enabled);
+            slot.put(state);
             return TxnId { slot: n, generation: slot.generation };
         }
         self.slots.push(Slot { generation: 0, epoch, enabled, owed: None, state });
@@ -181,22 +191,33 @@ impl Txns {
     /// Ends a transaction.
     #[inline]
     pub(crate) fn remove(&mut self, id: TxnId) {
-        if let Some(slot) = self.slots.get_mut(id.slot as usize)
-            && slot.generation == id.generation
-        {
-            slot.generation = slot.generation.wrapping_add(1);
-            let owed = match &slot.state {
-                // Nobody knows the tag of one behind another.
-                State::Stalled(txn) => txn.behind.is_none().then_some(txn.t.sid),
-                _ => slot.owed,
-            };
-            slot.owed = None;
-            match owed {
-                Some(sid) => slot.state = State::Abandoned(sid),
-                None => {
-                    slot.state = State::Free;
-                    self.free.push(id.slot);
-                }
+        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        let Some(slot) = slot else { return };
+        slot.generation = slot.generation.wrapping_add(1);
+        match (&slot.state, slot.owed) {
+            (State::Latched(_), None) => {
+                slot.put(State::Free);
+                self.free.push(id.slot);
+            }
+            _ => self.remove_other(id.slot),
+        }
+    }
+
+    /// Empties the slot of a transaction that is not translated, or whose tag is still to be answered.
+    #[inline(never)]
+    fn remove_other(&mut self, n: u32) {
+        let Some(slot) = self.slots.get_mut(n as usize) else { return };
+        let owed = match &slot.state {
+            // Nobody knows the tag of one behind another.
+            State::Stalled(txn) => txn.behind.is_none().then_some(txn.t.sid),
+            _ => slot.owed,
+        };
+        slot.owed = None;
+        match owed {
+            Some(sid) => slot.state = State::Abandoned(sid),
+            None => {
+                slot.state = State::Free;
+                self.free.push(n);
             }
         }
     }
