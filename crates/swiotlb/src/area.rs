@@ -47,24 +47,37 @@ impl State {
 
     /// Takes the slots that `need` asks for from this area, whose first slot is at address `start`. The number of the
     /// first one within the area.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self, start: u64, need: &Need) -> Option<usize> {
         if self.closed {
             return None;
         }
-        let mut index = self.index;
-        for _ in 0..self.segments.len() {
-            let segment = &mut self.segments[index];
-            let base = start + (index * IO_TLB_SEGSIZE * IO_TLB_SIZE) as u64;
-            if let Some(first) = need.find(*segment, base) {
-                *segment &= !(need.run << first);
+        match self.take_from(self.index, start, need) {
+            None => self.take_further(start, *need),
+            taken => taken,
+        }
+    }
+
+    /// In segment `index`.
+    #[inline(always)]
+    fn take_from(&mut self, index: usize, start: u64, need: &Need) -> Option<usize> {
+        let segment = self.segments.get_mut(index)?;
+        let base = start + (index * IO_TLB_SEGSIZE * IO_TLB_SIZE) as u64;
+        let (first, run) = need.find(*segment, base)?;
+        *segment &= !run;
+        self.used += need.slots;
+        Some(index * IO_TLB_SEGSIZE + first)
+    }
+
+    /// In the segments after the one where the search began, and then in those before it.
+    #[cold]
+    #[inline(never)]
+    fn take_further(&mut self, start: u64, need: Need) -> Option<usize> {
+        let count = self.segments.len();
+        for index in (self.index + 1..count).chain(0..self.index) {
+            if let Some(slot) = self.take_from(index, start, &need) {
                 self.index = index;
-                self.used += need.slots;
-                return Some(index * IO_TLB_SEGSIZE + first);
-            }
-            index += 1;
-            if index == self.segments.len() {
-                index = 0;
+                return Some(slot);
             }
         }
         None

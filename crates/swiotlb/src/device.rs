@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::memory::{Fault, Memory, Original};
 use crate::mutant::{self, Mutant};
 use crate::ordering::{lookup_fence, map_fence};
-use crate::pool::{Found, Pool, Way};
+use crate::pool::{Pool, Way};
 use crate::rcu::{self, Rcu};
 use crate::segment::Need;
 use crate::swiotlb::PoolList;
@@ -87,10 +87,10 @@ impl<M: Memory> Device<M> {
     /// # Errors
     /// [`Error::NotMapped`].
     pub fn free(&self, tlb_address: u64) -> Result<(), Error> {
-        self.end(tlb_address, 0, |_, _| Ok(()))
+        self.end::<Nothing>(tlb_address, 0, None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn map_slots<O: Original + ?Sized>(
         &self,
         original: &O,
@@ -98,28 +98,35 @@ impl<M: Memory> Device<M> {
         size: usize,
         attributes: &Attributes,
     ) -> Result<u64, Error> {
-        let need = Need::new(address, size, attributes)?;
-        let begin = |pool: &Pool<M>, first: usize| {
-            let found = pool.place(first, &need, address, size);
-            if let Err(error) = pool.fill(&found, original) {
-                pool.give(first, need.slots);
-                return Err(error);
-            }
-            if mutant::is(Mutant::RecordAfterFence) {
-                self.set_flag();
-                map_fence();
-            }
-            pool.record(&found);
-            Ok(found.address)
-        };
-        let mapped = match self.tlb.take(&need, begin) {
-            Some(mapped) => mapped?,
-            None => {
-                let (pool, first) = self.tlb.transient(&need).ok_or_else(|| self.tlb.full(&need))?;
-                let mapped = begin(&pool, first)?;
-                self.transient.update(|list| (list.with(pool), ()));
-                mapped
-            }
+        match Need::plain(size, attributes) {
+            Some(need) => self.map_need(need, original, address, size),
+            None => self.map_masked(original, address, size, attributes),
+        }
+    }
+
+    /// A mapping that has masks. Apart, so that one that has none is short.
+    #[inline(never)]
+    fn map_masked<O: Original + ?Sized>(
+        &self,
+        original: &O,
+        address: Option<u64>,
+        size: usize,
+        attributes: &Attributes,
+    ) -> Result<u64, Error> {
+        self.map_need(Need::new(address, size, attributes)?, original, address, size)
+    }
+
+    #[inline(always)]
+    fn map_need<O: Original + ?Sized>(
+        &self,
+        need: Need,
+        original: &O,
+        address: Option<u64>,
+        size: usize,
+    ) -> Result<u64, Error> {
+        let mapped = match self.tlb.take(&need) {
+            Some(first) => self.begin(self.tlb.default_pool(), first, &need, original, address, size)?,
+            None => self.map_elsewhere(need, original, address, size)?,
         };
         if mutant::is(Mutant::FlagAfterFence) {
             map_fence();
@@ -128,6 +135,50 @@ impl<M: Memory> Device<M> {
         if !mutant::is(Mutant::FlagAfterFence) && !mutant::is(Mutant::RecordAfterFence) {
             map_fence();
         }
+        Ok(mapped)
+    }
+
+    /// A mapping in slots of `pool` that have been taken; its address.
+    #[inline(always)]
+    fn begin<O: Original + ?Sized>(
+        &self,
+        pool: &Pool<M>,
+        first: usize,
+        need: &Need,
+        original: &O,
+        address: Option<u64>,
+        size: usize,
+    ) -> Result<u64, Error> {
+        let found = pool.place(first, need, address, size);
+        if let Err(error) = pool.fill(&found, original) {
+            pool.give(first, need.slots);
+            return Err(error.into());
+        }
+        if mutant::is(Mutant::RecordAfterFence) {
+            self.set_flag();
+            map_fence();
+        }
+        pool.record(&found);
+        Ok(found.address)
+    }
+
+    /// A mapping that does not fit into the default pool. Apart, so that one that does is short.
+    #[cold]
+    #[inline(never)]
+    fn map_elsewhere<O: Original + ?Sized>(
+        &self,
+        need: Need,
+        original: &O,
+        address: Option<u64>,
+        size: usize,
+    ) -> Result<u64, Error> {
+        let begin = |pool: &Pool<M>, first| self.begin(pool, first, &need, original, address, size);
+        if let Some(mapped) = self.tlb.take_added(&need, begin) {
+            return mapped;
+        }
+        let (pool, first) = self.tlb.transient(&need).ok_or_else(|| self.tlb.full(&need))?;
+        let mapped = self.begin(&pool, first, &need, original, address, size)?;
+        self.transient.update(|list| (list.with(pool), ()));
         Ok(mapped)
     }
 
@@ -156,44 +207,49 @@ impl<M: Memory> Device<M> {
         attributes: &Attributes,
     ) -> Result<(), Error> {
         let copy = direction.from_device() && !attributes.skip_cpu_sync;
-        self.end(tlb_address, size, |pool, found| match copy {
-            true => pool.bounce(found, tlb_address, size, Way::Out, original),
-            false => Ok(()),
-        })
+        self.end(tlb_address, size, copy.then_some(original))
     }
 
-    /// Ends the mapping of at least `size` bytes at `tlb_address` after `last` has done what is to be done with it.
-    #[inline]
-    fn end(
+    /// Ends the mapping of at least `size` bytes at `tlb_address`, and copies these out, if there is where to.
+    #[inline(always)]
+    fn end<O: Original + ?Sized>(
         &self,
         tlb_address: u64,
         size: usize,
-        last: impl Fn(&Pool<M>, &Found) -> Result<(), Error>,
+        original: Option<&O>,
     ) -> Result<(), Error> {
-        // Written from inside: results in results cost more to hand on than all of this.
-        let mut result = Err(Error::NotMapped { address: tlb_address });
-        let mut transient = None;
-        let end = |pool: &Pool<M>| {
-            let Some(found) = pool.find(tlb_address).filter(|found| found.address == tlb_address) else {
-                return;
-            };
-            if !found.has(tlb_address, size) {
-                result = Err(Error::Range { address: tlb_address, size });
-                return;
-            }
-            let copied = if mutant::is(Mutant::CopyAfterFree) { Ok(()) } else { last(pool, &found) };
-            if !pool.release(&found) {
-                return;
-            }
-            result = if mutant::is(Mutant::CopyAfterFree) { last(pool, &found) } else { copied };
-            transient = pool.is_transient().then(|| pool.start());
-        };
-        let _ = self.search(tlb_address, end);
+        lookup_fence();
+        if !self.uses_io_tlb.load(Relaxed) {
+            return Err(Error::NotMapped { address: tlb_address });
+        }
+        let pool = self.tlb.default_pool();
+        match pool.contains(tlb_address) {
+            true => end_in(pool, tlb_address, size, original),
+            false => self.end_elsewhere(tlb_address, size, original),
+        }
+    }
+
+    /// Ends a mapping that is not in the default pool. Apart, as [`Self::map_elsewhere`] is.
+    #[cold]
+    #[inline(never)]
+    fn end_elsewhere<O: Original + ?Sized>(
+        &self,
+        tlb_address: u64,
+        size: usize,
+        original: Option<&O>,
+    ) -> Result<(), Error> {
+        let ended = self.search_pools(tlb_address, |pool| {
+            let ended = end_in(pool, tlb_address, size, original);
+            // Its slots are given back even if nothing could be copied out.
+            let gone = matches!(ended, Ok(()) | Err(Error::Fault(_)));
+            (ended, (gone && pool.is_transient()).then(|| pool.start()))
+        });
+        let (ended, transient) = ended.ok_or(Error::NotMapped { address: tlb_address })?;
         if let Some(start) = transient {
             self.transient.update(|list| (list.without(start), ()));
             rcu::reclaim();
         }
-        result
+        ended
     }
 
     /// The device is about to look: copies `size` bytes from `tlb_address` on, any part of a mapping, from the original
@@ -239,7 +295,10 @@ impl<M: Memory> Device<M> {
             if !found.has(tlb_address, size) {
                 return Err(Error::Range { address: tlb_address, size });
             }
-            if copy { pool.bounce(&found, tlb_address, size, way, original) } else { Ok(()) }
+            if copy {
+                pool.bounce(&found, tlb_address, size, way, original)?;
+            }
+            Ok(())
         })
         .ok_or(Error::NotMapped { address: tlb_address })?
     }
@@ -268,7 +327,7 @@ impl<M: Memory> Device<M> {
     pub fn original_address(&self, tlb_address: u64) -> Option<u64> {
         self.search(tlb_address, |pool| {
             let found = pool.find(tlb_address)?;
-            Some(found.record.original?.wrapping_add(tlb_address - found.address))
+            Some(found.record.original()?.wrapping_add(tlb_address - found.address))
         })?
     }
 
@@ -296,6 +355,31 @@ impl<M: Memory> Device<M> {
             Err(f) => self.transient.read(|list| list.find(address).map(|pool| f(pool))),
         }
     }
+}
+
+/// Ends the mapping of at least `size` bytes at `tlb_address`, in `pool`, and copies these out, if there is where to.
+#[inline(always)]
+fn end_in<M: Memory, O: Original + ?Sized>(
+    pool: &Pool<M>,
+    tlb_address: u64,
+    size: usize,
+    original: Option<&O>,
+) -> Result<(), Error> {
+    let Some(found) = pool.at(tlb_address) else {
+        return Err(Error::NotMapped { address: tlb_address });
+    };
+    if !found.has(tlb_address, size) {
+        return Err(Error::Range { address: tlb_address, size });
+    }
+    let copy = || match original {
+        Some(original) => pool.bounce(&found, tlb_address, size, Way::Out, original),
+        None => Ok(()),
+    };
+    let copied = if mutant::is(Mutant::CopyAfterFree) { Ok(()) } else { copy() };
+    if !pool.release(&found) {
+        return Err(Error::NotMapped { address: tlb_address });
+    }
+    Ok(if mutant::is(Mutant::CopyAfterFree) { copy() } else { copied }?)
 }
 
 /// The original of slots that have none.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::area::Area;
-use crate::memory::{Memory, Original, zero};
+use crate::memory::{Fault, Memory, Original, zero};
 use crate::mutant::{self, Mutant};
 use crate::segment::Need;
 use crate::slot::{Record, Slot};
@@ -121,19 +121,26 @@ impl<M: Memory> Pool<M> {
 
     /// Takes the slots that `need` asks for; the first one's number, the area they are in, and whether the area now
     /// uses more than its allowance.
-    #[inline]
     pub(crate) fn take(&self, need: &Need) -> Option<(usize, &Area, bool)> {
+        (0..self.areas.len()).find_map(|n| self.take_in(need.cpu.wrapping_add(n), need))
+    }
+
+    /// As [`Self::take`], in the area that the caller has to itself, as a rule, and in which there is room, as a rule.
+    #[inline(always)]
+    pub(crate) fn take_own(&self, need: &Need) -> Option<(usize, &Area, bool)> {
+        self.take_in(need.cpu, need)
+    }
+
+    #[inline(always)]
+    fn take_in(&self, area: usize, need: &Need) -> Option<(usize, &Area, bool)> {
         if self.end - 1 > need.limit || need.slots > self.slots.len() {
             return None;
         }
-        let mask = self.areas.len() - 1;
-        (0..self.areas.len()).find_map(|n| {
-            let index = need.cpu.wrapping_add(n) & mask;
-            let (area, first) = (&self.areas[index], index * self.area_slots);
-            let mut state = area.lock();
-            let slot = state.take(self.start + (first << IO_TLB_SHIFT) as u64, need)?;
-            Some((first + slot, area, state.used > state.allowance))
-        })
+        let index = area & (self.areas.len() - 1);
+        let (area, first) = (&self.areas[index], index * self.area_slots);
+        let mut state = area.lock();
+        let slot = state.take(self.start + (first << IO_TLB_SHIFT) as u64, need)?;
+        Some((first + slot, area, state.used > state.allowance))
     }
 
     /// Gives back slots that [`Self::take`] took and that never had a record.
@@ -151,19 +158,28 @@ impl<M: Memory> Pool<M> {
     }
 
     /// The record, and the address, of a mapping that has the slots from `first` on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, first: usize, need: &Need, original: Option<u64>, size: usize) -> Found {
         let pad_slots = need.offset >> IO_TLB_SHIFT;
         let offset = need.offset & (IO_TLB_SIZE - 1);
         let slot = first + pad_slots;
         let address = self.start + (slot << IO_TLB_SHIFT) as u64 + offset as u64;
-        Found { slot, address, record: Record { original, size, slots: need.slots, pad_slots, offset } }
+        Found { slot, address, record: Record::new(original, size, need.slots, pad_slots, offset) }
     }
 
     /// Makes the record findable.
     #[inline]
     pub(crate) fn record(&self, found: &Found) {
-        self.slots[found.slot].store(&found.record);
+        self.slots[found.slot].store(found.record);
+    }
+
+    /// The mapping whose address is `address`.
+    #[inline(always)]
+    pub(crate) fn at(&self, address: u64) -> Option<Found> {
+        let slot = ((address - self.start) >> IO_TLB_SHIFT) as usize;
+        let record = self.slots[slot].load()?;
+        let is = self.address(slot, record) == address;
+        is.then_some(Found { slot, address, record })
     }
 
     /// The mapping that `address` is in, which must be one of its bytes.
@@ -174,16 +190,22 @@ impl<M: Memory> Pool<M> {
         let segment = within & !(IO_TLB_SEGSIZE - 1);
         let (slot, record) =
             (segment..=within).rev().find_map(|slot| Some((slot, self.slots[slot].load()?)))?;
-        let start = self.start + (slot << IO_TLB_SHIFT) as u64 + record.offset as u64;
-        let inside = address >= start && address - start < record.size as u64;
+        let start = self.address(slot, record);
+        let inside = address >= start && address - start < record.size() as u64;
         inside.then_some(Found { slot, address: start, record })
+    }
+
+    /// The address of the mapping that has this record.
+    #[inline]
+    fn address(&self, slot: usize, record: Record) -> u64 {
+        self.start + (slot << IO_TLB_SHIFT) as u64 + record.offset() as u64
     }
 
     /// Takes the record away and gives the slots back. `false`: another caller has done this for the mapping, and nothing
     /// was changed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn release(&self, found: &Found) -> bool {
-        let first = found.slot - found.record.pad_slots;
+        let first = found.slot - found.record.pad_slots();
         let (area, within) = self.area_of(first);
         let mut state = area.lock();
         if self.slots[found.slot].load() != Some(found.record) {
@@ -192,37 +214,41 @@ impl<M: Memory> Pool<M> {
         if !mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
-        state.give(within, found.record.slots);
+        state.give(within, found.record.slots());
         drop(state);
         if mutant::is(Mutant::RecordAfterFree) {
             self.slots[found.slot].clear();
         }
-        self.counts.transient_used(self.kind, found.record.slots, false);
+        self.counts.transient_used(self.kind, found.record.slots(), false);
         true
     }
 
     /// Copies the original in, and zeroes what else is in the slots: the last user's bytes.
-    #[inline]
-    pub(crate) fn fill<O: Original + ?Sized>(&self, found: &Found, original: &O) -> Result<(), Error> {
-        let Record { size, slots, pad_slots, .. } = found.record;
-        let first = (found.slot - pad_slots) << IO_TLB_SHIFT;
-        let slice = self.memory.slice(first, slots << IO_TLB_SHIFT);
-        let (before, after) = (found.record.before(), found.record.before() + size);
-        let part =
-            |from: usize, to: usize| slice.subslice(from, to - from).expect("inside the mapping's slots");
-        zero(&part(0, before));
-        zero(&part(after, slots << IO_TLB_SHIFT));
-        match found.record.original {
-            Some(address) => Ok(original.read(address, &part(before, after))?),
+    #[inline(always)]
+    pub(crate) fn fill<O: Original + ?Sized>(&self, found: &Found, original: &O) -> Result<(), Fault> {
+        let record = found.record;
+        let first = (found.slot - record.pad_slots()) << IO_TLB_SHIFT;
+        let end = first + (record.slots() << IO_TLB_SHIFT);
+        let start = first + record.before();
+        let after = start + record.size();
+        if first < start {
+            zero(&self.memory.slice(first, start - first));
+        }
+        if after < end {
+            zero(&self.memory.slice(after, end - after));
+        }
+        let slice = self.memory.slice(start, record.size());
+        match record.original() {
+            Some(address) => original.read(address, &slice),
             None => {
-                zero(&part(before, after));
+                zero(&slice);
                 Ok(())
             }
         }
     }
 
     /// Copies `size` bytes from `address` on, which are within the mapping `found`, from or to the original (`swiotlb_bounce`).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn bounce<O: Original + ?Sized>(
         &self,
         found: &Found,
@@ -230,15 +256,14 @@ impl<M: Memory> Pool<M> {
         size: usize,
         way: Way,
         original: &O,
-    ) -> Result<(), Error> {
-        let Some(start) = found.record.original else { return Ok(()) };
+    ) -> Result<(), Fault> {
+        let Some(start) = found.record.original() else { return Ok(()) };
         let start = start.wrapping_add(address - found.address);
         let slice = self.memory.slice((address - self.start) as usize, size);
         match way {
-            Way::In => original.read(start, &slice)?,
-            Way::Out => original.write(start, &slice)?,
+            Way::In => original.read(start, &slice),
+            Way::Out => original.write(start, &slice),
         }
-        Ok(())
     }
 }
 
@@ -246,11 +271,17 @@ impl<M: Memory> Pool<M> {
     /// As plain data.
     pub(crate) fn save(&self) -> PoolState {
         let mapping = |(slot, record): (usize, Record)| {
-            let mut bytes = vec![0; record.size];
-            let at = (slot << IO_TLB_SHIFT) + record.offset;
-            self.memory.slice(at, record.size).copy_to(&mut bytes[..]);
-            let Record { original, slots, pad_slots, offset, .. } = record;
-            MappingState { slot, offset, pad_slots, slots, original, bytes }
+            let mut bytes = vec![0; record.size()];
+            let at = (slot << IO_TLB_SHIFT) + record.offset();
+            self.memory.slice(at, record.size()).copy_to(&mut bytes[..]);
+            MappingState {
+                slot,
+                offset: record.offset(),
+                pad_slots: record.pad_slots(),
+                slots: record.slots(),
+                original: record.original(),
+                bytes,
+            }
         };
         PoolState {
             start: self.start,
@@ -276,21 +307,23 @@ impl<M: Memory> Pool<M> {
         self.slots.iter().for_each(Slot::clear);
         for mapping in &state.mappings {
             let MappingState { slot, offset, pad_slots, slots, original, ref bytes } = *mapping;
-            let record = Record { original, size: bytes.len(), slots, pad_slots, offset };
+            let before = pad_slots.checked_mul(IO_TLB_SIZE).and_then(|pad| pad.checked_add(offset));
             let first = slot.checked_sub(pad_slots).ok_or(StateError)?;
             let fits = slots <= IO_TLB_SEGSIZE
                 && first < count
                 && pad_slots < slots
                 && offset < IO_TLB_SIZE
                 && !bytes.is_empty()
-                && record.before().checked_add(bytes.len()).is_some_and(|end| end <= slots << IO_TLB_SHIFT);
+                && before
+                    .and_then(|before| before.checked_add(bytes.len()))
+                    .is_some_and(|end| end <= slots << IO_TLB_SHIFT);
             if !fits {
                 return Err(StateError);
             }
             let (area, within) = self.area_of(first);
             area.lock().mark(within, slots)?;
             self.memory.slice((slot << IO_TLB_SHIFT) + offset, bytes.len()).copy_from(&bytes[..]);
-            self.slots[slot].store(&record);
+            self.slots[slot].store(Record::new(original, bytes.len(), slots, pad_slots, offset));
         }
         Ok(())
     }
@@ -300,7 +333,7 @@ impl Found {
     /// Whether `size` bytes from `address`, one of the mapping's, are all within the mapping.
     #[inline]
     pub(crate) fn has(&self, address: u64, size: usize) -> bool {
-        size as u64 <= self.record.size as u64 - (address - self.address)
+        size as u64 <= self.record.size() as u64 - (address - self.address)
     }
 }
 

@@ -9,19 +9,64 @@ use crate::sync::AtomicU64;
 /// (`INVALID_PHYS_ADDR`).
 const INVALID: u64 = u64::MAX;
 
-/// A mapping, as its record has it.
+/// A mapping, as its slot has it: packed, since it is compared and stored more often than looked into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
+    original: u64,
+    /// size (32 bits), offset (16), slots (8), pad_slots (8). All are bounded by a segment's size: 2^18 bytes, 128 slots.
+    rest: u64,
+}
+
+impl Record {
+    /// `size` bytes of `original`, or `None` for slots that were allocated; in `slots` slots, padding included, of which
+    /// `pad_slots` come before the slot that the address is in, at `offset` there.
+    #[inline]
+    pub(crate) fn new(
+        original: Option<u64>,
+        size: usize,
+        slots: usize,
+        pad_slots: usize,
+        offset: usize,
+    ) -> Self {
+        let rest = size as u64 | (offset as u64) << 32 | (slots as u64) << 48 | (pad_slots as u64) << 56;
+        Record { original: original.unwrap_or(INVALID), rest }
+    }
+
     /// The original's address; `None` for slots that were allocated.
-    pub original: Option<u64>,
+    #[inline]
+    pub(crate) fn original(self) -> Option<u64> {
+        (self.original != INVALID).then_some(self.original)
+    }
+
     /// Bytes mapped.
-    pub size: usize,
+    #[inline]
+    pub(crate) fn size(self) -> usize {
+        (self.rest & 0xffff_ffff) as usize
+    }
+
+    /// Where in its slot the address is.
+    #[inline]
+    pub(crate) fn offset(self) -> usize {
+        (self.rest >> 32 & 0xffff) as usize
+    }
+
     /// Slots taken, padding included.
-    pub slots: usize,
+    #[inline]
+    pub(crate) fn slots(self) -> usize {
+        (self.rest >> 48 & 0xff) as usize
+    }
+
     /// How many of them come before the slot that the address is in (`pad_slots`).
-    pub pad_slots: usize,
-    /// Where in that slot the address is.
-    pub offset: usize,
+    #[inline]
+    pub(crate) fn pad_slots(self) -> usize {
+        (self.rest >> 56) as usize
+    }
+
+    /// Bytes from the start of the first slot to the mapping's address.
+    #[inline]
+    pub(crate) fn before(self) -> usize {
+        self.pad_slots() * IO_TLB_SIZE + self.offset()
+    }
 }
 
 /// One slot's record: written by who maps and read by whoever has the address, who are ordered by the two fences of
@@ -29,7 +74,7 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Slot {
     original: AtomicU64,
-    /// size (32 bits), offset (16), slots (8), pad_slots (8); 0: no mapping's address is here.
+    /// 0: no mapping's address is here.
     rest: AtomicU64,
 }
 
@@ -42,38 +87,17 @@ impl Slot {
     #[inline]
     pub(crate) fn load(&self) -> Option<Record> {
         let rest = self.rest.load(Relaxed);
-        (rest != 0).then(|| {
-            let original = self.original.load(Relaxed);
-            Record {
-                original: (original != INVALID).then_some(original),
-                size: (rest & 0xffff_ffff) as usize,
-                offset: (rest >> 32 & 0xffff) as usize,
-                slots: (rest >> 48 & 0xff) as usize,
-                pad_slots: (rest >> 56) as usize,
-            }
-        })
+        (rest != 0).then(|| Record { original: self.original.load(Relaxed), rest })
     }
 
     #[inline]
-    pub(crate) fn store(&self, record: &Record) {
-        // All are bounded by a segment's size: 2^18 bytes, 128 slots.
-        let rest = record.size as u64
-            | (record.offset as u64) << 32
-            | (record.slots as u64) << 48
-            | (record.pad_slots as u64) << 56;
-        self.original.store(record.original.unwrap_or(INVALID), Relaxed);
-        self.rest.store(rest, Relaxed);
+    pub(crate) fn store(&self, record: Record) {
+        self.original.store(record.original, Relaxed);
+        self.rest.store(record.rest, Relaxed);
     }
 
     #[inline]
     pub(crate) fn clear(&self) {
         self.rest.store(0, Relaxed);
-    }
-}
-
-impl Record {
-    /// Bytes from the start of the first slot to the mapping's address.
-    pub(crate) fn before(&self) -> usize {
-        self.pad_slots * IO_TLB_SIZE + self.offset
     }
 }

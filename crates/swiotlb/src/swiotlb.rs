@@ -232,15 +232,31 @@ impl<M: Memory> Swiotlb<M> {
         }))
     }
 
-    /// Takes slots in the default pool or an added one, and lets `f` use them.
-    #[inline]
-    pub(crate) fn take<R>(&self, need: &Need, f: impl FnOnce(&Pool<M>, usize) -> R) -> Option<R> {
-        if let Some((slot, area, over)) = self.default.take(need) {
-            if over {
-                self.raise_hiwater(Some(area));
-            }
-            return Some(f(&self.default, slot));
+    /// Takes slots in the default pool.
+    #[inline(always)]
+    pub(crate) fn take(&self, need: &Need) -> Option<usize> {
+        let Some((slot, area, over)) = self.default.take_own(need) else {
+            return self.take_beside(*need);
+        };
+        if over {
+            self.raise_hiwater(Some(area));
         }
+        Some(slot)
+    }
+
+    /// In any area of the default pool.
+    #[cold]
+    #[inline(never)]
+    fn take_beside(&self, need: Need) -> Option<usize> {
+        let (slot, area, over) = self.default.take(&need)?;
+        if over {
+            self.raise_hiwater(Some(area));
+        }
+        Some(slot)
+    }
+
+    /// Takes slots in an added pool, and lets `f` use them.
+    pub(crate) fn take_added<R>(&self, need: &Need, f: impl FnOnce(&Pool<M>, usize) -> R) -> Option<R> {
         self.growth.as_ref()?;
         self.added.read(|list| {
             let (pool, (slot, area, over)) =
