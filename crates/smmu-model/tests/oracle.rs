@@ -181,7 +181,10 @@ struct World {
 
 impl World {
     fn new(config: Config) -> Self {
+        let sizes = [config.tlb, config.s2_cache, config.walk_cache, config.ste_cache];
+        let small = !config.keep_all && sizes.iter().all(|&size| size <= 16);
         let mut lab = Lab::new(config);
+        lab.compares = small;
         let stage1 = (0..CONTEXTS as u64).map(|n| lab.tables(Granule::G4K, 16, TABLES + n * POOL)).collect();
         let stage2 = (0..VMS as u64)
             .map(|n| {

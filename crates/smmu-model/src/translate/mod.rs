@@ -2,9 +2,11 @@
 //!
 //! Every function here does what can be done without memory and ends in an [`Outcome`]: a fetch to wait for, or the end.
 
+mod at_once;
 mod attrs;
 mod context;
 mod fault;
+mod mapping;
 mod peek;
 mod stages;
 mod stream;
@@ -18,7 +20,7 @@ pub(crate) use stream::{Eats, Overrides, Path, Stream};
 pub(crate) use tables::{l1std_range, leads_to};
 pub(crate) use txn::{Origin, State, Txn, Txns};
 
-use pgtable::Permissions;
+use pgtable::{Half, Permissions};
 
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
@@ -115,10 +117,37 @@ impl Smmu {
             Ok(translation) => return (self.latch_hit(t, translation), 0),
             Err(known) => known,
         };
+        let mut steps = 0;
+        // Whoever watches sees each step.
+        if self.observer.0.is_none()
+            && let Some(known) = &known
+            && let Some(half) = known.missed
+        {
+            return match self.walk_at_once(t, known, half, mem, &mut steps) {
+                Ok(translation) => {
+                    let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
+                    (Progress::Latched(id, translation), steps)
+                }
+                Err(rest) => {
+                    let begin = |smmu: &mut Self, id, txn: &mut Txn| smmu.go_on(id, txn, known, *rest);
+                    self.translate_by_steps(t, mem, steps, begin)
+                }
+            };
+        }
+        self.translate_by_steps(t, mem, steps, |smmu, id, txn| smmu.start_with(id, txn, known))
+    }
+
+    /// Begins with `begin`, and goes on to the end.
+    fn translate_by_steps<M: Memory + ?Sized>(
+        &mut self,
+        t: &Transaction,
+        mem: &M,
+        mut steps: u64,
+        begin: impl FnOnce(&mut Self, TxnId, &mut Txn) -> Outcome,
+    ) -> (Progress, u64) {
         let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let mut txn = Txn::new(t, Origin::Untranslated, self.recent.epoch());
-        let mut outcome = self.start_with(id, &mut txn, known);
-        let mut steps = 0;
+        let mut outcome = begin(self, id, &mut txn);
         while let Outcome::Fetch = outcome {
             outcome = self.fetches::<M, true>(id, &mut txn, mem, &mut steps);
         }
@@ -300,8 +329,8 @@ impl Smmu {
     #[inline(never)]
     fn look_up(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
         let changes = self.changes();
-        let Some(known) = self.find_configuration(t) else { return Err(None) };
-        self.find_translation(t, changes, known).ok_or(Some(known))
+        let Some(mut known) = self.find_configuration(t) else { return Err(None) };
+        self.find_translation(t, changes, &mut known).ok_or(Some(known))
     }
 
     /// The STE and the CD of a transaction of stage 1.
@@ -319,7 +348,7 @@ impl Smmu {
         }
         let context_at = self.contexts.find(&context_key(t.sid, cd))?;
         self.contexts.touch(context_at);
-        Some(Known { stream: stream_at, context: context_at, cd })
+        Some(Known { stream: stream_at, context: context_at, cd, missed: None })
     }
 
     #[inline]
@@ -327,7 +356,7 @@ impl Smmu {
         &mut self,
         incoming: &Transaction,
         changes: u64,
-        known: Known,
+        known: &mut Known,
     ) -> Option<Translation> {
         let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
         let t = &stream.overrides.access(incoming);
@@ -335,10 +364,13 @@ impl Smmu {
         if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
             return None;
         }
-        context.select(t).ok()?;
+        let half = context.select(t).ok()?;
         let regime =
             Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
-        let entry = self.tlb.lookup(regime, without_top_byte(t.address))?;
+        let Some(entry) = self.tlb.lookup(regime, without_top_byte(t.address)) else {
+            known.missed = Some(half);
+            return None;
+        };
         self.tlb.touch(entry);
         let mapping = self.tlb.at(entry);
         if !mapping.permissions.contains(wanted(t)) {
@@ -351,7 +383,7 @@ impl Smmu {
 
     /// Begins with what is known of the configuration.
     fn start_with(&mut self, id: TxnId, txn: &mut Txn, known: Option<Known>) -> Outcome {
-        let Some(Known { stream, context, cd }) = known else { return self.start(id, txn) };
+        let Some(Known { stream, context, cd, .. }) = known else { return self.start(id, txn) };
         txn.stream = *self.streams.at(stream);
         txn.t = txn.stream.overrides.access(&txn.incoming);
         txn.cd = cd;
@@ -446,6 +478,8 @@ struct Known {
     context: usize,
     /// The CD's index.
     cd: u32,
+    /// The IOTLB has no entry for the address, which is in this half; else, something has to be looked at again.
+    missed: Option<Half>,
 }
 
 /// Why a transaction's SubstreamID, or its lack, is refused.

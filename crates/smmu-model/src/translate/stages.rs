@@ -4,6 +4,7 @@ use pgtable::descriptor::AF;
 use pgtable::{FaultKind, Half, Leaf, Permissions, Stage1, Step, Walk};
 
 use super::context::Context;
+use super::mapping::stage2_permissions;
 use super::stream::Path;
 use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, translation, without_top_byte};
@@ -12,7 +13,7 @@ use crate::observer::Descriptor;
 use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
 use crate::spec::event::{Class, Place};
-use crate::transaction::{MemAttrs, TxnId};
+use crate::transaction::TxnId;
 
 impl Smmu {
     /// The context is known: look the address up, or begin the walk.
@@ -86,7 +87,7 @@ impl Smmu {
                 false => txn.wait(Fetch::Update1(leaf), leaf.at),
             };
         }
-        let mapping = self.stage1_mapping(txn, &leaf, possible);
+        let mapping = Mapping::stage1(&leaf, possible, &txn.context, txn.stream.world, &self.config);
         if !nested {
             return self.translated(txn, mapping);
         }
@@ -108,31 +109,6 @@ impl Smmu {
         }
         let ipa = translation(&first, txn.t.address).pa;
         self.stage2(id, txn, ipa, Purpose::Output(first))
-    }
-
-    /// What a stage 1 leaf says, in the form of the IOTLB.
-    fn stage1_mapping(&self, txn: &Txn, leaf: &Leaf, possible: Permissions) -> Mapping {
-        let attrs = MemAttrs::stage1(leaf, txn.context.mair);
-        let shift = self.entry_shift(leaf);
-        Mapping {
-            output: leaf.pa >> shift << shift,
-            shift,
-            span: shift,
-            granule: leaf.granule(),
-            level: leaf.level,
-            global: !leaf.ng() && txn.stream.world != World::El2,
-            uncached: self.is_uncached(leaf),
-            permissions: so_far(leaf, possible),
-            possible,
-            attrs,
-            fwb: None,
-        }
-    }
-
-    /// log2 of the bytes that one entry for the leaf covers.
-    fn entry_shift(&self, leaf: &Leaf) -> u8 {
-        let size = if self.config.contiguous { leaf.span() } else { leaf.size };
-        size.trailing_zeros() as u8
     }
 
     /// Stage 1, or both stages, are done.
@@ -170,12 +146,6 @@ impl Smmu {
                 Invalidation::Tlb { scope, .. } => Tlb::is_covered(scope, regime, input, mapping),
                 _ => false,
             })
-    }
-
-    /// A block with nT set: with BBML 1 it is translated by, and not cached (section 3.21.1.2).
-    /// So is a leaf whose access flag a lookup has left clear (chapter 9).
-    fn is_uncached(&self, leaf: &Leaf) -> bool {
-        self.config.bbml == 1 && leaf.level < 3 && leaf.descriptor >> 16 & 1 == 1 || leaf.needs_af()
     }
 
     /// Whether entries of a cache do not agree about an address. With BBML 1, a change of the Contiguous bit is no
@@ -309,34 +279,15 @@ impl Smmu {
         }
     }
 
-    /// What a stage 2 leaf permits.
-    pub(super) fn stage2_permissions(&self, leaf: &Leaf) -> Permissions {
-        let controls = pgtable::Controls { xnx: self.config.xnx, ..pgtable::Controls::default() };
-        leaf.permissions(&controls)
-    }
-
     /// The end of a stage 2 walk; again when the leaf has been updated.
     pub(super) fn stage2_leaf(&mut self, id: TxnId, txn: &mut Txn, leaf: Leaf, purpose: Purpose) -> Outcome {
-        let possible = self.stage2_permissions(&leaf);
+        let possible = stage2_permissions(&leaf, &self.config);
         let permitted = possible.contains(purpose.needs(txn));
         let updated = leaf.updated(purpose.writes(txn, possible));
         if permitted && !txn.inhibits() && updated != leaf.descriptor {
             return txn.wait(Fetch::Update2(leaf, purpose), leaf.at);
         }
-        let shift = self.entry_shift(&leaf);
-        let mapping = Mapping {
-            output: leaf.pa >> shift << shift,
-            shift,
-            span: shift,
-            granule: txn.stream.stage2.tables.granule,
-            level: leaf.level,
-            global: false,
-            uncached: self.is_uncached(&leaf),
-            permissions: so_far(&leaf, possible),
-            possible,
-            attrs: MemAttrs::stage2(&leaf, txn.stream.stage2.fwb, self.config.mteperm),
-            fwb: txn.stream.stage2.fwb.then(|| leaf.mem_attr()),
-        };
+        let mapping = Mapping::stage2(&leaf, possible, &txn.stream.stage2, &self.config);
         let (regime, ipa) = (txn.stage2_regime(), txn.ipa);
         if !self.ipas.is_disabled() && self.may_fill(txn, regime, ipa, &mapping) {
             self.ipas.insert(regime, ipa, mapping);
@@ -345,7 +296,13 @@ impl Smmu {
     }
 
     /// Stage 2 has an answer for `txn.ipa`.
-    fn stage2_done(&mut self, id: TxnId, txn: &mut Txn, mapping: Mapping, purpose: Purpose) -> Outcome {
+    pub(super) fn stage2_done(
+        &mut self,
+        id: TxnId,
+        txn: &mut Txn,
+        mapping: Mapping,
+        purpose: Purpose,
+    ) -> Outcome {
         let output = translation(&mapping, txn.ipa);
         let for_itself = matches!(purpose, Purpose::Output(_) | Purpose::Input);
         let device = !for_itself && txn.stream.stage2.ptw && mapping.attrs.is_device();
@@ -372,21 +329,16 @@ impl Smmu {
                 Outcome::Latch(crate::Translation { attrs, ..output })
             }
             Purpose::Output(first) => {
-                let shift = first.shift.min(mapping.shift);
-                let combined = Mapping {
-                    output: output.pa >> shift << shift,
-                    shift,
-                    uncached: first.uncached || mapping.uncached,
-                    permissions: first.permissions & mapping.permissions,
-                    attrs: mapping.over(first.attrs),
-                    ..first
-                };
+                let combined = first.through(&mapping, output.pa);
                 let outcome = match self.is_by_stage(txn) {
                     true => self.translated_by(txn, &combined),
                     false => self.translated(txn, combined),
                 };
                 match txn.split {
-                    true => self.ats_answer(txn, &Mapping { output: txn.ipa >> shift << shift, ..combined }),
+                    true => {
+                        let output = txn.ipa >> combined.shift << combined.shift;
+                        self.ats_answer(txn, &Mapping { output, ..combined })
+                    }
                     false => outcome,
                 }
             }
@@ -408,11 +360,6 @@ impl Smmu {
         let place = Place { class: purpose.class(), s2: true, ipa: txn.ipa, tt_read };
         self.translation_fault(id, txn, kind, place)
     }
-}
-
-/// What a leaf permits before hardware marks it dirty.
-fn so_far(leaf: &Leaf, possible: Permissions) -> Permissions {
-    if leaf.needs_dirty() { possible - (Permissions::PRIV_WRITE | Permissions::USER_WRITE) } else { possible }
 }
 
 impl Purpose {

@@ -4,6 +4,7 @@ use pgtable::Leaf;
 use pgtable::descriptor::AF;
 
 use super::context::Context;
+use super::mapping::stage2_permissions;
 use super::stream::{Path, Stream};
 use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, context_key};
@@ -303,7 +304,12 @@ impl Smmu {
                 }
             }
             Fetch::Update2(leaf, purpose) => {
-                match self.update(txn, mem, &leaf, purpose.writes(txn, self.stage2_permissions(&leaf))) {
+                match self.update(
+                    txn,
+                    mem,
+                    &leaf,
+                    purpose.writes(txn, stage2_permissions(&leaf, &self.config)),
+                ) {
                     Ok(Some(leaf)) => self.stage2_leaf(id, txn, leaf, purpose),
                     Ok(None) => self.stage2(id, txn, txn.ipa, purpose),
                     Err(Abort) => self.walk_abort(txn, purpose.class(), true),

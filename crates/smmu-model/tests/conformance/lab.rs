@@ -129,6 +129,8 @@ pub struct Lab {
     prod: u32,
     /// The EVENTQ index that the driver has read up to.
     pub events_read: u32,
+    /// Whether the whole state is compared where there are two ways to it: for small caches.
+    pub compares: bool,
 }
 
 /// The default without a walk cache, so that fetches can be counted.
@@ -155,7 +157,7 @@ impl Lab {
 
     /// Out of reset, and no more.
     pub fn reset(config: Config) -> Self {
-        Lab { smmu: Smmu::new(config), ram: Ram::default(), prod: 0, events_read: 0 }
+        Lab { smmu: Smmu::new(config), ram: Ram::default(), prod: 0, events_read: 0, compares: false }
     }
 
     /// With stream `SID` in stage 1, and its tables.
@@ -268,19 +270,31 @@ impl Lab {
         self.dma(Transaction::new(SID, address, AccessKind::Write))
     }
 
-    /// A transaction up to its data.
+    /// A transaction up to its data, step by step. All in a row, it does the same.
     pub fn translate(&mut self, t: Transaction) -> Result<(TxnId, Translation), End> {
-        let mut progress = self.smmu.begin(&t);
-        for _ in 0..200 {
-            match progress {
-                Progress::Walking(id) => progress = self.smmu.step(id, &self.ram),
-                Progress::Latched(id, translation) => return Ok((id, translation)),
-                Progress::Aborted => return Err(End::Abort),
-                Progress::Discarded => return Err(End::RazWi),
-                Progress::Stalled(_) => panic!("stalled"),
-            }
+        let mut twin = self.smmu.clone();
+        let over = Over { ram: &self.ram, written: RefCell::default(), reads: RefCell::default() };
+        let (at_once, some) = twin.translate(&t, &over);
+        let (at_once, more) = walk(&mut twin, at_once, &over);
+        let Over { written, reads, .. } = over;
+        let before = self.ram.reads.borrow().len();
+        let begun = self.smmu.begin(&t);
+        let (progress, steps) = walk(&mut self.smmu, begun, &self.ram);
+        assert_eq!((at_once, some + more), (progress, steps), "{t:x?}");
+        assert_eq!(reads.borrow()[..], self.ram.reads.borrow()[before..], "{t:x?}");
+        assert!(written.borrow().iter().all(|(&at, &word)| self.ram.word(at) == word), "{t:x?}");
+        assert_eq!(twin.stats(), self.smmu.stats(), "{t:x?}");
+        if self.compares {
+            let state = |smmu: &Smmu| serde_json::to_string(smmu).unwrap();
+            assert!(state(&twin) == state(&self.smmu), "{t:x?}");
         }
-        panic!("the walk does not end");
+        match progress {
+            Progress::Latched(id, translation) => Ok((id, translation)),
+            Progress::Aborted => Err(End::Abort),
+            Progress::Discarded => Err(End::RazWi),
+            Progress::Stalled(_) => panic!("stalled"),
+            Progress::Walking(_) => panic!("the walk does not end"),
+        }
     }
 
     /// Lets the SMMU write its records, and reads them as a driver does.
@@ -315,6 +329,51 @@ impl Lab {
         self.ram.reads.borrow_mut().clear();
         let result = f(self);
         (self.ram.reads.borrow().len(), result)
+    }
+}
+
+/// Steps a transaction as long as it walks, and counts the steps.
+fn walk(smmu: &mut Smmu, mut progress: Progress, ram: &dyn Memory) -> (Progress, u64) {
+    let mut steps = 0;
+    while let Progress::Walking(id) = progress
+        && steps < 200
+    {
+        progress = smmu.step(id, ram);
+        steps += 1;
+    }
+    (progress, steps)
+}
+
+/// Memory that what is written does not reach.
+struct Over<'a> {
+    ram: &'a Ram,
+    written: RefCell<BTreeMap<u64, u64>>,
+    reads: RefCell<Vec<u64>>,
+}
+
+impl Memory for Over<'_> {
+    fn read(&self, pa: u64, data: &mut [u8]) -> Result<(), Abort> {
+        self.ram.check(pa)?;
+        self.reads.borrow_mut().push(pa);
+        for (n, byte) in data.iter_mut().enumerate() {
+            let at = pa + n as u64;
+            let word = self.written.borrow().get(&(at & !7)).copied().unwrap_or_else(|| self.ram.word(at));
+            *byte = (word >> (8 * (at & 7))) as u8;
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), Abort> {
+        Err(Abort)
+    }
+
+    fn compare_exchange_u64(&self, pa: u64, old: u64, new: u64) -> Result<u64, Abort> {
+        self.ram.check(pa)?;
+        let held = self.written.borrow().get(&pa).copied().unwrap_or_else(|| self.ram.word(pa));
+        if held == old {
+            self.written.borrow_mut().insert(pa, new);
+        }
+        Ok(held)
     }
 }
 

@@ -1,0 +1,262 @@
+//! The walk of a transaction that nothing comes between, all fetches in a row. It does what the steps would do one by one
+//! as long as all is well; at the first thing that is not, it says how far it came, and the steps go on from there.
+
+use pgtable::descriptor::AF;
+use pgtable::{Half, Leaf, Permissions, Step, Walk};
+
+use super::context::Context;
+use super::mapping::stage2_permissions;
+use super::stream::{Path, Stream};
+use super::txn::{Purpose, Txn};
+use super::{Known, Outcome, translation, wanted, without_top_byte};
+use crate::cache::{Mapping, Regime, Table, Tlb, Walks, World};
+use crate::config::Config;
+use crate::memory::{Abort, Memory};
+use crate::pmcg::PmuEvent;
+use crate::smmu::Smmu;
+use crate::spec::event::Class;
+use crate::stats::Stats;
+use crate::transaction::{Transaction, Translation, TxnId};
+
+/// Where a walk in a row comes to something for the steps.
+pub(super) enum Rest {
+    /// Stage 1 can not begin.
+    Begin1(Step),
+    /// The descriptor of stage 1 that was fetched, from where.
+    Fetched1(Walk, u64, Result<u64, Abort>),
+    /// Stage 2 can not begin with this address.
+    Begin2(u64, Step, Purpose),
+    /// The descriptor of stage 2 that was fetched for this address.
+    Fetched2(u64, Walk, Result<u64, Abort>, Purpose),
+    /// What stage 2's cache has for this address.
+    Done2(u64, Mapping, Purpose),
+}
+
+/// The parts of the SMMU that a walk needs.
+struct Row<'a, M: ?Sized> {
+    mem: &'a M,
+    config: &'a Config,
+    stream: &'a Stream,
+    context: &'a Context,
+    walks: &'a mut Walks,
+    ipas: &'a mut Tlb,
+    stats: &'a mut Stats,
+    /// What the transaction needs, and whether it writes.
+    needs: Permissions,
+    writes: bool,
+    /// Fetches.
+    steps: u64,
+}
+
+/// What one of the stages says.
+type Walked<T> = Result<T, Box<Rest>>;
+
+impl Smmu {
+    /// Walks for a transaction whose STE and CD are known, and that missed the IOTLB. Counts the fetches.
+    #[inline]
+    pub(super) fn walk_at_once<M: Memory + ?Sized>(
+        &mut self,
+        incoming: &Transaction,
+        known: &Known,
+        half: Half,
+        mem: &M,
+        steps: &mut u64,
+    ) -> Walked<Translation> {
+        let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
+        let t = stream.overrides.access(incoming);
+        let mut row = Row {
+            mem,
+            config: &self.config,
+            stream,
+            context,
+            walks: &mut self.walks,
+            ipas: &mut self.ipas,
+            stats: &mut self.stats,
+            needs: wanted(&t),
+            writes: !t.kind.is_read(),
+            steps: 0,
+        };
+        let regime =
+            Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
+        let input = without_top_byte(t.address);
+        let walked = row.both(regime, half, input);
+        *steps = row.steps;
+        if self.pmcg.is_some() {
+            self.tally(PmuEvent::TlbMiss, incoming.sid);
+            (0..*steps).for_each(|_| self.tally(PmuEvent::TableWalk, incoming.sid));
+        }
+        let mapping = walked?;
+        // Nothing was invalidated meanwhile.
+        if !mapping.uncached && !self.tlb.is_disabled() && self.tlb.insert(regime, input, mapping) {
+            self.stats.tlb_evictions += 1;
+        }
+        self.stats.translated += 1;
+        Ok(translation(&mapping, t.address))
+    }
+
+    /// Goes on by steps.
+    #[inline(never)]
+    pub(super) fn go_on(&mut self, id: TxnId, txn: &mut Txn, known: &Known, rest: Rest) -> Outcome {
+        txn.stream = *self.streams.at(known.stream);
+        txn.context = *self.contexts.at(known.context);
+        txn.t = txn.stream.overrides.access(&txn.incoming);
+        txn.cd = known.cd;
+        txn.missed |= 1 << PmuEvent::TlbMiss as u8;
+        match rest {
+            Rest::Begin1(step) => self.stage1_step(id, txn, step),
+            Rest::Fetched1(walk, at, fetched) => {
+                txn.at = at;
+                // The address as stage 2 was given it.
+                txn.ipa = if txn.stream.path == Path::Nested { walk.address() } else { 0 };
+                match fetched {
+                    Ok(descriptor) => {
+                        self.stage1_descriptor(id, txn, walk, descriptor, walk.next(descriptor))
+                    }
+                    Err(Abort) => self.walk_abort(txn, Class::Ttd, false),
+                }
+            }
+            Rest::Begin2(ipa, step, purpose) => {
+                txn.ipa = ipa;
+                self.stage2_step(id, txn, step, purpose)
+            }
+            Rest::Fetched2(ipa, walk, fetched, purpose) => {
+                (txn.ipa, txn.at) = (ipa, walk.address());
+                match fetched {
+                    Ok(descriptor) => {
+                        self.stage2_descriptor(id, txn, walk, descriptor, walk.next(descriptor), purpose)
+                    }
+                    Err(Abort) => self.walk_abort(txn, purpose.class(), true),
+                }
+            }
+            Rest::Done2(ipa, mapping, purpose) => {
+                txn.ipa = ipa;
+                self.stage2_done(id, txn, mapping, purpose)
+            }
+        }
+    }
+}
+
+impl<M: Memory + ?Sized> Row<'_, M> {
+    /// All of the stages there are.
+    #[inline]
+    fn both(&mut self, regime: Regime, half: Half, input: u64) -> Walked<Mapping> {
+        let nested = self.stream.path == Path::Nested;
+        let first = self.first(regime, half, input, nested)?;
+        if !nested {
+            return Ok(first);
+        }
+        let ipa = translation(&first, input).pa;
+        let second = self.second(ipa, Purpose::Output(first), self.needs, self.writes)?;
+        Ok(first.through(&second, translation(&second, ipa).pa))
+    }
+
+    /// Stage 1, its tables through stage 2 if there is one.
+    #[inline]
+    fn first(&mut self, regime: Regime, half: Half, input: u64, nested: bool) -> Walked<Mapping> {
+        let context = self.context;
+        let table = match half {
+            Half::Lower => &context.lower,
+            Half::Upper => &context.upper,
+        };
+        self.stats.tlb_misses += 1;
+        let mut walk = match self.walks.get(regime, input) {
+            Some(walk) => {
+                self.stats.walk_hits += 1;
+                walk
+            }
+            None => match Walk::stage1(table, input) {
+                Step::Fetch(walk) => walk,
+                step => return Err(Box::new(Rest::Begin1(step))),
+            },
+        };
+        loop {
+            let mut at = walk.address();
+            if nested {
+                let second = self.second(at, Purpose::Stage1(walk), Permissions::PRIV_READ, false)?;
+                at = translation(&second, at).pa;
+            }
+            self.stats.s1_fetches += 1;
+            self.steps += 1;
+            let fetched = self.mem.read_u64(at);
+            let Ok(descriptor) = fetched else { return Err(Box::new(Rest::Fetched1(walk, at, fetched))) };
+            let marked = descriptor & AF != 0 || !context.haft;
+            if marked && walk.descend(descriptor) {
+                if !self.walks.is_disabled() {
+                    self.walks.insert(regime, input, Table::new(walk, table.granule));
+                }
+                continue;
+            }
+            return match walk.next(descriptor) {
+                Step::Done(leaf) if self.is_done(&leaf) => {
+                    let possible = leaf.permissions(&context.controls);
+                    Ok(Mapping::stage1(&leaf, possible, context, self.stream.world, self.config))
+                }
+                _ => Err(Box::new(Rest::Fetched1(walk, at, fetched))),
+            };
+        }
+    }
+
+    /// Whether a stage 1 leaf permits the transaction, and hardware has nothing to update.
+    #[inline]
+    fn is_done(&self, leaf: &Leaf) -> bool {
+        leaf.permissions(&self.context.controls).contains(self.needs)
+            && leaf.updated(self.writes) == leaf.descriptor
+    }
+
+    /// Stage 2 of one address, which has to permit what is needed.
+    #[inline]
+    fn second(&mut self, ipa: u64, purpose: Purpose, needs: Permissions, writes: bool) -> Walked<Mapping> {
+        let stage2 = &self.stream.stage2;
+        let regime = Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() };
+        let for_itself = matches!(purpose, Purpose::Output(_));
+        let refused = |mapping: &Mapping| {
+            !mapping.permissions.contains(needs) || !for_itself && stage2.ptw && mapping.attrs.is_device()
+        };
+        if let Some(&mapping) = self.ipas.get(regime, ipa)
+            && (mapping.permissions.contains(needs) || !mapping.possible.contains(needs))
+        {
+            self.stats.s2_hits += 1;
+            return match refused(&mapping) {
+                false => Ok(mapping),
+                true => Err(Box::new(Rest::Done2(ipa, mapping, purpose))),
+            };
+        }
+        self.stats.s2_misses += 1;
+        let mut walk = match self.walks.get(regime, ipa) {
+            Some(walk) => {
+                self.stats.walk_hits += 1;
+                walk
+            }
+            None => match Walk::stage2(&stage2.tables, ipa) {
+                Step::Fetch(walk) => walk,
+                step => return Err(Box::new(Rest::Begin2(ipa, step, purpose))),
+            },
+        };
+        loop {
+            self.stats.s2_fetches += 1;
+            self.steps += 1;
+            let fetched = self.mem.read_u64(walk.address());
+            let Ok(descriptor) = fetched else {
+                return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose)));
+            };
+            let marked = descriptor & AF != 0 || !stage2.haft;
+            if marked && walk.descend(descriptor) {
+                if !self.walks.is_disabled() {
+                    self.walks.insert(regime, ipa, Table::new(walk, stage2.tables.granule));
+                }
+                continue;
+            }
+            let rest = || Box::new(Rest::Fetched2(ipa, walk, fetched, purpose));
+            let Step::Done(leaf) = walk.next(descriptor) else { return Err(rest()) };
+            let possible = stage2_permissions(&leaf, self.config);
+            let mapping = Mapping::stage2(&leaf, possible, stage2, self.config);
+            if refused(&mapping) || leaf.updated(writes) != descriptor {
+                return Err(rest());
+            }
+            if !self.ipas.is_disabled() && !mapping.uncached {
+                self.ipas.insert(regime, ipa, mapping);
+            }
+            return Ok(mapping);
+        }
+    }
+}
