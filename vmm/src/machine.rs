@@ -259,7 +259,10 @@ impl Machine {
             let to_hold = self.stretch(cpu, pc, retired);
             let budget = self.left.min(end - self.now).min(to_hold);
             self.board.begin_slice(self.now + budget);
-            let ran = self.cluster.run(cpu, &mut self.board, self.now, budget);
+            let ran = match self.schedule.as_ref().and_then(|schedule| schedule.looks_at(cpu, retired)) {
+                Some(pc) => self.cluster.run_to(cpu, &mut self.board, self.now, budget, pc),
+                None => self.cluster.run(cpu, &mut self.board, self.now, budget),
+            };
             self.now += ran.retired;
             if let Some(schedule) = &mut self.schedule {
                 let began = self.now - ran.retired;

@@ -301,12 +301,20 @@ impl Schedule {
         retired: u64,
         word: impl FnOnce() -> Option<u32>,
     ) -> u64 {
-        if self.detailed || self.script.as_ref().is_some_and(|script| script.step().is_some()) {
+        if self.detailed {
             return 1;
+        }
+        if let Some(script) = &self.script {
+            return script.patience(cpu, retired - self.origin[cpu]).0;
         }
         let Some(survey) = self.survey.as_mut().filter(|survey| survey.in_detail()) else { return u64::MAX };
         survey.executed(cpu, pc, retired - self.origin[cpu], word);
         1
+    }
+
+    /// The address at which a vCPU has to be looked at.
+    pub(crate) fn looks_at(&self, cpu: usize, retired: u64) -> Option<u64> {
+        self.script.as_ref()?.patience(cpu, retired - self.origin[cpu]).1
     }
 
     /// A vCPU ran from virtual time `now`, at so many retired instructions, for `count` of them.

@@ -104,6 +104,22 @@ impl Script {
         }
     }
 
+    /// How many instructions a vCPU may run before the current step looks at it again, and at which address it has to look
+    /// even before.
+    pub fn patience(&self, cpu: usize, at: u64) -> (u64, Option<u64>) {
+        match self.steps.get(self.current).map(|step| step.until) {
+            Some(Until::Reaches { cpu: who, pc, .. }) if who == cpu => (u64::MAX, Some(pc)),
+            Some(Until::Leaves { cpu: who, pc }) if who == cpu => {
+                (u64::MAX, Some(self.since.inside.map_or(pc, |(back, _)| back)))
+            }
+            Some(Until::Does { who, count }) if who == Actor::Cpu(cpu) => {
+                let done = at - self.since.progress.get(&who).copied().unwrap_or(0).min(at);
+                (count.saturating_sub(done).max(1), None)
+            }
+            _ => (u64::MAX, None),
+        }
+    }
+
     /// Goes on to the next step if what the current one waits for has happened. Whether it did.
     pub fn advance(&mut self, now: Time, cpus: &[Look], progress: &BTreeMap<Actor, u64>) -> bool {
         let Some(step) = self.steps.get(self.current) else { return false };
@@ -172,6 +188,10 @@ mod tests {
         let mut script = Script::new(steps, 0);
         let mut its = BTreeMap::new();
         let look = |pc, lr, sp, at| [Look { pc, lr, sp, at }];
+        assert_eq!(
+            (script.patience(0, 0), script.patience(1, 0)),
+            ((u64::MAX, Some(0x40)), (u64::MAX, None))
+        );
         assert!(!script.advance(1, &look(0x40, 0, 0, 1), &its));
         assert!(!script.advance(1, &look(0x40, 0, 0, 1), &its), "the same arrival counts once");
         assert!(script.advance(9, &look(0x40, 0, 0, 9), &its));
@@ -181,11 +201,25 @@ mod tests {
         its.insert(Actor::Its, 2);
         assert!(script.advance(9, &look(0x40, 0, 0, 9), &its));
         assert!(!script.holds(CPU) && script.holds(Actor::Its));
+        assert_eq!(script.patience(0, 9), (u64::MAX, Some(0x80)));
         assert!(!script.advance(10, &look(0x80, 0x44, 100, 10), &its));
+        assert_eq!(script.patience(0, 10), (u64::MAX, Some(0x44)));
         assert!(!script.advance(11, &look(0x44, 0x44, 50, 11), &its), "a deeper call returns there too");
         assert!(script.advance(12, &look(0x44, 0x44, 100, 12), &its));
         assert_eq!((script.step(), script.ends()), (Some(4), Some(22)));
         assert!(script.advance(22, &look(0, 0, 0, 20), &its));
         assert_eq!(script.step(), None);
+        assert_eq!(script.patience(0, 20), (u64::MAX, None), "there is nothing to look at any more");
+    }
+
+    #[test]
+    fn instructions_that_are_counted_are_run_at_once() {
+        let step = |count| Step { hold: vec![], until: Until::Does { who: CPU, count } };
+        let mut script = Script::new(vec![step(5), step(100)], 0);
+        let at = |at| ([Look { pc: 0, lr: 0, sp: 0, at }], BTreeMap::from([(CPU, at)]));
+        assert_eq!(script.patience(0, 2), (3, None));
+        let (look, progress) = at(5);
+        assert!(script.advance(5, &look, &progress));
+        assert_eq!(script.patience(0, 30), (75, None));
     }
 }

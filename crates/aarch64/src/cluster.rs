@@ -94,13 +94,30 @@ impl Cluster {
 
     /// Runs vCPU `cpu` from virtual time `now` (in nanoseconds) for at most `budget` instructions.
     pub fn run(&mut self, cpu: usize, platform: &mut dyn Platform, now: u64, budget: u64) -> Ran {
+        let engine = self.config.engine;
+        self.run_by(cpu, platform, now, |core, ctx| engine::run(core, ctx, engine, budget))
+    }
+
+    /// As [`Cluster::run`], and ends with [`Exit::Yield`] before the instruction at `pc`, unless that is the first one. In how
+    /// many pieces a vCPU runs makes no difference to it.
+    pub fn run_to(&mut self, cpu: usize, platform: &mut dyn Platform, now: u64, budget: u64, pc: u64) -> Ran {
+        self.run_by(cpu, platform, now, |core, ctx| engine::run_to(core, ctx, budget, pc))
+    }
+
+    fn run_by(
+        &mut self,
+        cpu: usize,
+        platform: &mut dyn Platform,
+        now: u64,
+        run: impl FnOnce(&mut Core, &mut Ctx<'_>) -> Exit,
+    ) -> Ran {
         self.enter(cpu);
         let slot = &mut self.state.0[cpu];
         let core = &mut slot.core;
         let before = core.retired();
         core.time_base = (before, now);
         let mut ctx = Ctx::new(platform, &mut self.shared);
-        let exit = engine::run(core, &mut ctx, self.config.engine, budget);
+        let exit = run(core, &mut ctx);
         core.set_pc(core.pc);
         slot.in_wfe = exit == Exit::Wfe;
         let retired = core.retired().wrapping_sub(before);

@@ -133,29 +133,43 @@ const WATCHED_SHARE: u64 = 1024;
 const WATCHED_ALWAYS: u64 = 2048;
 
 impl Explorer {
-    /// Runs the default order once, to know what there is to choose from.
+    /// Runs the default order twice, to know what there is to choose from.
     ///
     /// # Errors
     /// When the host cannot run it.
     pub fn new(scenario: &Scenario, prepared: Prepared) -> Result<Self> {
+        let mut explorer = Self::unsurveyed(scenario, prepared)?;
+        explorer.survey()?;
+        Ok(explorer)
+    }
+
+    /// One that knows of nothing to choose from: enough for an order that is said by hand.
+    fn unsurveyed(scenario: &Scenario, prepared: Prepared) -> Result<Self> {
         let symbols = prepared.symbols(scenario)?;
-        let Prepared { mut machine, exec, .. } = prepared;
+        let Prepared { machine, exec, .. } = prepared;
         let judge = Judge::new(scenario, exec, symbols.clone())?;
+        let (progress, plain) = (Progress::default(), Verdict::default());
+        Ok(Self { machine, judge, symbols, progress, plain, watched: Vec::new(), known: BTreeSet::new() })
+    }
+
+    fn survey(&mut self) -> Result<()> {
+        let Self { machine, judge, .. } = self;
         let memory = Child::start(|| {
             machine.survey_memory(&[]);
-            let verdict = judge.run(&mut machine);
+            let verdict = judge.run(machine);
             (verdict.instructions, machine.places())
         })?;
         let (instructions, places) = memory.join::<(u64, Places)>()?;
         let watched = places.watched(instructions / WATCHED_SHARE + WATCHED_ALWAYS);
         let survey = Child::start(|| {
             machine.survey(&places, &watched);
-            let verdict = judge.run(&mut machine);
+            let verdict = judge.run(machine);
             (verdict, machine.progress(), machine.behaviours())
         })?;
         let (plain, progress, known) = survey.join::<(Verdict, Option<Progress>, BTreeSet<u64>)>()?;
-        let progress = progress.unwrap_or_default();
-        Ok(Self { machine, judge, symbols, progress, plain, watched, known })
+        self.progress = progress.unwrap_or_default();
+        (self.plain, self.watched, self.known) = (plain, watched, known);
+        Ok(())
     }
 
     /// Looks only at what the filter takes.
@@ -250,6 +264,9 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
             eprint!("{}", String::from_utf8_lossy(output));
         }
     })?;
+    if args.policy == Policy::Script {
+        return run_script(&scenario, &mut Explorer::unsurveyed(&scenario, prepared)?, args);
+    }
     let mut explorer = Explorer::new(&scenario, prepared)?;
     let or = |given: &[String], own: &[String]| if given.is_empty() { own } else { given }.to_vec();
     explorer.only(&Filter {
@@ -259,9 +276,6 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         touching: args.touching.clone(),
     })?;
     let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
-    if args.policy == Policy::Script {
-        return run_script(&scenario, &mut explorer, args);
-    }
     let start = Instant::now();
     let limits = Limits {
         runs: args.runs,

@@ -73,7 +73,7 @@ impl Failure {
 }
 
 /// How a schedule went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// What failed, if anything did.
     pub failure: Option<Failure>,

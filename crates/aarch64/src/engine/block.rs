@@ -7,22 +7,23 @@ use crate::core::{Core, Ctx, Flow, Place};
 /// Runs until something happened that interrupts or the run's end depend on, or `left` instructions.
 pub(super) fn run(core: &mut Core, ctx: &mut Ctx<'_>, mut left: u64) {
     core.set_pc(core.pc);
-    while left > 0 {
-        let Some(index) = fetch(core, ctx) else { return };
-        // A page whose decoded instructions are there is watched already.
-        let mut page = match ctx.shared.code.take(index) {
-            Some(page) => page,
-            None => {
-                ctx.shared.watch_code(core, index);
-                ctx.shared.code.make(index)
-            }
-        };
-        let boundary = run_page(core, ctx, &mut page, index, &mut left);
-        ctx.shared.code.put(page);
-        if boundary {
-            return;
+    while left > 0 && !run_one_page(core, ctx, &mut left) {}
+}
+
+/// Runs until control leaves the page that it is in (`false`), or as [`run`] (`true`).
+pub(super) fn run_one_page(core: &mut Core, ctx: &mut Ctx<'_>, left: &mut u64) -> bool {
+    let Some(index) = fetch(core, ctx) else { return true };
+    // A page whose decoded instructions are there is watched already.
+    let mut page = match ctx.shared.code.take(index) {
+        Some(page) => page,
+        None => {
+            ctx.shared.watch_code(core, index);
+            ctx.shared.code.make(index)
         }
-    }
+    };
+    let boundary = run_page(core, ctx, &mut page, index, left);
+    ctx.shared.code.put(page);
+    boundary
 }
 
 /// Instructions after which a chain of ops comes back here, whatever it does, so that it is never deeper than this even

@@ -41,6 +41,31 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
     }
 }
 
+/// As [`run`], and ends with [`Exit::Yield`] before the instruction at `pc`, unless that is the first one. It is slow only in that
+/// instruction's page.
+pub(crate) fn run_to(core: &mut Core, ctx: &mut Ctx<'_>, budget: u64, pc: u64) -> Exit {
+    let stop = core.retired().saturating_add(budget);
+    loop {
+        if core.retired() >= stop {
+            return Exit::Budget;
+        }
+        exception::take_pending_interrupt(core, ctx);
+        let stepping = exception::step_enabled(core);
+        let near = core.pc >> 12 == pc >> 12;
+        let mut left = if stepping || near || debug::breaking(core) { 1 } else { stop - core.retired() };
+        core.sys.stepped_exclusive &= !stepping;
+        core.set_pc(core.pc);
+        block::run_one_page(core, ctx, &mut left);
+        core.pstate.ss &= !stepping;
+        if let Some(exit) = ctx.shared.exit.take() {
+            return exit;
+        }
+        if core.pc == pc {
+            return Exit::Yield;
+        }
+    }
+}
+
 /// Translates `pc` for execution: the index in RAM of the page to execute from. `None`: an exception was taken, which
 /// counts as an instruction.
 #[inline]
@@ -57,4 +82,45 @@ fn fetch(core: &mut Core, ctx: &mut Ctx<'_>) -> Option<usize> {
 #[inline]
 fn count(core: &mut Core, start: u64, n: u64) {
     core.moved(start.wrapping_add(4 * n));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Features;
+    use crate::testing::{RAM, Rig};
+
+    /// A loop over two pages: X0 and X1 count.
+    fn rig() -> Rig {
+        let rig = Rig::new(Features::default());
+        let words = [
+            (0, 0x9100_0400u32),      // add x0, x0, #1
+            (4, 0x1400_03ff),         // b   0x1000
+            (0x1000, 0x9100_0421u32), // add x1, x1, #1
+            (0x1004, 0x17ff_fbff),    // b   0
+        ];
+        for (at, word) in words {
+            assert!(rig.shared.ram.write(RAM + at, &word.to_le_bytes()));
+        }
+        rig
+    }
+
+    #[test]
+    fn a_run_to_an_address_stops_there_each_time_and_is_otherwise_like_any() {
+        let mut rig = rig();
+        let mut to = |budget, pc| {
+            let (core, mut ctx) = rig.parts();
+            let exit = run_to(core, &mut ctx, budget, RAM + pc);
+            (exit, core.pc - RAM, core.retired())
+        };
+        assert_eq!(to(1000, 0x1004), (Exit::Yield, 0x1004, 3));
+        assert_eq!(to(1000, 0x1004), (Exit::Yield, 0x1004, 7), "the first instruction is no arrival");
+        assert_eq!(to(2, 0x1000), (Exit::Budget, 4, 9));
+        assert_eq!(to(1000, 0x1000), (Exit::Yield, 0x1000, 10));
+        assert_eq!(to(991, 0x2000), (Exit::Budget, 4, 1001));
+        let mut other = self::rig();
+        let (core, mut ctx) = other.parts();
+        assert_eq!(run(core, &mut ctx, EngineKind::Step, 1001), Exit::Budget);
+        assert_eq!((core.pc, core.r), (rig.core.pc, rig.core.r));
+    }
 }
