@@ -75,6 +75,12 @@ pub const fn kind(descriptor: u64, granule: Granule, level: i8, pa52: bool) -> K
     }
 }
 
+/// Whether [`kind`] says that it is a table.
+#[inline]
+pub const fn is_table(descriptor: u64, level: i8) -> bool {
+    descriptor & 3 == 3 && level != LAST
+}
+
 /// Bits `[high:low]` of an address as a mask; `high` below 63.
 #[inline]
 const fn mask(high: u8, low: u8) -> u64 {

@@ -271,6 +271,7 @@ impl Leaf {
 
     /// The descriptor that hardware writes back for an access: with the Access flag and, for a write that needs it, as
     /// dirty. Equal to [`Leaf::descriptor`] if nothing is to be done.
+    #[inline]
     pub const fn updated(&self, write: bool) -> u64 {
         let mut descriptor = self.descriptor;
         if self.needs_af() {
@@ -318,15 +319,11 @@ impl Leaf {
 
     #[inline]
     fn stage2_permissions(&self, controls: &Controls) -> Permissions {
-        let s2ap = self.s2ap();
-        let (privileged, user) = match (self.xn(), controls.xnx && self.pxn()) {
-            (false, false) => (true, true),
-            (false, true) => (false, true),
-            (true, false) => (false, false),
-            (true, true) => (true, false),
-        };
-        let (read, write) = (s2ap & 1 != 0, s2ap & 2 != 0);
-        Permissions::of([read, write, privileged, read, write, user])
+        // XN[1:0]: 0b00 all, 0b01 unprivileged only, 0b10 nobody, 0b11 privileged only.
+        let privileged = self.xn() == (controls.xnx && self.pxn());
+        let data = self.s2ap();
+        let exec = u8::from(privileged) << 2 | u8::from(!self.xn()) << 5;
+        Permissions::from_bits_truncate(data | data << 3 | exec)
     }
 
     /// Checks one access. The fault, if any, is a Permission fault at [`Leaf::level`].

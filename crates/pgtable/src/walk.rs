@@ -27,7 +27,8 @@ impl Rules {
     /// Whether `address` is wider than the output size.
     #[inline]
     const fn too_wide(&self, address: u64) -> bool {
-        self.oas < 52 && address >> self.oas != 0
+        // Addresses have 52 bits at most.
+        address >> (self.oas & 63) != 0
     }
 }
 
@@ -184,6 +185,17 @@ impl Walk {
         Self { address: self.address & !(granule.bytes() - 1) | index << 3, input, ..*self }
     }
 
+    /// The walk of another input from the same first table, for who has many. This one is of input 0, as
+    /// [`Walk::stage2`] begins it. `None` if the input is too wide.
+    #[inline]
+    pub const fn of_input(&self, input: u64) -> Option<Self> {
+        if input >> self.input_bits != 0 {
+            return None;
+        }
+        let index = input >> self.rules.granule.shift(self.level);
+        Some(Self { address: self.address | index << 3, input, ..*self })
+    }
+
     /// Goes on with the descriptor that [`Walk::address`] asked for.
     #[inline]
     pub fn next(&self, descriptor: u64) -> Step {
@@ -197,7 +209,20 @@ impl Walk {
                     false => Step::fault(FaultKind::AddressSize, self.level),
                 }
             }
-            Kind::Leaf => self.finish(descriptor),
+            Kind::Leaf => match self.finish(descriptor) {
+                Ok(leaf) => Step::Done(leaf),
+                Err(kind) => Step::fault(kind, self.level),
+            },
+        }
+    }
+
+    /// The leaf that a descriptor is. `None`: it is none, or [`Walk::next`] knows what is wrong.
+    #[inline(always)]
+    pub fn leaf(&self, descriptor: u64) -> Option<Leaf> {
+        let Rules { granule, pa52, .. } = self.rules;
+        match d::kind(descriptor, granule, self.level, pa52) {
+            Kind::Leaf => self.finish(descriptor).ok(),
+            _ => None,
         }
     }
 
@@ -207,8 +232,7 @@ impl Walk {
     pub const fn descend(&mut self, descriptor: u64) -> bool {
         let Rules { granule, pa52, .. } = self.rules;
         let base = d::address(descriptor, granule, granule.bits(), pa52);
-        let is_table = matches!(d::kind(descriptor, granule, self.level, pa52), Kind::Table);
-        if !is_table || self.rules.too_wide(base) {
+        if !d::is_table(descriptor, self.level) || self.rules.too_wide(base) {
             return false;
         }
         if !self.rules.stage2 {
@@ -223,22 +247,22 @@ impl Walk {
         true
     }
 
-    #[inline]
-    fn finish(&self, descriptor: u64) -> Step {
+    #[inline(always)]
+    fn finish(&self, descriptor: u64) -> Result<Leaf, FaultKind> {
         let Rules { granule, pa52, ha, affd, .. } = self.rules;
         let shift = granule.shift(self.level);
         let base = d::address(descriptor, granule, shift, pa52);
         if self.rules.too_wide(base) {
-            return Step::fault(FaultKind::AddressSize, self.level);
+            return Err(FaultKind::AddressSize);
         }
         if descriptor & d::AF == 0 && !ha && !affd {
-            return Step::fault(FaultKind::AccessFlag, self.level);
+            return Err(FaultKind::AccessFlag);
         }
         let size = 1u64 << shift;
         // A span larger than the input range is CONSTRAINED UNPREDICTABLE: here the bit is then ignored.
         let contiguous = descriptor & d::CONTIGUOUS != 0
             && granule.contiguous_bits(self.level).is_some_and(|bits| shift + bits <= self.input_bits);
-        Step::Done(Leaf {
+        Ok(Leaf {
             pa: base | self.input & (size - 1),
             size,
             descriptor,
@@ -254,6 +278,23 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_input_from_the_same_first_table() {
+        let tables =
+            [(Granule::G4K, 24, 1), (Granule::G4K, 22, 1), (Granule::G16K, 20, 2), (Granule::G64K, 30, 1)];
+        for (granule, tsz, sl0) in tables {
+            let cfg = Stage2 { granule, tsz, sl0, ttb: 0x1234_0000_0000, oas: 48, ..Stage2::default() };
+            let Step::Fetch(first) = Walk::stage2(&cfg, 0) else { panic!("{cfg:?}") };
+            for input in [0, 0x12_3456_7000, 0xff_ffff_f000, 1 << (63 - tsz), 1 << (64 - tsz), u64::MAX] {
+                let walk = match Walk::stage2(&cfg, input) {
+                    Step::Fetch(walk) => Some(walk),
+                    _ => None,
+                };
+                assert_eq!(first.of_input(input), walk, "{cfg:?} {input:x}");
+            }
+        }
+    }
 
     #[test]
     fn another_input_through_the_same_table() {

@@ -44,8 +44,17 @@ struct Row<'a, M: ?Sized> {
     /// What the transaction needs, and whether it writes.
     needs: Permissions,
     writes: bool,
-    /// Fetches.
-    steps: u64,
+}
+
+/// An address for stage 2.
+#[derive(Clone, Copy)]
+struct Ask {
+    ipa: u64,
+    /// What it has to permit, and whether it is for a write.
+    needs: Permissions,
+    writes: bool,
+    /// It must not be Device memory.
+    wary: bool,
 }
 
 /// What one of the stages says.
@@ -74,13 +83,14 @@ impl Smmu {
             stats: &mut self.stats,
             needs: wanted(&t),
             writes: !t.kind.is_read(),
-            steps: 0,
         };
         let regime =
             Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
         let input = without_top_byte(t.address);
+        let fetches = |stats: &Stats| stats.s1_fetches + stats.s2_fetches;
+        let before = fetches(row.stats);
         let walked = row.both(regime, half, input);
-        *steps = row.steps;
+        *steps = fetches(row.stats) - before;
         if self.pmcg.is_some() {
             self.tally(PmuEvent::TlbMiss, incoming.sid);
             (0..*steps).for_each(|_| self.tally(PmuEvent::TableWalk, incoming.sid));
@@ -140,123 +150,156 @@ impl<M: Memory + ?Sized> Row<'_, M> {
     /// All of the stages there are.
     #[inline]
     fn both(&mut self, regime: Regime, half: Half, input: u64) -> Walked<Mapping> {
-        let nested = self.stream.path == Path::Nested;
-        let first = self.first(regime, half, input, nested)?;
-        if !nested {
-            return Ok(first);
+        if self.stream.path != Path::Nested {
+            return self.first(regime, half, input, |_, walk| Ok(walk.address()));
         }
+        let tables = match Walk::stage2(&self.stream.stage2.tables, 0) {
+            Step::Fetch(walk) => Some(walk),
+            _ => None,
+        };
+        let first = self.first(regime, half, input, |row, walk| row.table(tables.as_ref(), walk))?;
         let ipa = translation(&first, input).pa;
-        let second = self.second(ipa, Purpose::Output(first), self.needs, self.writes)?;
+        let ask = Ask { ipa, needs: self.needs, writes: self.writes, wary: false };
+        let purpose = || Purpose::Output(first);
+        let second =
+            self.second(tables.as_ref(), ask, purpose, |m| *m, |row, leaf, p| row.mapping2(leaf, p))?;
         Ok(first.through(&second, translation(&second, ipa).pa))
     }
 
-    /// Stage 1, its tables through stage 2 if there is one.
+    /// Stage 1; `place` says where the descriptor is that a walk wants.
     #[inline]
-    fn first(&mut self, regime: Regime, half: Half, input: u64, nested: bool) -> Walked<Mapping> {
+    fn first(
+        &mut self,
+        regime: Regime,
+        half: Half,
+        input: u64,
+        place: impl Fn(&mut Self, Walk) -> Walked<u64>,
+    ) -> Walked<Mapping> {
         let context = self.context;
         let table = match half {
             Half::Lower => &context.lower,
             Half::Upper => &context.upper,
         };
+        let keep = !self.walks.is_disabled();
         self.stats.tlb_misses += 1;
-        let mut walk = match self.walks.get(regime, input) {
-            Some(walk) => {
-                self.stats.walk_hits += 1;
-                walk
-            }
+        let known = if keep { self.walks.get(regime, input) } else { None };
+        self.stats.walk_hits += u64::from(known.is_some());
+        let mut walk = match known {
+            Some(walk) => walk,
             None => match Walk::stage1(table, input) {
                 Step::Fetch(walk) => walk,
                 step => return Err(Box::new(Rest::Begin1(step))),
             },
         };
         loop {
-            let mut at = walk.address();
-            if nested {
-                let second = self.second(at, Purpose::Stage1(walk), Permissions::PRIV_READ, false)?;
-                at = translation(&second, at).pa;
-            }
+            let at = place(self, walk)?;
             self.stats.s1_fetches += 1;
-            self.steps += 1;
             let fetched = self.mem.read_u64(at);
             let Ok(descriptor) = fetched else { return Err(Box::new(Rest::Fetched1(walk, at, fetched))) };
             let marked = descriptor & AF != 0 || !context.haft;
             if marked && walk.descend(descriptor) {
-                if !self.walks.is_disabled() {
+                if keep {
                     self.walks.insert(regime, input, Table::new(walk, table.granule));
                 }
                 continue;
             }
-            return match walk.next(descriptor) {
-                Step::Done(leaf) if self.is_done(&leaf) => {
-                    let possible = leaf.permissions(&context.controls);
-                    Ok(Mapping::stage1(&leaf, possible, context, self.stream.world, self.config))
+            if let Some(leaf) = walk.leaf(descriptor) {
+                let possible = leaf.permissions(&context.controls);
+                // Hardware has nothing to update.
+                if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
+                    let world = self.stream.world;
+                    return Ok(Mapping::stage1(&leaf, possible, context, world, self.config));
                 }
-                _ => Err(Box::new(Rest::Fetched1(walk, at, fetched))),
-            };
+            }
+            return Err(Box::new(Rest::Fetched1(walk, at, fetched)));
         }
     }
 
-    /// Whether a stage 1 leaf permits the transaction, and hardware has nothing to update.
-    #[inline]
-    fn is_done(&self, leaf: &Leaf) -> bool {
-        leaf.permissions(&self.context.controls).contains(self.needs)
-            && leaf.updated(self.writes) == leaf.descriptor
+    /// Where stage 2 puts the descriptor that a walk of stage 1 wants.
+    #[inline(never)]
+    fn table(&mut self, tables: Option<&Walk>, walk: Walk) -> Walked<u64> {
+        let ipa = walk.address();
+        let wary = self.stream.stage2.ptw;
+        let ask = Ask { ipa, needs: Permissions::PRIV_READ, writes: false, wary };
+        let place = |mapping: &Mapping| translation(mapping, ipa).pa;
+        self.second(
+            tables,
+            ask,
+            || Purpose::Stage1(walk),
+            place,
+            |row, leaf, possible| {
+                if leaf.contiguous { place(&row.mapping2(leaf, possible)) } else { leaf.pa }
+            },
+        )
     }
 
-    /// Stage 2 of one address, which has to permit what is needed.
-    #[inline]
-    fn second(&mut self, ipa: u64, purpose: Purpose, needs: Permissions, writes: bool) -> Walked<Mapping> {
+    fn mapping2(&self, leaf: &Leaf, possible: Permissions) -> Mapping {
+        Mapping::stage2(leaf, possible, &self.stream.stage2, self.config)
+    }
+
+    /// Stage 2 of one address; `cached` and `walked` say what is wanted of a cached entry, or of a leaf and what it
+    /// permits. `tables`: the walk of address 0.
+    #[inline(always)]
+    fn second<T>(
+        &mut self,
+        tables: Option<&Walk>,
+        ask: Ask,
+        purpose: impl Fn() -> Purpose,
+        cached: impl FnOnce(&Mapping) -> T,
+        walked: impl FnOnce(&Self, &Leaf, Permissions) -> T,
+    ) -> Walked<T> {
+        let Ask { ipa, needs, writes, wary } = ask;
         let stage2 = &self.stream.stage2;
         let regime = Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() };
-        let for_itself = matches!(purpose, Purpose::Output(_));
-        let refused = |mapping: &Mapping| {
-            !mapping.permissions.contains(needs) || !for_itself && stage2.ptw && mapping.attrs.is_device()
-        };
-        if let Some(&mapping) = self.ipas.get(regime, ipa)
+        let (keep, caches) = (!self.walks.is_disabled(), !self.ipas.is_disabled());
+        if caches
+            && let Some(&mapping) = self.ipas.get(regime, ipa)
             && (mapping.permissions.contains(needs) || !mapping.possible.contains(needs))
         {
             self.stats.s2_hits += 1;
-            return match refused(&mapping) {
-                false => Ok(mapping),
-                true => Err(Box::new(Rest::Done2(ipa, mapping, purpose))),
+            return match mapping.permissions.contains(needs) && !(wary && mapping.attrs.is_device()) {
+                true => Ok(cached(&mapping)),
+                false => Err(Box::new(Rest::Done2(ipa, mapping, purpose()))),
             };
         }
         self.stats.s2_misses += 1;
-        let mut walk = match self.walks.get(regime, ipa) {
-            Some(walk) => {
-                self.stats.walk_hits += 1;
-                walk
-            }
-            None => match Walk::stage2(&stage2.tables, ipa) {
-                Step::Fetch(walk) => walk,
-                step => return Err(Box::new(Rest::Begin2(ipa, step, purpose))),
-            },
+        let known = if keep { self.walks.get(regime, ipa) } else { None };
+        self.stats.walk_hits += u64::from(known.is_some());
+        let begun = match known {
+            None => tables.and_then(|walk| walk.of_input(ipa)),
+            known => known,
+        };
+        let Some(mut walk) = begun else {
+            return Err(Box::new(Rest::Begin2(ipa, Walk::stage2(&stage2.tables, ipa), purpose())));
         };
         loop {
             self.stats.s2_fetches += 1;
-            self.steps += 1;
             let fetched = self.mem.read_u64(walk.address());
             let Ok(descriptor) = fetched else {
-                return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose)));
+                return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())));
             };
             let marked = descriptor & AF != 0 || !stage2.haft;
             if marked && walk.descend(descriptor) {
-                if !self.walks.is_disabled() {
+                if keep {
                     self.walks.insert(regime, ipa, Table::new(walk, stage2.tables.granule));
                 }
                 continue;
             }
-            let rest = || Box::new(Rest::Fetched2(ipa, walk, fetched, purpose));
-            let Step::Done(leaf) = walk.next(descriptor) else { return Err(rest()) };
-            let possible = stage2_permissions(&leaf, self.config);
-            let mapping = Mapping::stage2(&leaf, possible, stage2, self.config);
-            if refused(&mapping) || leaf.updated(writes) != descriptor {
-                return Err(rest());
+            if let Some(leaf) = walk.leaf(descriptor) {
+                let possible = stage2_permissions(&leaf, self.config);
+                // Hardware has nothing to update.
+                let done = possible.contains(needs) && leaf.updated(writes) == descriptor;
+                if done && !(wary && self.mapping2(&leaf, possible).attrs.is_device()) {
+                    if caches {
+                        let mapping = self.mapping2(&leaf, possible);
+                        if !mapping.uncached {
+                            self.ipas.insert(regime, ipa, mapping);
+                        }
+                    }
+                    return Ok(walked(self, &leaf, possible));
+                }
             }
-            if !self.ipas.is_disabled() && !mapping.uncached {
-                self.ipas.insert(regime, ipa, mapping);
-            }
-            return Ok(mapping);
+            return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())));
         }
     }
 }

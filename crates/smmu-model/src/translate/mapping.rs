@@ -69,7 +69,7 @@ impl Mapping {
 }
 
 /// What a stage 2 leaf permits.
-#[inline]
+#[inline(always)]
 pub(super) fn stage2_permissions(leaf: &Leaf, config: &Config) -> Permissions {
     leaf.permissions(&Controls { xnx: config.xnx, ..Controls::default() })
 }
