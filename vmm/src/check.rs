@@ -67,8 +67,7 @@ impl Pages for Traces {
     }
 
     fn read(&self, pa: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.ram.read(pa, &mut bytes).then(|| u64::from_le_bytes(bytes))
+        self.ram.read_u64(pa)
     }
 }
 

@@ -28,11 +28,11 @@ struct Page {
 }
 
 impl Page {
-    /// The word at `va`, by the tables of `core` unless it is in the page.
+    /// The word at `va` as `core` sees it, unless it is in the page.
     fn peek(&mut self, core: &Core, ram: &GuestRam, va: u64) -> Option<u64> {
         (va & 7 == 0).then_some(())?;
         if va & !OFFSET != self.va {
-            let pa = mmu::peek_address(core, ram, va)?;
+            let pa = mmu::peek_data(core, ram, va)?;
             *self = Page { va: va & !OFFSET, pa: pa & !OFFSET };
         }
         mmu::peek_physical(ram, self.pa | va & OFFSET)
@@ -46,7 +46,7 @@ impl Core {
         mmu::peek_address(self, ram, va)
     }
 
-    /// Follows the frame records from X29. Reads memory by the present tables and changes nothing.
+    /// Follows the frame records from X29. Reads memory as the vCPU sees it, and changes nothing.
     #[must_use]
     pub fn backtrace(&self, ram: &GuestRam) -> Backtrace {
         let mut trace = Backtrace { pc: self.pc, lr: self.r[30], callers: [0; FRAMES] };

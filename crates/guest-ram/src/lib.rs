@@ -119,9 +119,16 @@ impl GuestRam {
     /// The 8 little-endian bytes at an aligned address; otherwise as [`GuestRam::read_by`].
     #[inline]
     pub fn read_u64_by(&self, by: Reader, pa: u64) -> Option<u64> {
-        let offset = self.offset(pa, 8)?;
+        let word = self.read_u64(pa)?;
+        self.watch.note_read(pa - self.base, 8, by);
+        Some(word)
+    }
+
+    /// The 8 little-endian bytes at an aligned address.
+    #[inline]
+    pub fn read_u64(&self, pa: u64) -> Option<u64> {
+        self.offset(pa, 8)?;
         let word: u64 = self.mem.load(GuestAddress(pa), Ordering::Relaxed).ok()?;
-        self.watch.note_read(offset, 8, by);
         Some(u64::from_le(word))
     }
 

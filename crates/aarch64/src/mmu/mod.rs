@@ -304,6 +304,14 @@ pub(crate) fn peek_address(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> O
     translate::peek(&core.sys, ram, va)
 }
 
+/// Where the data at `va` is as the vCPU sees it, cached translations first, for who looks on: no state changes.
+pub(crate) fn peek_data(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Option<u64> {
+    let translates = core.sys.sctlr_el1 & sctlr::M != 0 && core.mmu.fast.ready;
+    let view = data_view(&core.pstate, AccessKind::Normal);
+    let cached = translates.then(|| core.mmu.tlb.find(view, va)).flatten();
+    cached.map(|cached| cached.pa | va & 0xfff).or_else(|| peek_address(core, ram, va))
+}
+
 /// The 64-bit word at a physical address, for who looks on.
 pub(crate) fn peek_physical(ram: &guest_ram::GuestRam, pa: u64) -> Option<u64> {
     host::read::<u64>(ram, pa)

@@ -69,10 +69,9 @@ impl State {
         if let Some((&k, &h)) = old {
             self.report_atc(k, h, "and the address has another translation now");
         }
-        let Some(&(regime, granule)) = self.stages(&t).first() else { return };
-        let leaves = self.tables.leaves(regime, granule, request.address);
-        let leaf = leaves.into_iter().filter_map(|id| self.tables.get(id)).find(|e| e.dead.is_none());
-        let Some(e) = leaf else { return };
+        let Some((regime, granule)) = self.route(&t).stages(&t).next() else { return };
+        let mut leaves = self.tables.leaves(regime, granule, request.address);
+        let Some((_, e)) = leaves.find(|(_, e)| e.dead.is_none()) else { return };
         let held = Held {
             regime,
             granule,
@@ -97,10 +96,8 @@ impl State {
         }
         let tables = &self.tables;
         for (key, held) in &mut self.atcs.held {
-            let alive = tables
-                .leaves(held.regime, held.granule, key.2)
-                .into_iter()
-                .any(|id| tables.get(id).is_some_and(|e| e.at == held.at && e.dead.is_none()));
+            let mut leaves = tables.leaves(held.regime, held.granule, key.2);
+            let alive = leaves.any(|(_, e)| e.at == held.at && e.dead.is_none());
             match (alive, held.dead) {
                 (false, None) => held.dead = Some((seq, *site)),
                 (true, Some(_)) => (held.dead, held.early) = (None, None),
@@ -114,8 +111,8 @@ impl State {
         let tables = &self.tables;
         for (key, held) in self.atcs.held.iter_mut().filter(|(key, _)| atc_covers(c, key)) {
             // The SMMU may still give the device the old translation again.
-            let again = tables.leaves(held.regime, held.granule, key.2).into_iter();
-            let again = again.filter_map(|id| tables.get(id)).any(|e| e.at == held.at && e.dead.is_some());
+            let mut leaves = tables.leaves(held.regime, held.granule, key.2);
+            let again = leaves.any(|(_, e)| e.at == held.at && e.dead.is_some());
             held.early = (held.dead.is_some() && again).then_some(site);
         }
     }

@@ -110,7 +110,6 @@ impl State {
         for logged in &pending {
             let (c, seq) = (&logged.command, logged.seq);
             let e2h = self.streams.e2h();
-            self.level1_invalidated(c, seq);
             match c.opcode() {
                 Some(Opcode::CfgiSte) => self.streams.invalidated(|what| what.sid() == c.sid(), seq),
                 Some(Opcode::CfgiSteRange) => {
@@ -142,11 +141,12 @@ impl State {
                     continue;
                 }
             }
+            self.level1_invalidated(c, seq);
             configuration = true;
         }
         if configuration {
             for at in self.streams.forget_lost(&self.config) {
-                self.memory.release(at);
+                self.memory.release_configuration(at);
             }
         }
         self.watch();

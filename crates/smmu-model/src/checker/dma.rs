@@ -1,6 +1,9 @@
 //! What devices do: transactions in use, under way, passed by, and refused.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pgtable::Granule;
 
 use super::State;
 use super::answers::Time;
@@ -11,15 +14,32 @@ use super::tables::{Cause, Entry, Regime};
 use crate::cache::World;
 use crate::spec::event::{Access, Event, EventKind, Place};
 use crate::transaction::{Transaction, Translation, TxnId};
-use crate::translate::Path;
+use crate::translate::{Context, Path, Stream};
 
 /// A transaction that has its translation and is not over.
 #[derive(Clone, Debug)]
 struct UnderWay {
     t: Transaction,
-    /// The leaves that it uses.
-    leaves: Vec<u64>,
+    /// The leaves that it uses: rarely more than one.
+    leaf: Option<u64>,
+    others: Vec<u64>,
 }
+
+impl UnderWay {
+    fn uses(&mut self, leaf: u64) {
+        match self.leaf {
+            None => self.leaf = Some(leaf),
+            Some(_) => self.others.push(leaf),
+        }
+    }
+
+    fn leaves(&self) -> impl Iterator<Item = u64> {
+        self.leaf.into_iter().chain(self.others.iter().copied())
+    }
+}
+
+/// Streams whose routes are kept.
+const ROUTES: usize = 64;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -27,6 +47,8 @@ pub(super) struct Dma {
     under_way: BTreeMap<TxnId, UnderWay>,
     /// When a stream was used last.
     used: BTreeMap<u32, u64>,
+    /// What transactions went by last, by the low bits of what they come from.
+    routes: Vec<Option<Arc<Route>>>,
 }
 
 impl Dma {
@@ -39,38 +61,70 @@ impl Dma {
         self.used.get(&sid).is_some_and(|&used| used >= time)
     }
 
-    /// Whether a transaction under way uses a leaf.
-    pub(super) fn user_of(&self, leaf: u64) -> Option<Transaction> {
-        self.under_way.values().find(|u| u.leaves.contains(&leaf)).map(|u| u.t)
+    /// The leaves that transactions under way use.
+    pub(super) fn users(&self) -> impl Iterator<Item = (u64, &Transaction)> {
+        self.under_way.values().flat_map(|u| u.leaves().map(|leaf| (leaf, &u.t)))
+    }
+}
+
+/// What memory says that the transactions of a stream and SubstreamID go by.
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    sid: u32,
+    cd: u32,
+    /// [`Streams::generation`] when it was looked up.
+    generation: u64,
+    stream: Option<Stream>,
+    contexts: Vec<Context>,
+}
+
+impl Route {
+    /// The regime and granule of each stage that translates a transaction.
+    pub(super) fn stages(&self, t: &Transaction) -> impl Iterator<Item = (Regime, Granule)> {
+        let stage1 = self.stream.as_ref().filter(|stream| {
+            let without = stream.dss == 1 && t.ssid.is_none() && stream.cds.max != 0;
+            stream.path.has_stage1() && !without
+        });
+        let stage2 = self.stream.as_ref().filter(|stream| stage1.is_none() && stream.path.has_stage2());
+        let address = t.address;
+        let contexts = stage1.into_iter().flat_map(move |stream| {
+            self.contexts.iter().map(move |context| {
+                let regime = Regime { world: stream.world, vmid: stream.vmid, asid: context.asid };
+                let table = if context.is_upper(address) { &context.upper } else { &context.lower };
+                (regime, table.granule)
+            })
+        });
+        contexts.chain(stage2.map(|stream| {
+            let regime = Regime { world: World::NsEl1Stage2, vmid: stream.vmid, asid: 0 };
+            (regime, stream.stage2.tables.granule)
+        }))
+    }
+
+    /// Faults of these transactions are part of their stream's protocol: they stall, or it asks for pages by PRI.
+    fn recovers(&self) -> bool {
+        let Some(stream) = &self.stream else { return false };
+        stream.path.has_stage2() && stream.stage2.stall || self.contexts.iter().any(|context| context.stall)
+    }
+
+    fn is_nested(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.path == Path::Nested)
     }
 }
 
 impl State {
-    /// The regime, granule and input of each stage that translates a transaction.
-    pub(super) fn stages(&self, t: &Transaction) -> Vec<(Regime, pgtable::Granule)> {
-        let Some(stream) = self.streams.stream(t.sid) else { return Vec::new() };
-        let mut stages = Vec::new();
-        let without = stream.dss == 1 && t.ssid.is_none() && stream.cds.max != 0;
-        if stream.path.has_stage1() && !without {
-            let cd = t.ssid.unwrap_or(0);
-            for context in self.streams.contexts(t.sid, cd) {
-                let regime = Regime { world: stream.world, vmid: stream.vmid, asid: context.asid };
-                let table = if context.is_upper(t.address) { &context.upper } else { &context.lower };
-                stages.push((regime, table.granule));
-            }
-        } else if stream.path.has_stage2() {
-            let regime = Regime { world: World::NsEl1Stage2, vmid: stream.vmid, asid: 0 };
-            stages.push((regime, stream.stage2.tables.granule));
+    /// What a transaction goes by.
+    pub(super) fn route(&mut self, t: &Transaction) -> Arc<Route> {
+        let (sid, cd, generation) = (t.sid, t.ssid.unwrap_or(0), self.streams.generation);
+        self.dma.routes.resize(ROUTES, None);
+        let place = &mut self.dma.routes[(sid ^ cd << 3) as usize % ROUTES];
+        if let Some(known) = place
+            && (known.sid, known.cd, known.generation) == (sid, cd, generation)
+        {
+            return Arc::clone(known);
         }
-        stages
-    }
-
-    /// Faults of this transaction's stream are part of its protocol: they stall, or it asks for pages by PRI.
-    fn recovers(&self, t: &Transaction) -> bool {
-        let Some(stream) = self.streams.stream(t.sid) else { return false };
-        let cd = t.ssid.unwrap_or(0);
-        stream.path.has_stage2() && stream.stage2.stall
-            || self.streams.contexts(t.sid, cd).any(|context| context.stall)
+        let stream = self.streams.stream(sid);
+        let contexts = self.streams.contexts(sid, cd).copied().collect();
+        Arc::clone(place.insert(Arc::new(Route { sid, cd, generation, stream, contexts })))
     }
 
     /// A transaction goes on with a translation.
@@ -78,45 +132,43 @@ impl State {
         self.dma.used.insert(t.sid, self.now);
         self.late_structures(t);
         self.late_level1(t.sid, t.ssid.unwrap_or(0));
-        let mut leaves = Vec::new();
-        for (regime, granule) in self.stages(t) {
+        let route = self.route(t);
+        let mut under_way = UnderWay { t: *t, leaf: None, others: Vec::new() };
+        for (regime, granule) in route.stages(t) {
             let input = ((t.address << 8) as i64 >> 8) as u64;
-            let found = self.tables.leaves(regime, granule, input);
-            let nested = self.streams.stream(t.sid).is_some_and(|s| s.path == Path::Nested);
             let gives = |e: &Entry| {
-                nested && regime.world != World::NsEl1Stage2
+                route.is_nested() && regime.world != World::NsEl1Stage2
                     || e.output() | input & ((1 << e.shift) - 1) == translation.pa
             };
-            let of = |dead: bool| {
-                found
-                    .iter()
-                    .copied()
-                    .find(|&id| self.tables.get(id).is_some_and(|e| e.dead.is_some() == dead && gives(e)))
-            };
-            match (of(false), of(true)) {
-                (Some(live), _) => leaves.push(live),
+            let mut dead = None;
+            let mut live = None;
+            for (id, e) in self.tables.leaves(regime, granule, input).filter(|(_, e)| gives(e)) {
+                let first = if e.dead.is_some() { &mut dead } else { &mut live };
+                first.get_or_insert(id);
+            }
+            match (live, dead) {
+                (Some(live), _) => under_way.uses(live),
                 (None, Some(dead)) => {
-                    leaves.push(dead);
-                    self.used_dead(dead, t);
+                    under_way.uses(dead);
+                    self.used_dead(dead, t, route.recovers());
                 }
                 (None, None) => {}
             }
         }
-        self.dma.under_way.insert(id, UnderWay { t: *t, leaves });
+        self.dma.under_way.insert(id, under_way);
     }
 
     /// A device goes on with a translation that memory does not have any more.
-    fn used_dead(&mut self, id: u64, t: &Transaction) {
+    fn used_dead(&mut self, id: u64, t: &Transaction, recovers: bool) {
         let Some(e) = self.tables.get(id).cloned() else { return };
         let Some(death) = e.dead else { return };
         let age = self.now.saturating_sub(death.site.time);
         let restricted = matches!(death.cause, Cause::Changed(value) if value & 1 != 0);
-        if self.tables.is_cut_off(&e) || age < self.patience.invalidation && (restricted || self.recovers(t))
-        {
+        if self.tables.is_cut_off(&e) || age < self.patience.invalidation && (restricted || recovers) {
             // Until the invalidation, the guest has to expect this.
             return;
         }
-        let kind = if restricted || self.recovers(t) { Kind::StaleTranslation } else { Kind::DmaAfterUnmap };
+        let kind = if restricted || recovers { Kind::StaleTranslation } else { Kind::DmaAfterUnmap };
         let what = match kind {
             Kind::StaleTranslation => format!(
                 "a device still uses the translation of {:#x} that was changed at {}: it was never invalidated",
@@ -136,6 +188,9 @@ impl State {
 
     /// A device goes by an STE or CD that was changed long ago.
     fn late_structures(&mut self, t: &Transaction) {
+        if !self.streams.changed {
+            return;
+        }
         for what in [What::Ste(t.sid), What::Cd(t.sid, t.ssid.unwrap_or(0))] {
             let stale: Vec<u64> = self
                 .streams
@@ -154,13 +209,10 @@ impl State {
 
     /// A transaction passes while SMMUEN is 0.
     pub(super) fn passed(&mut self, t: &Transaction) {
-        for (regime, granule) in self.stages(t) {
-            let ids = self.tables.leaves(regime, granule, t.address);
-            let other = ids.into_iter().find_map(|id| {
-                let e = self.tables.get(id)?;
-                (e.output() | t.address & ((1 << e.shift) - 1) != t.address).then(|| e.clone())
-            });
-            let Some(e) = other else { continue };
+        for (regime, granule) in self.route(t).stages(t) {
+            let elsewhere = |e: &Entry| e.output() | t.address & ((1 << e.shift) - 1) != t.address;
+            let other = self.tables.leaves(regime, granule, t.address).find(|(_, e)| elsewhere(e));
+            let Some(e) = other.map(|(_, e)| e.clone()) else { continue };
             let what = format!(
                 "a device {} {:#x} past the disabled SMMU: the address is an IOVA, and was mapped to {:#x}",
                 if t.kind.is_read() { "reads" } else { "writes" },
@@ -185,27 +237,25 @@ impl State {
         if event.stall.is_some() {
             return;
         }
-        // With CD.R=0 the guest does not want to hear of faults: it expects them, as after the end of a process whose
-        // memory a device still uses.
-        let silent = self.streams.contexts(event.sid, event.ssid.unwrap_or(0)).any(|context| !context.record);
-        if !place.s2 && silent {
-            return;
-        }
         let verb = if access.read { "reads" } else { "writes" };
         let t = Transaction {
             ssid: event.ssid,
             ..Transaction::new(event.sid, access.address, crate::AccessKind::Read)
         };
-        let (regime, granule) = match self.stages(&t).first() {
-            Some(&stage) if !place.s2 || stage.0.world == World::NsEl1Stage2 => stage,
-            _ => (Regime::default(), pgtable::Granule::G4K),
+        let route = self.route(&t);
+        // With CD.R=0 the guest does not want to hear of faults: it expects them, as after the end of a process whose
+        // memory a device still uses.
+        if !place.s2 && route.contexts.iter().any(|context| !context.record) {
+            return;
+        }
+        let (regime, granule) = match route.stages(&t).next() {
+            Some(stage) if !place.s2 || stage.0.world == World::NsEl1Stage2 => stage,
+            _ => (Regime::default(), Granule::G4K),
         };
         let input = ((access.address << 8) as i64 >> 8) as u64;
         let gone = self.tables.gone(regime, input);
-        let held = self.tables.leaves(regime, granule, input).into_iter().find_map(|id| {
-            let e = self.tables.get(id)?;
-            e.dead.map(|death| (e.map, death.site))
-        });
+        let dead = |(_, e): (u64, &Entry)| e.dead.map(|death| (e.map, death.site));
+        let held = self.tables.leaves(regime, granule, input).find_map(dead);
         let gone = held.or(gone.map(|gone| (gone.map, gone.unmap)));
         let (kind, what) = match (translation, gone) {
             (true, Some((_, unmap))) => (
@@ -223,7 +273,7 @@ impl State {
         };
         let mut report = Report::new(kind, self.now, what).stream(event.sid, event.ssid);
         report.iova = Some(access.address);
-        if regime != Regime::default() || granule != pgtable::Granule::G4K {
+        if regime != Regime::default() || granule != Granule::G4K {
             (report.world, report.vmid, report.asid) =
                 (Some(regime.world), Some(regime.vmid), Some(regime.asid));
         }

@@ -17,24 +17,26 @@ impl State {
     /// A walk fetched a descriptor.
     pub(super) fn descriptor(&mut self, f: &Descriptor) {
         let table = Table { level: f.level, granule: f.granule, pa52: f.pa52 };
-        self.link(f.at, f.value, table);
         if self.tables.known(f).is_some() {
             return;
         }
         let map = self.memory.writer(f.at);
-        let Some(id) = self.tables.add(f, self.seq, map) else { return };
+        let Some(id) = self.tables.add(f, self.seq, map) else {
+            return self.link(f.at, f.value, table);
+        };
         self.watch();
+        self.link(f.at, f.value, table);
         self.memory.is_table(f.at, table);
-        let Some(e) = self.tables.get(id).filter(|e| e.leaf && e.dead.is_none()).cloned() else { return };
+        let Some(e) = self.tables.get(id).filter(|e| e.leaf && e.dead.is_none()) else { return };
         // The address may have had another translation, by another table, that is still held.
-        let old = self.tables.leaves(e.regime, e.granule, f.input).into_iter().find_map(|id| {
-            let old = self.tables.get(id)?;
+        let old = self.tables.leaves(e.regime, e.granule, f.input).find(|(_, old)| {
             let offset = |e: &Entry| e.output() | f.input & ((1 << e.shift) - 1) & !0xfff;
             let other = old.at != e.at && old.dead.is_some() && !self.tables.is_cut_off(old);
-            (other && offset(old) != offset(&e)).then(|| old.clone())
+            other && offset(old) != offset(e)
         });
-        if let Some(old) = old {
-            self.reused(&old, e.map);
+        if let Some((_, old)) = old {
+            let (old, map) = (old.clone(), e.map);
+            self.reused(&old, map);
         }
     }
 
@@ -53,7 +55,9 @@ impl State {
     /// A word of a page that may be a table changes.
     pub(super) fn table_store(&mut self, at: u64, new: u64, seq: u64, site: &Site) {
         self.abandoned_table(at, new, site);
-        for id in self.tables.at_word(at) {
+        let mut from = 0;
+        while let Some(id) = self.tables.at_word(at, from) {
+            from = id + 1;
             let Some(e) = self.tables.get(id).cloned() else { continue };
             let change = compare(&e, new);
             match (e.dead, change) {
@@ -202,11 +206,10 @@ impl State {
             return;
         }
         let to = output(new, true, granule, level, pa52);
-        let user = self.tables.dead_leaf_to(to).find_map(|(id, e)| {
-            let t = self.dma.user_of(id)?;
-            (e.at != at && !matches!(e.dead, Some(Death { cause: Cause::Root, .. }))).then(|| (t, e.clone()))
-        });
-        let Some((t, e)) = user else { return };
+        let users = self.dma.users().filter_map(|(id, t)| Some((id, t, self.tables.get(id)?)));
+        let gone = |e: &Entry| e.dead.is_some_and(|death| death.cause != Cause::Root);
+        let old = users.filter(|(_, _, e)| gone(e) && e.leaf && e.output() == to && e.at != at);
+        let Some((t, e)) = old.min_by_key(|(id, ..)| *id).map(|(_, t, e)| (*t, e.clone())) else { return };
         let what = format!(
             "memory at {to:#x} is mapped again while a device still {} it at {:#x}, where it was unmapped",
             if t.kind.is_read() { "reads" } else { "writes" },
@@ -221,7 +224,7 @@ impl State {
     pub(super) fn structure(&mut self, what: What, at: u64, words: &[u64; 8]) {
         let seq = self.tick();
         if self.streams.fetched(what, at, words, seq, &self.config) {
-            self.memory.hold(at);
+            self.memory.hold_configuration(at);
         }
         let site = Site::device(self.now);
         self.settle_roots(what, at, &site);

@@ -124,15 +124,15 @@ impl State {
         }
         let map = self.memory.writer(at);
         self.level1s.held.insert((what, at), Held { born, map, now, old: None });
-        self.memory.hold(at);
+        self.memory.hold_configuration(at);
     }
 
     fn forget_level1(&mut self, what: Level1, at: u64) {
         let Some(held) = self.level1s.held.remove(&(what, at)) else { return };
-        self.memory.release(at);
+        self.memory.release_configuration(at);
         if let Some(old) = held.old {
             self.level1s.changed -= 1;
-            pages(old.target).for_each(|page| self.memory.release(page));
+            pages(old.target).for_each(|page| self.memory.release_configuration(page));
         }
     }
 
@@ -177,13 +177,13 @@ impl State {
             Some(old) if old.target == now => {
                 held.old = None;
                 self.level1s.changed -= 1;
-                pages(old.target).for_each(|page| self.memory.release(page));
+                pages(old.target).for_each(|page| self.memory.release_configuration(page));
             }
             Some(_) => {}
             None => {
                 held.old = Some(Old { target: before, seq, map: held.map, change: *site, reported: false });
                 self.level1s.changed += 1;
-                pages(before).for_each(|page| self.memory.hold(page));
+                pages(before).for_each(|page| self.memory.hold_configuration(page));
             }
         }
         held.map = Some(*site);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pgtable::Granule;
 
+use super::index::Map;
 use super::site::Site;
 
 /// Bytes of a watched page.
@@ -27,26 +28,50 @@ pub(super) struct Table {
     pub(super) pa52: bool,
 }
 
+/// Words of a watched page.
+const WORDS: usize = PAGE as usize / 8;
+
+fn word_of(pa: u64) -> usize {
+    (pa & (PAGE - 1)) as usize / 8
+}
+
+/// Last writer of each word, if that was seen.
+#[derive(Debug, Default)]
+struct Writers {
+    /// By word: 0, or one more than its place in `sites`.
+    places: Option<Box<[u16; WORDS]>>,
+    sites: Vec<Site>,
+}
+
 #[derive(Debug, Default)]
 struct Page {
     /// Reasons to watch it.
     holds: u32,
-    /// Last writer of each word, by index.
-    writers: BTreeMap<u16, Site>,
+    /// Of these, those that are STEs, CDs, level 1 descriptors, or what was a level 2 table.
+    configuration: u32,
+    writers: Writers,
     table: Option<Table>,
+    /// Where table descriptors in it lead.
+    links: BTreeMap<u16, (u64, Table)>,
 }
 
 /// All of them.
 pub(super) struct Memory {
     access: Box<dyn Pages>,
-    pages: BTreeMap<u64, Page>,
-    /// Where table descriptors in watched tables lead, by their address.
-    links: BTreeMap<u64, (u64, Table)>,
+    pages: Map<u64, Page>,
 }
 
 impl Memory {
     pub(super) fn new(access: Box<dyn Pages>) -> Self {
-        Memory { access, pages: BTreeMap::new(), links: BTreeMap::new() }
+        Memory { access, pages: Map::default() }
+    }
+
+    fn page(&self, pa: u64) -> Option<&Page> {
+        self.pages.get(&(pa & !(PAGE - 1)))
+    }
+
+    fn page_mut(&mut self, pa: u64) -> Option<&mut Page> {
+        self.pages.get_mut(&(pa & !(PAGE - 1)))
     }
 
     /// One more reason to watch the page that holds `pa`.
@@ -59,22 +84,41 @@ impl Memory {
         entry.holds += 1;
     }
 
+    /// One more reason, which is not a table of descriptors and not a queue.
+    pub(super) fn hold_configuration(&mut self, pa: u64) {
+        self.hold(pa);
+        if let Some(page) = self.page_mut(pa) {
+            page.configuration += 1;
+        }
+    }
+
+    /// One such reason less.
+    pub(super) fn release_configuration(&mut self, pa: u64) {
+        if let Some(page) = self.page_mut(pa) {
+            page.configuration = page.configuration.saturating_sub(1);
+        }
+        self.release(pa);
+    }
+
     /// One reason less. What only tables in an unwatched page led to is not watched either.
     pub(super) fn release(&mut self, pa: u64) {
-        let mut less = vec![pa & !(PAGE - 1)];
-        while let Some(page) = less.pop() {
-            let Some(entry) = self.pages.get_mut(&page) else { continue };
-            entry.holds = entry.holds.saturating_sub(1);
-            if entry.holds != 0 {
-                continue;
-            }
-            self.pages.remove(&page);
-            self.access.unwatch(page);
-            let inside: Vec<u64> = self.links.range(page..page + PAGE).map(|(&at, _)| at).collect();
-            for at in inside {
-                if let Some((child, table)) = self.links.remove(&at) {
-                    less.extend(pages_of(child, table.granule));
+        let mut page = pa & !(PAGE - 1);
+        let mut less = Vec::new();
+        loop {
+            if let Some(entry) = self.pages.get_mut(&page) {
+                entry.holds = entry.holds.saturating_sub(1);
+                if entry.holds == 0
+                    && let Some(entry) = self.pages.remove(&page)
+                {
+                    self.access.unwatch(page);
+                    less.extend(
+                        entry.links.into_values().flat_map(|(to, table)| pages_of(to, table.granule)),
+                    );
                 }
+            }
+            match less.pop() {
+                Some(next) => page = next,
+                None => return,
             }
         }
     }
@@ -85,49 +129,64 @@ impl Memory {
     }
 
     pub(super) fn is_watched(&self, pa: u64) -> bool {
-        self.pages.contains_key(&(pa & !(PAGE - 1)))
+        self.page(pa).is_some()
+    }
+
+    /// Whether there may be an STE, a CD or a level 1 descriptor in the page of `pa`, or have been.
+    pub(super) fn is_configuration(&self, pa: u64) -> bool {
+        self.page(pa).is_some_and(|page| page.configuration != 0)
     }
 
     /// Whether the page is known to be a table, and which.
     pub(super) fn table(&self, pa: u64) -> Option<Table> {
-        self.pages.get(&(pa & !(PAGE - 1)))?.table
+        self.page(pa)?.table
     }
 
     /// Notes that a watched page is a table.
     pub(super) fn is_table(&mut self, pa: u64, table: Table) {
-        if let Some(page) = self.pages.get_mut(&(pa & !(PAGE - 1))) {
+        if let Some(page) = self.page_mut(pa) {
             page.table = Some(table);
         }
     }
 
     /// Who wrote the word at `pa` last, if that was seen.
     pub(super) fn writer(&self, pa: u64) -> Option<Site> {
-        self.pages.get(&(pa & !(PAGE - 1)))?.writers.get(&(((pa & (PAGE - 1)) >> 3) as u16)).copied()
+        let writers = &self.page(pa)?.writers;
+        let place = writers.places.as_ref()?[word_of(pa)];
+        writers.sites.get(usize::from(place).checked_sub(1)?).copied()
     }
 
     /// Notes a writer.
-    pub(super) fn wrote(&mut self, pa: u64, site: Site) {
-        if let Some(page) = self.pages.get_mut(&(pa & !(PAGE - 1))) {
-            page.writers.insert(((pa & (PAGE - 1)) >> 3) as u16, site);
+    pub(super) fn wrote(&mut self, pa: u64, site: &Site) {
+        let Some(page) = self.page_mut(pa) else { return };
+        let Writers { places, sites } = &mut page.writers;
+        let place = &mut places.get_or_insert_with(|| Box::new([0; WORDS]))[word_of(pa)];
+        match usize::from(*place).checked_sub(1).and_then(|place| sites.get_mut(place)) {
+            Some(known) => *known = *site,
+            None => {
+                sites.push(*site);
+                *place = sites.len() as u16;
+            }
         }
     }
 
     /// Notes that the descriptor at `at` leads to a table, or to none.
     pub(super) fn link(&mut self, at: u64, to: Option<(u64, Table)>) {
-        let old = self.links.get(&at).copied();
-        if old == to {
+        let word = word_of(at) as u16;
+        let old = self.page(at).and_then(|page| page.links.get(&word).copied());
+        if old == to || !self.is_watched(at) {
             return;
         }
         if let Some((child, table)) = to {
             for page in pages_of(child, table.granule) {
                 self.hold(page);
-                if let Some(page) = self.pages.get_mut(&page) {
-                    page.table = Some(table);
-                }
+                self.is_table(page, table);
             }
-            self.links.insert(at, (child, table));
-        } else {
-            self.links.remove(&at);
+        }
+        match (self.page_mut(at), to) {
+            (Some(page), Some(to)) => _ = page.links.insert(word, to),
+            (Some(page), None) => _ = page.links.remove(&word),
+            (None, _) => {}
         }
         if let Some((child, table)) = old {
             for page in pages_of(child, table.granule) {

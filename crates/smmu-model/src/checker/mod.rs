@@ -8,6 +8,7 @@ mod answers;
 mod atc;
 mod commands;
 mod dma;
+mod index;
 mod judge;
 mod level1;
 mod memory;
@@ -210,11 +211,13 @@ impl State {
         if site.cpu.is_some() && old != new {
             self.command_store(at, site);
         }
-        self.level1_store(at, new, seq, site);
-        self.structure_store(at, new, seq, site);
+        if self.memory.is_configuration(at) {
+            self.level1_store(at, new, seq, site);
+            self.structure_store(at, new, seq, site);
+        }
         self.table_store(at, new, seq, site);
         self.settle_atcs(seq, site);
-        self.memory.wrote(at, *site);
+        self.memory.wrote(at, site);
         self.watch();
     }
 }

@@ -138,6 +138,10 @@ pub(super) struct Streams {
     all: BTreeMap<(What, u64), Structure>,
     by_word: BTreeSet<(u64, What)>,
     e2h: bool,
+    /// Counts what changes what memory says.
+    pub(super) generation: u64,
+    /// Of some of them, more than what memory says now may be held.
+    pub(super) changed: bool,
 }
 
 impl Streams {
@@ -149,6 +153,7 @@ impl Streams {
     /// CR2.E2H was written.
     pub(super) fn set_e2h(&mut self, e2h: bool, config: &Config) {
         self.e2h = e2h;
+        self.generation += 1;
         self.all.iter_mut().for_each(|(&(what, _), s)| s.decode(what, config, e2h));
     }
 
@@ -176,12 +181,14 @@ impl Streams {
         seq: u64,
         config: &Config,
     ) -> bool {
+        self.generation += 1;
         let stream = self.stream(what.sid()).unwrap_or_default();
         let version = Version { seq, words: *words, site: None };
         if let Some(s) = self.all.get_mut(&(what, at)) {
             s.stream = stream;
             if s.last().words != *words {
                 s.push(version);
+                self.changed = true;
             }
             s.decode(what, config, self.e2h);
             return false;
@@ -201,6 +208,8 @@ impl Streams {
             return;
         }
         words[n] = word;
+        self.generation += 1;
+        self.changed = true;
         s.reported = false;
         s.push(Version { seq, words, site: Some(site) });
         s.decode(what, config, self.e2h);
@@ -265,6 +274,7 @@ impl Streams {
             let keep = s.versions.iter().rposition(|v| v.seq <= seq).unwrap_or(0);
             s.versions.drain(..keep);
         }
+        self.changed = self.all.values().any(Structure::is_changed);
     }
 
     /// Whether the STE's present, or any held, version leads to the CD at `at`.
@@ -292,6 +302,7 @@ impl Streams {
             })
             .copied()
             .collect();
+        self.generation += 1;
         for key in &lost {
             self.all.remove(key);
             self.by_word.remove(&(key.1, key.0));

@@ -5,11 +5,12 @@
 //! dead has to be invalidated before its address, its tag or its table page get another meaning. What is alive may be
 //! read again at any time, so an invalidation does not remove it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use pgtable::Granule;
 use pgtable::descriptor::{self as d, Kind};
 
+use super::index::{Index, Map, Slab};
 use super::site::Site;
 use crate::cache::World;
 use crate::observer::Descriptor;
@@ -20,6 +21,13 @@ pub(super) struct Regime {
     pub(super) world: World,
     pub(super) vmid: u16,
     pub(super) asid: u16,
+}
+
+impl Regime {
+    /// Itself, in a word.
+    fn key(self) -> u64 {
+        (self.world as u64) << 32 | u64::from(self.vmid) << 16 | u64::from(self.asid)
+    }
 }
 
 /// Why an entry is dead.
@@ -159,8 +167,6 @@ pub(super) fn compare(e: &Entry, new: u64) -> Change {
     }
 }
 
-/// More entries than this are not kept: the oldest go.
-const MAX_ENTRIES: usize = 1 << 20;
 /// How many translations that are gone are remembered for reports.
 const MAX_GONE: usize = 4096;
 
@@ -178,60 +184,78 @@ pub(super) enum Watch {
     Release(u64),
 }
 
-/// All entries.
+/// A regime, and an address with the level in the bits that the smallest page does not translate.
+type Input = (u64, u64);
+
+fn input_key(regime: Regime, level: i8, first: u64) -> Input {
+    (regime.key(), first & !0xfff | u64::from(level as u8))
+}
+
+/// All entries. More than a [`Slab`] holds are not kept: the oldest go.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
-    entries: BTreeMap<u64, Entry>,
-    next: u64,
-    by_word: BTreeSet<(u64, u64)>,
-    by_input: BTreeSet<(Regime, i8, u64, u64)>,
-    by_output: BTreeSet<(u64, u64)>,
+    entries: Slab<Entry>,
+    by_word: Index<u64>,
+    by_input: Index<Input>,
+    /// How many leaves there are of each level.
+    leaves: [u32; 4],
     dead: BTreeSet<u64>,
+    /// Table descriptors that were changed and may still be held, by where they lead.
+    taken_out: BTreeSet<(u64, u64)>,
     /// What is dead though its own word never changed, by address.
     cut_off: BTreeSet<(u64, u64)>,
     roots: BTreeMap<(Regime, u64), BTreeSet<u64>>,
-    gone: BTreeMap<(Regime, u64), Gone>,
+    gone: Map<Input, Gone>,
+    /// The oldest first.
+    went: VecDeque<Input>,
     /// Pages to watch, for whoever does.
     pub(super) watches: Vec<Watch>,
 }
 
 impl Tables {
     pub(super) fn get(&self, id: u64) -> Option<&Entry> {
-        self.entries.get(&id)
+        self.entries.get(id)
     }
 
-    /// Entries whose descriptor is at `at`.
-    pub(super) fn at_word(&self, at: u64) -> Vec<u64> {
-        self.by_word.range((at, 0)..=(at, u64::MAX)).map(|&(_, id)| id).collect()
+    /// The first entry whose descriptor is at `at`, of those whose id is `from` or later.
+    pub(super) fn at_word(&self, at: u64, from: u64) -> Option<u64> {
+        self.by_word.from(&at, from)
     }
 
     /// Entries whose descriptors are in the page of `at` and that nothing leads to any more.
     pub(super) fn cut_off_in(&self, at: u64) -> Option<&Entry> {
+        if self.cut_off.is_empty() {
+            return None;
+        }
         let page = at & !0xfff;
         let (_, id) = self.cut_off.range((page, 0)..(page + 0x1000, 0)).next()?;
-        self.entries.get(id)
+        self.entries.get(*id)
     }
 
     /// Entries of a regime for an address at a level.
-    fn at_input(&self, regime: Regime, level: i8, first: u64) -> impl Iterator<Item = u64> + '_ {
-        let range = (regime, level, first, 0)..=(regime, level, first, u64::MAX);
-        self.by_input.range(range).map(|&(.., id)| id)
+    fn at_input(&self, regime: Regime, level: i8, first: u64) -> impl Iterator<Item = (u64, &Entry)> {
+        let ids = self.by_input.of(input_key(regime, level, first));
+        ids.filter_map(|id| Some((id, self.entries.get(id)?)))
     }
 
     /// Leaves of a regime that translate `input`, of whatever size.
-    pub(super) fn leaves(&self, regime: Regime, granule: Granule, input: u64) -> Vec<u64> {
-        let mut found = Vec::new();
-        for level in 0..=3 {
+    pub(super) fn leaves(
+        &self,
+        regime: Regime,
+        granule: Granule,
+        input: u64,
+    ) -> impl Iterator<Item = (u64, &Entry)> {
+        let levels = (0..=3).filter(|&level| self.leaves[level as usize] != 0);
+        let at_level = move |level| {
             let shift = granule.shift(level);
-            let ids = self.at_input(regime, level, input >> shift << shift);
-            found.extend(ids.filter(|id| self.entries[id].leaf));
-        }
-        found
+            self.at_input(regime, level, input >> shift << shift)
+        };
+        levels.flat_map(at_level).filter(|(_, e)| e.leaf)
     }
 
     /// Everything dead.
     pub(super) fn dead(&self) -> impl Iterator<Item = (u64, &Entry)> {
-        self.dead.iter().filter_map(|&id| Some((id, self.entries.get(&id)?)))
+        self.dead.iter().filter_map(|&id| Some((id, self.entries.get(id)?)))
     }
 
     /// Roots of a regime that lead to something.
@@ -246,17 +270,16 @@ impl Tables {
 
     /// What became of the translation of an address.
     pub(super) fn gone(&self, regime: Regime, input: u64) -> Option<Gone> {
-        self.gone.get(&(regime, input & !0xfff)).copied()
+        self.gone.get(&(regime.key(), input & !0xfff)).copied()
     }
 
     /// The entry for a descriptor that was read, if there is a live one that says the same.
     pub(super) fn known(&self, f: &Descriptor) -> Option<u64> {
         let shift = f.granule.shift(f.level);
         let regime = Regime { world: f.world, vmid: f.vmid, asid: f.asid };
-        self.at_input(regime, f.level, f.input >> shift << shift).find(|id| {
-            let e = &self.entries[id];
-            e.at == f.at && e.dead.is_none() && compare(e, f.value) == Change::None
-        })
+        let mut same = self.at_input(regime, f.level, f.input >> shift << shift);
+        let live = |e: &Entry| e.at == f.at && e.dead.is_none() && compare(e, f.value) == Change::None;
+        same.find(|(_, e)| live(e)).map(|(id, _)| id)
     }
 
     /// A valid descriptor was read.
@@ -266,23 +289,22 @@ impl Tables {
             Kind::Leaf => true,
             Kind::Table => false,
         };
-        if self.entries.len() >= MAX_ENTRIES
-            && let Some((&oldest, _)) = self.entries.first_key_value()
+        if self.entries.is_full()
+            && let Some(oldest) = self.entries.oldest()
         {
             self.remove(oldest);
         }
         let regime = Regime { world: f.world, vmid: f.vmid, asid: f.asid };
         let shift = f.granule.shift(f.level);
         let parent = if f.first { Parent::Root(f.at & !0xfff) } else { self.parent(f, regime) };
-        let id = self.next;
-        self.next += 1;
+        let id = self.entries.next();
         let mut dead = None;
         match parent {
             Parent::Root(page) => {
                 self.roots.entry((regime, page)).or_default().insert(id);
             }
             Parent::Entry(of) => {
-                if let Some(of) = self.entries.get_mut(&of) {
+                if let Some(of) = self.entries.get_mut(of) {
                     of.children.insert(id);
                     dead = of.dead.map(|death| Death { cause: Cause::Parent, ..death });
                 }
@@ -311,14 +333,16 @@ impl Tables {
         };
         self.watches.push(Watch::Hold(f.at));
         self.watches.extend(entry.table_pages().map(Watch::Hold));
-        self.by_word.insert((f.at, id));
-        self.by_input.insert((regime, f.level, entry.first, id));
-        self.by_output.insert((entry.output(), id));
+        self.by_word.insert(f.at, id);
+        self.by_input.insert(input_key(regime, f.level, entry.first), id);
+        if leaf && let Some(leaves) = self.leaves.get_mut(f.level as usize) {
+            *leaves += 1;
+        }
         if dead.is_some() {
             self.dead.insert(id);
             self.cut_off.insert((f.at, id));
         }
-        self.entries.insert(id, entry);
+        self.entries.insert(entry);
         Some(id)
     }
 
@@ -326,17 +350,16 @@ impl Tables {
     fn parent(&self, f: &Descriptor, regime: Regime) -> Parent {
         let level = f.level - 1;
         let shift = f.granule.shift(level);
-        let candidates = self.at_input(regime, level, f.input >> shift << shift).filter(|id| {
-            let e = &self.entries[id];
-            !e.leaf && f.at.wrapping_sub(e.output()) < e.granule.bytes()
-        });
-        let best = candidates.min_by_key(|id| self.entries[id].dead.is_some());
-        best.map_or(Parent::Lost, Parent::Entry)
+        let candidates = self
+            .at_input(regime, level, f.input >> shift << shift)
+            .filter(|(_, e)| !e.leaf && f.at.wrapping_sub(e.output()) < e.granule.bytes());
+        let best = candidates.min_by_key(|(_, e)| e.dead.is_some());
+        best.map_or(Parent::Lost, |(id, _)| Parent::Entry(id))
     }
 
     /// Memory still says what an entry says, but with this value.
     pub(super) fn refresh(&mut self, id: u64, value: u64, site: Site) {
-        if let Some(e) = self.entries.get_mut(&id) {
+        if let Some(e) = self.entries.get_mut(id) {
             e.value = value;
             e.map = Some(site);
         }
@@ -346,11 +369,15 @@ impl Tables {
     pub(super) fn kill(&mut self, id: u64, death: Death) {
         let mut next = vec![(id, death)];
         while let Some((id, death)) = next.pop() {
-            let Some(e) = self.entries.get_mut(&id) else { continue };
+            let Some(e) = self.entries.get_mut(id) else { continue };
+            let own = matches!(death.cause, Cause::Changed(_));
+            if own && !e.leaf {
+                self.taken_out.insert((e.output(), id));
+            }
             match &mut e.dead {
                 // Dead for longer, but now for a reason of its own as well.
                 Some(old) => {
-                    if matches!(death.cause, Cause::Changed(_)) {
+                    if own {
                         old.cause = death.cause;
                         self.cut_off.remove(&(e.at, id));
                     }
@@ -359,7 +386,7 @@ impl Tables {
                 None => e.dead = Some(death),
             }
             self.dead.insert(id);
-            if !matches!(death.cause, Cause::Changed(_)) {
+            if !own {
                 self.cut_off.insert((e.at, id));
             }
             next.extend(e.children.iter().map(|&child| (child, Death { cause: Cause::Parent, ..death })));
@@ -370,7 +397,7 @@ impl Tables {
     pub(super) fn revive(&mut self, id: u64) {
         let mut next = vec![(id, true)];
         while let Some((id, first)) = next.pop() {
-            let Some(e) = self.entries.get_mut(&id) else { continue };
+            let Some(e) = self.entries.get_mut(id) else { continue };
             let own = matches!(e.dead, Some(Death { cause: Cause::Changed(_), .. }));
             if e.dead.is_none() || (own && !first) {
                 continue;
@@ -378,6 +405,7 @@ impl Tables {
             e.dead = None;
             self.dead.remove(&id);
             self.cut_off.remove(&(e.at, id));
+            self.taken_out.remove(&(e.output(), id));
             next.extend(e.children.iter().map(|&child| (child, false)));
         }
     }
@@ -386,7 +414,7 @@ impl Tables {
     pub(super) fn reachable(&self, e: &Entry) -> bool {
         match e.parent {
             Parent::Root(_) => !matches!(e.dead, Some(Death { cause: Cause::Root, .. })),
-            Parent::Entry(of) => self.entries.get(&of).is_some_and(|of| of.dead.is_none()),
+            Parent::Entry(of) => self.entries.get(of).is_some_and(|of| of.dead.is_none()),
             Parent::Lost => false,
         }
     }
@@ -400,35 +428,38 @@ impl Tables {
                 return true;
             }
             let Parent::Entry(of) = e.parent else { return false };
-            let Some(of) = self.entries.get(&of) else { return false };
+            let Some(of) = self.entries.get(of) else { return false };
             e = of;
         }
         false
     }
 
-    /// Entries whose word is cleared but whose output page a device may still reach: leaves that lead to a page.
-    pub(super) fn dead_leaf_to(&self, output: u64) -> impl Iterator<Item = (u64, &Entry)> {
-        let ids = self.by_output.range((output, 0)..=(output, u64::MAX));
-        ids.filter_map(|&(_, id)| Some((id, self.entries.get(&id).filter(|e| e.leaf && e.dead.is_some())?)))
-    }
-
     /// A table descriptor that was changed, may still be held, and leads to the table that the page of `at` is in.
     pub(super) fn dead_table_to(&self, at: u64) -> Option<&Entry> {
+        if self.taken_out.is_empty() {
+            return None;
+        }
         let first = (at & !0xfff).saturating_sub(Granule::G64K.bytes());
-        let ids = self.by_output.range((first, 0)..=(at & !0xfff, u64::MAX));
-        let entries = ids.filter_map(|(_, id)| self.entries.get(id));
-        entries
-            .filter(|e| !e.leaf && at - e.output() < e.granule.bytes())
-            .find(|e| e.dead.is_some_and(|death| matches!(death.cause, Cause::Changed(_))))
+        let ids = self.taken_out.range((first, 0)..=(at & !0xfff, u64::MAX));
+        let mut entries = ids.filter_map(|&(_, id)| self.entries.get(id));
+        entries.find(|e| at - e.output() < e.granule.bytes())
     }
 
     /// An entry is invalidated: nobody holds it any more.
     pub(super) fn remove(&mut self, id: u64) {
-        let Some(e) = self.entries.remove(&id) else { return };
-        self.by_word.remove(&(e.at, id));
-        self.by_input.remove(&(e.regime, e.level, e.first, id));
-        self.dead.remove(&id);
-        self.cut_off.remove(&(e.at, id));
+        let Some(e) = self.entries.remove(id) else { return };
+        self.by_word.remove(e.at, id);
+        self.by_input.remove(input_key(e.regime, e.level, e.first), id);
+        if e.leaf
+            && let Some(leaves) = self.leaves.get_mut(e.level as usize)
+        {
+            *leaves -= 1;
+        }
+        if e.dead.is_some() {
+            self.dead.remove(&id);
+            self.cut_off.remove(&(e.at, id));
+            self.taken_out.remove(&(e.output(), id));
+        }
         match e.parent {
             Parent::Root(page) => {
                 let key = (e.regime, page);
@@ -440,21 +471,25 @@ impl Tables {
                 }
             }
             Parent::Entry(of) => {
-                if let Some(of) = self.entries.get_mut(&of) {
+                if let Some(of) = self.entries.get_mut(of) {
                     of.children.remove(&id);
                 }
             }
             Parent::Lost => {}
         }
-        self.by_output.remove(&(e.output(), id));
         self.watches.extend(e.table_pages().map(Watch::Release));
         if let Some(death) = e.dead
             && e.leaf
         {
-            if self.gone.len() >= MAX_GONE {
-                self.gone.pop_first();
+            let input = (e.regime.key(), e.first);
+            if self.gone.insert(input, Gone { map: e.map, unmap: death.site }).is_none() {
+                self.went.push_back(input);
             }
-            self.gone.insert((e.regime, e.first), Gone { map: e.map, unmap: death.site });
+            if self.went.len() > MAX_GONE
+                && let Some(input) = self.went.pop_front()
+            {
+                self.gone.remove(&input);
+            }
         }
         self.watches.push(Watch::Release(e.at));
     }
