@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Written commands, their settings, and their answers. */
 #include <linux/cpumask.h>
+#include <linux/delay.h>
+#include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
+#include <linux/of.h>
+#include <linux/of_address.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 
@@ -28,8 +32,10 @@ static const struct {
 	{ "domain-race", lab_domain_race, "threads map, unmap and look up in one domain under DMA" },
 	{ "pasid", lab_pasid, "a domain of our own on a PASID" },
 	{ "hand-over", lab_hand_over, "one CPU maps, another runs the engine and unmaps" },
-	{ "crowd", lab_crowd, "threads that map and unmap, with bounce buffers short" },
+	{ "crowd", lab_crowd, "threads that sync, and map and unmap, with bounce buffers short" },
+	{ "bind", lab_bind_test, "bind this process, until the file is closed" },
 	{ "bind-race", lab_bind_race, "threads bind and unbind this process" },
+	{ "table-race", lab_table_race, "unmap under DMA, while interrupts take the pages that come free" },
 	{ "fault-storm", lab_fault_storm, "commands that will fault, and that nobody waits for" },
 	/* Mistakes; each is done as it should be with "correct". */
 	{ "dma-after-unmap", lab_dma_after_unmap, "mistake: start on a mapping that has gone" },
@@ -71,6 +77,11 @@ static int lab_setting(struct lab_args *args, char *word)
 		args->correct = true;
 		return 0;
 	}
+	if (!strcmp(word, "begin") || !strcmp(word, "mark")) {
+		args->mark_begin = true;
+		args->mark_end = *word == 'm';
+		return 0;
+	}
 	if (!value)
 		return -EINVAL;
 	*value++ = 0;
@@ -78,6 +89,39 @@ static int lab_setting(struct lab_args *args, char *word)
 	if (i < 0 || kstrtoul(value, 0, values[i]) || *values[i] > most[i])
 		return -EINVAL;
 	return 0;
+}
+
+/* The machine's lab device, where scenarios are marked. */
+enum lab_mark { MARK_BEGIN = 1, MARK_PASS = 3, MARK_FAIL = 4 };
+#define LAB_MARK	0x8
+#define LAB_CODE	0xc
+
+static void lab_mark(enum lab_mark mark, u32 code)
+{
+	struct device_node *node = of_find_compatible_node(NULL, NULL, "smmulab,lab");
+	void __iomem *regs = of_iomap(node, 0);
+
+	of_node_put(node);
+	if (!regs)
+		return;
+	writel(code, regs + LAB_CODE);
+	writel(mark, regs + LAB_MARK);
+	iounmap(regs);
+}
+
+void lab_begin(const struct lab_args *args)
+{
+	if (args->mark_begin)
+		lab_mark(MARK_BEGIN, 0);
+}
+
+static int lab_test_run(struct lab_file *file, const struct lab_args *args, lab_test *test)
+{
+	int ret = test(file, args);
+
+	if (args->mark_end)
+		lab_mark(ret ? MARK_FAIL : MARK_PASS, -ret);
+	return ret;
 }
 
 ssize_t lab_command(struct lab_file *file, char *line)
@@ -101,7 +145,7 @@ ssize_t lab_command(struct lab_file *file, char *line)
 	strscpy(args.name, name, sizeof(args.name));
 	for (i = 0; i < ARRAY_SIZE(commands); i++)
 		if (!strcmp(name, commands[i].name))
-			return commands[i].test(file, &args);
+			return lab_test_run(file, &args, commands[i].test);
 	if (strcmp(name, "help"))
 		return -EINVAL;
 	for (i = 0; i < ARRAY_SIZE(commands); i++)
@@ -126,7 +170,8 @@ static int lab_thread(void *data)
 	kthread_complete_and_exit(&thread->done, 0);
 }
 
-int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long thread), void *data)
+int lab_parallel(const struct lab_args *args, unsigned long threads, int (*work)(void *data, unsigned long thread),
+		 void *data)
 {
 	struct lab_thread *thread = kcalloc(threads, sizeof(*thread), GFP_KERNEL);
 	int cpu = cpumask_first(cpu_online_mask), ret = 0;
@@ -155,6 +200,10 @@ int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long th
 		if (cpu >= nr_cpu_ids)
 			cpu = cpumask_first(cpu_online_mask);
 	}
+	if (args->mark_begin)
+		/* Until they wait for it. */
+		msleep(1);
+	lab_begin(args);
 	complete_all(&go);
 	for (i = 0; i < started; i++) {
 		wait_for_completion(&thread[i].done);

@@ -152,7 +152,7 @@ int lab_stress(struct lab_file *file, const struct lab_args *args)
 {
 	struct stress stress = { file, args };
 
-	return lab_parallel(args->threads, stress_thread, &stress);
+	return lab_parallel(args, args->threads, stress_thread, &stress);
 }
 
 int lab_coherent(struct lab_file *file, const struct lab_args *args)

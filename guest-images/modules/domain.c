@@ -230,7 +230,7 @@ int lab_domain_race(struct lab_file *file, const struct lab_args *args)
 	}
 	ret = iommu_attach_device(race.domain, dev);
 	if (!ret) {
-		ret = lab_parallel(args->threads, race_thread, &race);
+		ret = lab_parallel(args, args->threads, race_thread, &race);
 		iommu_detach_device(race.domain, dev);
 	}
 	iommu_domain_free(race.domain);

@@ -47,6 +47,8 @@ struct lab_args {
 	unsigned long size, loops, frames, threads, rate;
 	/* Whether everything is done as a correct driver would do it. */
 	bool correct;
+	/* Whether to mark where a scenario begins, and how it ends. */
+	bool mark_begin, mark_end;
 };
 
 /* An open file. */
@@ -96,6 +98,8 @@ int lab_check(struct lab_file *file, const void *memory, size_t size, u64 seed);
 
 /* commands.c */
 
+/* Marks the beginning, if that is asked for. */
+void lab_begin(const struct lab_args *args);
 ssize_t lab_command(struct lab_file *file, char *line);
 __printf(2, 3) void lab_say(struct lab_file *file, const char *format, ...);
 
@@ -105,10 +109,14 @@ lab_test lab_domain, lab_pasid, lab_domain_race;
 lab_test lab_dma_after_unmap, lab_unmap_in_flight, lab_free_before_unmap, lab_early_doorbell, lab_early_read;
 lab_test lab_cpu_writes, lab_narrow_sync, lab_unmap_without_sync, lab_narrow_flush, lab_stale_page;
 lab_test lab_early_free, lab_early_refill, lab_early_done, lab_hand_over, lab_crowd, lab_fault_storm;
-lab_test lab_walk_race, lab_block_race, lab_bind_race;
+lab_test lab_walk_race, lab_block_race, lab_table_race, lab_bind_race, lab_bind_test;
 
-/* Starts `threads` kernel threads of `work`, on one CPU after the other, and waits; gives the first error. */
-int lab_parallel(unsigned long threads, int (*work)(void *data, unsigned long thread), void *data);
+/*
+ * Starts `threads` kernel threads of `work`, on one CPU after the other, and waits; gives the first error. If the command
+ * is to mark a scenario, that begins when all of them are ready to go.
+ */
+int lab_parallel(const struct lab_args *args, unsigned long threads, int (*work)(void *data, unsigned long thread),
+		 void *data);
 
 /* domain.c: a domain of our own, that the device is attached to */
 

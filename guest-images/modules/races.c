@@ -125,7 +125,7 @@ int lab_early_free(struct lab_file *file, const struct lab_args *args)
 
 	if (!memory)
 		return -ENOMEM;
-	ret = lab_parallel(2, early_free_thread, &race);
+	ret = lab_parallel(args, 2, early_free_thread, &race);
 	lab_free(memory, args->size);
 	return ret;
 }
@@ -199,7 +199,7 @@ int lab_early_done(struct lab_file *file, const struct lab_args *args)
 	lab_fill(race.memory, args->size / 2, 1);
 	race.dma = dma_map_single(dev, race.memory, args->size, DMA_BIDIRECTIONAL);
 	if (!dma_mapping_error(dev, race.dma)) {
-		ret = lab_parallel(2, early_done_thread, &race);
+		ret = lab_parallel(args, 2, early_done_thread, &race);
 		dma_unmap_single(dev, race.dma, args->size, DMA_BIDIRECTIONAL);
 	}
 	lab_free(race.memory, args->size);
@@ -279,36 +279,61 @@ int lab_hand_over(struct lab_file *file, const struct lab_args *args)
 		return -ENOMEM;
 	ret = hogs_begin(file, args, &hogs);
 	if (!ret) {
-		ret = lab_parallel(2, hand_over_thread, &race);
+		ret = lab_parallel(args, 2, hand_over_thread, &race);
 		hogs_end(&hogs);
 	}
 	lab_free(race.memory, args->size);
 	return ret;
 }
 
+/* One thread keeps its buffer and syncs it over and over; */
+static int crowd_keeps(struct race *race, struct device *dev, void *memory, size_t size)
+{
+	dma_addr_t dma = dma_map_single(dev, memory, size, DMA_FROM_DEVICE);
+
+	if (dma_mapping_error(dev, dma))
+		return -ENOMEM;
+	while (!smp_load_acquire(&race->ready))
+		dma_sync_single_for_cpu(dev, dma, min(size, PART), DMA_FROM_DEVICE);
+	dma_unmap_single(dev, dma, size, DMA_FROM_DEVICE);
+	return 0;
+}
+
+/* the other maps and unmaps. Nobody sleeps, so what would make the pool larger waits until they are done. */
+static int crowd_passes(struct race *race, struct device *dev, void *memory, size_t size)
+{
+	unsigned long i;
+	int ret = 0;
+
+	for (i = 0; i < race->args->loops && !ret; i++) {
+		dma_addr_t dma = dma_map_single(dev, memory, size, DMA_TO_DEVICE);
+
+		ret = dma_mapping_error(dev, dma);
+		if (!ret)
+			dma_unmap_single(dev, dma, size, DMA_TO_DEVICE);
+	}
+	smp_store_release(&race->ready, true);
+	return ret;
+}
+
 static int crowd_thread(void *data, unsigned long thread)
 {
 	struct race *race = data;
-	size_t size = race->args->size;
 	struct device *dev = race->file->lab->dev;
+	size_t size = race->args->size;
 	void *memory = lab_alloc(size);
-	dma_addr_t dma;
 	int ret;
 
-	if (!memory)
+	if (!memory) {
+		smp_store_release(&race->ready, true);
 		return -ENOMEM;
-	dma = dma_map_single(dev, memory, size, DMA_FROM_DEVICE);
-	ret = dma_mapping_error(dev, dma);
-	if (!ret) {
-		ret = fill_by_device(race->file->lab, dma, min(size, PART));
-		dma_unmap_single(dev, dma, size, DMA_FROM_DEVICE);
-		ret = ret ?: lab_came(race->file, memory);
 	}
+	ret = thread ? crowd_passes(race, dev, memory, size) : crowd_keeps(race, dev, memory, size);
 	lab_free(memory, size);
 	return ret;
 }
 
-/* Threads map, run the engine and unmap, as any driver does, while bounce buffers are short. */
+/* Two threads use bounce buffers while these are short. */
 int lab_crowd(struct lab_file *file, const struct lab_args *args)
 {
 	struct race race = { .file = file, .args = args };
@@ -317,7 +342,7 @@ int lab_crowd(struct lab_file *file, const struct lab_args *args)
 
 	if (ret)
 		return ret;
-	ret = lab_parallel(args->threads, crowd_thread, &race);
+	ret = lab_parallel(args, 2, crowd_thread, &race);
 	hogs_end(&hogs);
 	return ret;
 }
@@ -328,6 +353,7 @@ int lab_fault_storm(struct lab_file *file, const struct lab_args *args)
 	const u64 nowhere = 0x123456000;
 	unsigned long i;
 
+	lab_begin(args);
 	for (i = 0; i < args->frames; i++) {
 		struct lab_job job = lab_job(ENGINE_SUM64, nowhere + i * PAGE_SIZE, PAGE_SIZE, 0);
 		int frame = lab_frame_get(file->lab);

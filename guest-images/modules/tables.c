@@ -3,7 +3,9 @@
  * Callers of the IOMMU API that use the same addresses at the same time, which nobody may: io-pgtable has no lock for
  * its tables. With "correct" they take one of their own.
  */
+#include <linux/delay.h>
 #include <linux/gfp.h>
+#include <linux/hrtimer.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
@@ -61,9 +63,9 @@ static void unlock(struct tables *tables)
 }
 
 /* What was a table is somebody else's page now, with contents that look like descriptors. */
-static u64 *reuse_page(struct tables *tables)
+static u64 *reuse_page(struct tables *tables, gfp_t how)
 {
-	u64 *page = lab_alloc(PAGE_SIZE);
+	u64 *page = (u64 *)__get_free_page(how);
 	int i;
 
 	for (i = 0; page && i < PAGE_SIZE / 8; i++)
@@ -89,7 +91,7 @@ static int map_and_unmap(struct tables *tables)
 			ret = -EIO;
 		unlock(tables);
 		lab_free(reused, PAGE_SIZE);
-		reused = reuse_page(tables);
+		reused = reuse_page(tables, GFP_KERNEL | __GFP_ZERO);
 	}
 	smp_store_release(&tables->done, true);
 	lab_free(reused, PAGE_SIZE);
@@ -136,7 +138,7 @@ int lab_walk_race(struct lab_file *file, const struct lab_args *args)
 	struct tables_race race = { .file = file };
 	int ret = tables_begin(file, args, &race.tables);
 
-	ret = ret ?: lab_parallel(2, walk_thread, &race);
+	ret = ret ?: lab_parallel(args, 2, walk_thread, &race);
 	return tables_end(file, &race.tables, ret);
 }
 
@@ -170,6 +172,109 @@ int lab_block_race(struct lab_file *file, const struct lab_args *args)
 	struct tables_race race = { .file = file };
 	int ret = tables_begin(file, args, &race.tables);
 
-	ret = ret ?: lab_parallel(2, block_thread, &race);
+	ret = ret ?: lab_parallel(args, 2, block_thread, &race);
+	return tables_end(file, &race.tables, ret);
+}
+
+/* How often an interrupt takes a page, and how many of them it keeps. */
+#define REFILL_NS	20000
+#define REFILLED	4
+
+/* A CPU on which interrupts take pages, as drivers do that fill their rings again. */
+struct refill {
+	struct hrtimer timer;
+	struct tables *tables;
+	u64 *pages[REFILLED];
+	unsigned long next;
+};
+
+static enum hrtimer_restart refill_page(struct hrtimer *timer)
+{
+	struct refill *refill = container_of(timer, struct refill, timer);
+	u64 **page = &refill->pages[refill->next++ % REFILLED];
+	u64 *old = *page;
+
+	*page = reuse_page(refill->tables, GFP_ATOMIC);
+	lab_free(old, PAGE_SIZE);
+	hrtimer_forward_now(timer, ns_to_ktime(REFILL_NS));
+	return HRTIMER_RESTART;
+}
+
+static void refill_begin(struct refill *refill, struct tables *tables)
+{
+	*refill = (struct refill) { .tables = tables };
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0)
+	hrtimer_setup(&refill->timer, refill_page, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+#else
+	hrtimer_init(&refill->timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+	refill->timer.function = refill_page;
+#endif
+	hrtimer_start(&refill->timer, ns_to_ktime(REFILL_NS), HRTIMER_MODE_REL_PINNED_HARD);
+}
+
+static void refill_end(struct refill *refill)
+{
+	int i;
+
+	hrtimer_cancel(&refill->timer);
+	for (i = 0; i < REFILLED; i++)
+		lab_free(refill->pages[i], PAGE_SIZE);
+}
+
+/* The engine writes all over what is mapped, and on when it is not any more, which has to be refused. */
+static int unmap_under_dma(struct tables_race *race)
+{
+	struct iommu_domain *domain = race->tables.domain;
+	struct lab *lab = race->file->lab;
+	struct lab_job job = lab_job(ENGINE_RAND48, BASE, SZ_2M, 0);
+	int frame = lab_frame_get(lab), ret;
+
+	if (frame < 0)
+		return frame;
+	job.stride = PAGE_SIZE;
+	/* As pages, since it is not aligned as a block is: with a table, which goes with them. */
+	ret = lab_iommu_map(domain, BASE, race->tables.block + PAGE_SIZE, SZ_2M);
+	if (!ret) {
+		lab_start(lab, frame, &job);
+		udelay(REFILL_NS / NSEC_PER_USEC);
+		if (iommu_unmap(domain, BASE, SZ_2M) != SZ_2M)
+			ret = -EIO;
+		lab_wait(lab, frame, false);
+	}
+	lab_frame_put(lab, frame);
+	return ret;
+}
+
+/* On one CPU, so that a table that goes is the first page that the next interrupt gets. */
+static int table_thread(void *data, unsigned long thread)
+{
+	struct tables_race *race = data;
+	const u64 *words = race->tables.page;
+	struct refill refill;
+	unsigned long i;
+	int ret = 0;
+
+	refill_begin(&refill, &race->tables);
+	for (i = 0; i < race->tables.args->loops && !ret; i++)
+		ret = unmap_under_dma(race);
+	refill_end(&refill);
+	for (i = 0; i < PAGE_SIZE / sizeof(*words) && !ret; i++)
+		if (READ_ONCE(words[i])) {
+			lab_say(race->file, "the engine wrote to a page that was never mapped\n");
+			ret = -EBADMSG;
+		}
+	return ret;
+}
+
+int lab_table_race(struct lab_file *file, const struct lab_args *args)
+{
+	struct tables_race race = { .file = file };
+	int ret = tables_begin(file, args, &race.tables);
+
+	if (!ret) {
+		race.tables.block = lab_alloc(SZ_2M + PAGE_SIZE);
+		ret = race.tables.block ? lab_parallel(args, 1, table_thread, &race) : -ENOMEM;
+		lab_free(race.tables.block, SZ_2M + PAGE_SIZE);
+	}
 	return tables_end(file, &race.tables, ret);
 }

@@ -88,6 +88,7 @@ fn scenario(run: &[&str]) -> Scenario {
         fail_on: Vec::new(),
         who: Vec::new(),
         within: Vec::new(),
+        points: Vec::new(),
         script: Vec::new(),
         symbols: None,
     }

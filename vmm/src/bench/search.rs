@@ -78,8 +78,7 @@ impl Source {
 
     fn explorer(&self) -> Result<Explorer> {
         let mut explorer = Explorer::new(&self.scenario, self.scenario.prepare(|_| {})?)?;
-        let Scenario { who, within, .. } = self.scenario.clone();
-        explorer.only(&Filter { who, within, ..Filter::default() })?;
+        explorer.only(&self.scenario.filter(Filter::default()))?;
         Ok(explorer)
     }
 }

@@ -176,9 +176,7 @@ fn point(rng: &mut impl Rng, progress: &Progress) -> Option<(Actor, u64)> {
             let kinds: Vec<_> = Kind::ALL[1..].iter().map(|&kind| of_kind(&progress.points, kind)).collect();
             let kinds: Vec<_> = kinds.into_iter().filter(|points| !points.is_empty()).collect();
             let kind = pick(rng, kinds.len() as u64).and_then(|index| kinds.get(index as usize).copied());
-            // Before it or right behind it.
-            let point = kind.and_then(|points| one_point(rng, points));
-            point.map(|point| (Actor::Cpu(point.cpu), point.at + u64::from(rng.random_bool(0.5))))
+            kind.and_then(|points| around_one(rng, points))
         }
         9..11 => place(rng),
         _ => None,
@@ -186,7 +184,7 @@ fn point(rng: &mut impl Rng, progress: &Progress) -> Option<(Actor, u64)> {
     found
         .or_else(|| any(rng, progress, |who| matches!(who, Actor::Cpu(_))))
         .or_else(|| place(rng))
-        .or_else(|| one_point(rng, &progress.points).map(|point| (Actor::Cpu(point.cpu), point.at)))
+        .or_else(|| around_one(rng, &progress.points))
         .or_else(|| agent(rng))
 }
 
@@ -199,6 +197,12 @@ fn of_kind(points: &[Point], kind: Kind) -> &[Point] {
 
 fn one_point(rng: &mut impl Rng, points: &[Point]) -> Option<Point> {
     pick(rng, points.len() as u64).and_then(|index| points.get(index as usize).copied())
+}
+
+/// Before one of the points, or right behind it.
+fn around_one(rng: &mut impl Rng, points: &[Point]) -> Option<(Actor, u64)> {
+    let point = one_point(rng, points)?;
+    Some((Actor::Cpu(point.cpu), point.at + u64::from(rng.random_bool(0.5))))
 }
 
 /// One of all vCPUs' places.

@@ -8,10 +8,12 @@ use devices::lab::Mark;
 use serde::{Deserialize, Serialize};
 use smmu_model::checker::Patience;
 
+use super::filter::Filter;
 use super::steps::Line;
 use crate::cli::{Cli, Command, RunArgs};
 use crate::machine::{Machine, Stop};
 use crate::options::{MachineOptions, Span};
+use crate::survey::Kind;
 use crate::symbols::Symbols;
 use crate::{check, run};
 
@@ -38,6 +40,9 @@ pub struct Scenario {
     /// Functions in which vCPUs are held, unless the command line says so; nothing means everywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within: Vec<String>,
+    /// Kinds of decision points at which vCPUs are held, unless the command line says so; nothing means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub points: Vec<Kind>,
     /// An order said by hand, for `--policy script`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub script: Vec<Line>,
@@ -80,6 +85,19 @@ impl Scenario {
         let span: Span = self.limit.parse().map_err(|e| anyhow::anyhow!("limit: {e}"))?;
         ensure!(span.0 > 0, "limit: a scenario needs some time");
         Ok(span.0)
+    }
+
+    /// What a search of it looks at, unless `given` says so.
+    pub fn filter(&self, given: Filter) -> Filter {
+        fn or<T: Clone>(given: Vec<T>, own: &[T]) -> Vec<T> {
+            if given.is_empty() { own.to_vec() } else { given }
+        }
+        Filter {
+            who: or(given.who, &self.who),
+            within: or(given.within, &self.within),
+            points: or(given.points, &self.points),
+            touching: given.touching,
+        }
     }
 
     /// Names for the kernel's code: the scenario's own, or the image's.

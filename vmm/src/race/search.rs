@@ -268,13 +268,12 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         return run_script(&scenario, &mut Explorer::unsurveyed(&scenario, prepared)?, args);
     }
     let mut explorer = Explorer::new(&scenario, prepared)?;
-    let or = |given: &[String], own: &[String]| if given.is_empty() { own } else { given }.to_vec();
-    explorer.only(&Filter {
-        who: or(&args.who, &scenario.who),
-        within: or(&args.within, &scenario.within),
+    explorer.only(&scenario.filter(Filter {
+        who: args.who.clone(),
+        within: args.within.clone(),
         points: args.points.clone(),
         touching: args.touching.clone(),
-    })?;
+    }))?;
     let choice = Choice { policy: args.policy, depth: args.depth, seed: args.seed };
     let start = Instant::now();
     let limits = Limits {
