@@ -185,15 +185,26 @@ impl Walk {
         Self { address: self.address & !(granule.bytes() - 1) | index << 3, input, ..*self }
     }
 
-    /// The walk of another input from the same first table, for who has many. This one is of input 0, as
-    /// [`Walk::stage2`] begins it. `None` if the input is too wide.
+    /// What it goes by, and the number of bits of its input.
     #[inline]
-    pub const fn of_input(&self, input: u64) -> Option<Self> {
-        if input >> self.input_bits != 0 {
-            return None;
-        }
-        let index = input >> self.rules.granule.shift(self.level);
-        Some(Self { address: self.address | index << 3, input, ..*self })
+    pub(crate) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    #[inline]
+    pub(crate) const fn input_bits(&self) -> u8 {
+        self.input_bits
+    }
+
+    /// The same walk further down, or where it is, for another input; `tables`: what the tables between impose.
+    #[inline]
+    pub(crate) const fn below(&self, address: u64, input: u64, level: i8, tables: TableAttrs) -> Self {
+        let table = match (self.rules.stage2, self.rules.hpd) {
+            (true, _) => self.table,
+            (false, true) => self.table.and(tables.only_ns()),
+            (false, false) => self.table.and(tables),
+        };
+        Self { address, input, level, first: self.first && level == self.level, table, ..*self }
     }
 
     /// Goes on with the descriptor that [`Walk::address`] asked for.
@@ -278,23 +289,6 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn another_input_from_the_same_first_table() {
-        let tables =
-            [(Granule::G4K, 24, 1), (Granule::G4K, 22, 1), (Granule::G16K, 20, 2), (Granule::G64K, 30, 1)];
-        for (granule, tsz, sl0) in tables {
-            let cfg = Stage2 { granule, tsz, sl0, ttb: 0x1234_0000_0000, oas: 48, ..Stage2::default() };
-            let Step::Fetch(first) = Walk::stage2(&cfg, 0) else { panic!("{cfg:?}") };
-            for input in [0, 0x12_3456_7000, 0xff_ffff_f000, 1 << (63 - tsz), 1 << (64 - tsz), u64::MAX] {
-                let walk = match Walk::stage2(&cfg, input) {
-                    Step::Fetch(walk) => Some(walk),
-                    _ => None,
-                };
-                assert_eq!(first.of_input(input), walk, "{cfg:?} {input:x}");
-            }
-        }
-    }
 
     #[test]
     fn another_input_through_the_same_table() {

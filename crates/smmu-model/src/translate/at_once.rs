@@ -1,8 +1,8 @@
 //! The walk of a transaction that nothing comes between, all fetches in a row. It does what the steps would do one by one
 //! as long as all is well; at the first thing that is not, it says how far it came, and the steps go on from there.
 
-use pgtable::descriptor::AF;
-use pgtable::{Half, Leaf, Permissions, Step, Walk};
+use pgtable::descriptor::{AF, S2AP_READ};
+use pgtable::{Granule, Half, Ladder, Leaf, Permissions, Step, Walk};
 
 use super::context::Context;
 use super::mapping::stage2_permissions;
@@ -56,6 +56,26 @@ struct Ask {
     /// It must not be Device memory.
     wary: bool,
 }
+
+/// Whose tables a walk goes through, and whether they are cached.
+#[derive(Clone, Copy)]
+struct Place {
+    regime: Regime,
+    input: u64,
+    granule: Granule,
+    keep: bool,
+}
+
+impl Place {
+    /// Caches the table that a walk is about to read. Nothing was invalidated since the transaction began.
+    #[inline(never)]
+    fn keep(&self, walks: &mut Walks, walk: Walk) {
+        walks.insert(self.regime, self.input, Table::new(walk, self.granule));
+    }
+}
+
+/// A walk, where its descriptor was fetched, and what that is.
+type Fetched = (Walk, u64, Result<u64, Abort>);
 
 /// What one of the stages says.
 type Walked<T> = Result<T, Box<Rest>>;
@@ -151,73 +171,100 @@ impl<M: Memory + ?Sized> Row<'_, M> {
     #[inline]
     fn both(&mut self, regime: Regime, half: Half, input: u64) -> Walked<Mapping> {
         if self.stream.path != Path::Nested {
-            return self.first(regime, half, input, |_, walk| Ok(walk.address()));
+            return self.first(regime, half, input, Self::alone);
         }
-        let tables = match Walk::stage2(&self.stream.stage2.tables, 0) {
-            Step::Fetch(walk) => Some(walk),
+        let stage2 = &self.stream.stage2;
+        let tables = match Walk::stage2(&stage2.tables, 0) {
+            Step::Fetch(walk) => Some(Ladder::new(&walk, stage2.haft)),
             _ => None,
         };
-        let first = self.first(regime, half, input, |row, walk| row.table(tables.as_ref(), walk))?;
+        let tables = tables.as_ref();
+        let first =
+            self.first(regime, half, input, |row, walk, place| row.through_stage2(tables, walk, place))?;
         let ipa = translation(&first, input).pa;
         let ask = Ask { ipa, needs: self.needs, writes: self.writes, wary: false };
         let purpose = || Purpose::Output(first);
         let second =
-            self.second(tables.as_ref(), ask, purpose, |m| *m, |row, leaf, p| row.mapping2(leaf, p))?;
+            self.second(tables, ask, purpose, |_| None, |m| *m, |row, leaf, p| row.mapping2(leaf, p))?;
         Ok(first.through(&second, translation(&second, ipa).pa))
     }
 
-    /// Stage 1; `place` says where the descriptor is that a walk wants.
+    /// Stage 1; `down` goes on with a walk to the first descriptor that is no table.
     #[inline]
     fn first(
         &mut self,
         regime: Regime,
         half: Half,
         input: u64,
-        place: impl Fn(&mut Self, Walk) -> Walked<u64>,
+        down: impl FnOnce(&mut Self, Walk, Place) -> Walked<Fetched>,
     ) -> Walked<Mapping> {
         let context = self.context;
         let table = match half {
             Half::Lower => &context.lower,
             Half::Upper => &context.upper,
         };
-        let keep = !self.walks.is_disabled();
+        let place = Place { regime, input, granule: table.granule, keep: !self.walks.is_disabled() };
         self.stats.tlb_misses += 1;
-        let known = if keep { self.walks.get(regime, input) } else { None };
+        let known = if place.keep { self.walks.get(regime, input) } else { None };
         self.stats.walk_hits += u64::from(known.is_some());
-        let mut walk = match known {
+        let begun = match known {
             Some(walk) => walk,
             None => match Walk::stage1(table, input) {
                 Step::Fetch(walk) => walk,
                 step => return Err(Box::new(Rest::Begin1(step))),
             },
         };
+        let (walk, at, fetched) = down(self, begun, place)?;
+        if let Ok(descriptor) = fetched
+            && let Some(leaf) = walk.leaf(descriptor)
+        {
+            let possible = leaf.permissions(&context.controls);
+            // Hardware has nothing to update.
+            if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
+                return Ok(Mapping::stage1(&leaf, possible, context, self.stream.world, self.config));
+            }
+        }
+        Err(Box::new(Rest::Fetched1(walk, at, fetched)))
+    }
+
+    /// Down the tables of stage 1 where there is no other.
+    #[inline]
+    fn alone(&mut self, walk: Walk, place: Place) -> Walked<Fetched> {
+        let (mem, stats, walks) = (self.mem, &mut *self.stats, &mut *self.walks);
+        let ladder = Ladder::new(&walk, self.context.haft);
+        let fetch = |at| {
+            stats.s1_fetches += 1;
+            mem.read_u64(at)
+        };
+        let (rung, fetched) = ladder.descend(ladder.top(), walk.input(), fetch, |rung| {
+            if place.keep {
+                place.keep(walks, ladder.walk(rung, walk.input()));
+            }
+        });
+        Ok((ladder.walk(&rung, walk.input()), rung.address(), fetched))
+    }
+
+    /// Down the tables of stage 1, each through stage 2.
+    #[inline(never)]
+    fn through_stage2(&mut self, tables: Option<&Ladder>, mut walk: Walk, place: Place) -> Walked<Fetched> {
         loop {
-            let at = place(self, walk)?;
+            let at = self.table(tables, &walk)?;
             self.stats.s1_fetches += 1;
             let fetched = self.mem.read_u64(at);
-            let Ok(descriptor) = fetched else { return Err(Box::new(Rest::Fetched1(walk, at, fetched))) };
-            let marked = descriptor & AF != 0 || !context.haft;
-            if marked && walk.descend(descriptor) {
-                if keep {
-                    self.walks.insert(regime, input, Table::new(walk, table.granule));
-                }
-                continue;
+            let descriptor = fetched.unwrap_or(0);
+            let marked = descriptor & AF != 0 || !self.context.haft;
+            if !(marked && walk.descend(descriptor)) {
+                return Ok((walk, at, fetched));
             }
-            if let Some(leaf) = walk.leaf(descriptor) {
-                let possible = leaf.permissions(&context.controls);
-                // Hardware has nothing to update.
-                if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
-                    let world = self.stream.world;
-                    return Ok(Mapping::stage1(&leaf, possible, context, world, self.config));
-                }
+            if place.keep {
+                place.keep(self.walks, walk);
             }
-            return Err(Box::new(Rest::Fetched1(walk, at, fetched)));
         }
     }
 
     /// Where stage 2 puts the descriptor that a walk of stage 1 wants.
     #[inline(never)]
-    fn table(&mut self, tables: Option<&Walk>, walk: Walk) -> Walked<u64> {
+    fn table(&mut self, tables: Option<&Ladder>, walk: &Walk) -> Walked<u64> {
         let ipa = walk.address();
         let wary = self.stream.stage2.ptw;
         let ask = Ask { ipa, needs: Permissions::PRIV_READ, writes: false, wary };
@@ -225,7 +272,8 @@ impl<M: Memory + ?Sized> Row<'_, M> {
         self.second(
             tables,
             ask,
-            || Purpose::Stage1(walk),
+            || Purpose::Stage1(*walk),
+            Some,
             place,
             |row, leaf, possible| {
                 if leaf.contiguous { place(&row.mapping2(leaf, possible)) } else { leaf.pa }
@@ -233,25 +281,30 @@ impl<M: Memory + ?Sized> Row<'_, M> {
         )
     }
 
+    #[inline(never)]
     fn mapping2(&self, leaf: &Leaf, possible: Permissions) -> Mapping {
         Mapping::stage2(leaf, possible, &self.stream.stage2, self.config)
     }
 
-    /// Stage 2 of one address; `cached` and `walked` say what is wanted of a cached entry, or of a leaf and what it
-    /// permits. `tables`: the walk of address 0.
+    /// Stage 2 of one address. What is wanted is said by `page` of where a readable page that is nothing special puts it,
+    /// if that is enough; by `cached` of a cached entry; by `walked` of a leaf and what it permits. `tables`: down from the
+    /// walk of address 0.
     #[inline(always)]
     fn second<T>(
         &mut self,
-        tables: Option<&Walk>,
+        tables: Option<&Ladder>,
         ask: Ask,
         purpose: impl Fn() -> Purpose,
+        page: impl FnOnce(u64) -> Option<T>,
         cached: impl FnOnce(&Mapping) -> T,
         walked: impl FnOnce(&Self, &Leaf, Permissions) -> T,
     ) -> Walked<T> {
         let Ask { ipa, needs, writes, wary } = ask;
         let stage2 = &self.stream.stage2;
         let regime = Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() };
-        let (keep, caches) = (!self.walks.is_disabled(), !self.ipas.is_disabled());
+        let caches = !self.ipas.is_disabled();
+        let granule = stage2.tables.granule;
+        let place = Place { regime, input: ipa, granule, keep: !self.walks.is_disabled() };
         if caches
             && let Some(&mapping) = self.ipas.get(regime, ipa)
             && (mapping.permissions.contains(needs) || !mapping.possible.contains(needs))
@@ -263,43 +316,50 @@ impl<M: Memory + ?Sized> Row<'_, M> {
             };
         }
         self.stats.s2_misses += 1;
-        let known = if keep { self.walks.get(regime, ipa) } else { None };
+        let known = if place.keep { self.walks.get(regime, ipa) } else { None };
         self.stats.walk_hits += u64::from(known.is_some());
-        let begun = match known {
-            None => tables.and_then(|walk| walk.of_input(ipa)),
-            known => known,
+        let known = known.map(|walk| Ladder::new(&walk, stage2.haft));
+        let begun = match &known {
+            Some(ladder) => Some((ladder, ladder.top())),
+            None => tables.and_then(|ladder| Some((ladder, ladder.of_input(ipa)?))),
         };
-        let Some(mut walk) = begun else {
+        let Some((ladder, top)) = begun else {
             return Err(Box::new(Rest::Begin2(ipa, Walk::stage2(&stage2.tables, ipa), purpose())));
         };
-        loop {
-            self.stats.s2_fetches += 1;
-            let fetched = self.mem.read_u64(walk.address());
-            let Ok(descriptor) = fetched else {
-                return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())));
-            };
-            let marked = descriptor & AF != 0 || !stage2.haft;
-            if marked && walk.descend(descriptor) {
-                if keep {
-                    self.walks.insert(regime, ipa, Table::new(walk, stage2.tables.granule));
-                }
-                continue;
+        let (mem, stats, walks) = (self.mem, &mut *self.stats, &mut *self.walks);
+        let fetch = |at| {
+            stats.s2_fetches += 1;
+            mem.read_u64(at)
+        };
+        let (rung, fetched) = ladder.descend(top, ipa, fetch, |rung| {
+            if place.keep {
+                place.keep(walks, ladder.walk(rung, ipa));
             }
-            if let Some(leaf) = walk.leaf(descriptor) {
-                let possible = stage2_permissions(&leaf, self.config);
-                // Hardware has nothing to update.
-                let done = possible.contains(needs) && leaf.updated(writes) == descriptor;
-                if done && !(wary && self.mapping2(&leaf, possible).attrs.is_device()) {
-                    if caches {
-                        let mapping = self.mapping2(&leaf, possible);
-                        if !mapping.uncached {
-                            self.ipas.insert(regime, ipa, mapping);
-                        }
-                    }
-                    return Ok(walked(self, &leaf, possible));
-                }
-            }
-            return Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())));
+        });
+        if let Ok(descriptor) = fetched
+            && !caches
+            && !wary
+            && let Some(found) = ladder.page(&rung, descriptor, ipa, S2AP_READ).and_then(page)
+        {
+            return Ok(found);
         }
+        let walk = ladder.walk(&rung, ipa);
+        if let Ok(descriptor) = fetched
+            && let Some(leaf) = walk.leaf(descriptor)
+        {
+            let possible = stage2_permissions(&leaf, self.config);
+            // Hardware has nothing to update.
+            let done = possible.contains(needs) && leaf.updated(writes) == descriptor;
+            if done && !(wary && self.mapping2(&leaf, possible).attrs.is_device()) {
+                if caches {
+                    let mapping = self.mapping2(&leaf, possible);
+                    if !mapping.uncached {
+                        self.ipas.insert(regime, ipa, mapping);
+                    }
+                }
+                return Ok(walked(self, &leaf, possible));
+            }
+        }
+        Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())))
     }
 }
