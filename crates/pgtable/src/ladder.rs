@@ -136,7 +136,7 @@ mod tests {
     /// A generator that is good enough for descriptors.
     fn random(state: &mut u64) -> u64 {
         *state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        *state >> 32 | *state << 32
+        state.rotate_left(32)
     }
 
     #[test]
@@ -164,8 +164,8 @@ mod tests {
             let descriptors: Vec<u64> = (0..4)
                 .map(|_| {
                     let word = random(&mut state);
-                    let high = if random(&mut state) % 4 == 0 { 0 } else { 0xffff << 32 | 0xf300 };
-                    word & !high | u64::from(random(&mut state) % 8 != 0) * 3
+                    let high = if random(&mut state) & 3 == 0 { 0 } else { 0xffff << 32 | 0xf300 };
+                    word & !high | if random(&mut state) & 7 == 0 { 0 } else { 3 }
                 })
                 .collect();
             let ladder = Ladder::new(&zero, marked);
