@@ -407,9 +407,9 @@ impl PciHost {
 
     /// All agents that have a step to do: slot, lane, and when. For schedulers that choose among them.
     pub fn agents(&self) -> impl Iterator<Item = (Slot, usize, Time)> {
-        self.functions.iter().flat_map(|(&slot, f)| {
-            (0..f.lanes()).filter_map(move |lane| f.next_step(lane).map(|at| (slot, lane, at)))
-        })
+        self.functions
+            .iter()
+            .flat_map(|(&slot, f)| f.lanes_due().into_iter().map(move |(at, lane)| (slot, lane, at)))
     }
 
     /// Does one step of one agent.

@@ -52,8 +52,13 @@ pub trait PciFunction: Send {
         None
     }
 
-    /// The lane whose step is due first, and when; the lower of two at the same time. A function with many lanes, few of
-    /// which are ever busy, answers this without asking each.
+    /// The lanes that have a step to do, in order, and when. A function with many lanes, few of which are ever busy, answers
+    /// this without asking each.
+    fn lanes_due(&self) -> Vec<(Time, usize)> {
+        (0..self.lanes()).filter_map(|lane| Some((self.next_step(lane)?, lane))).collect()
+    }
+
+    /// The lane whose step is due first, and when; the lower of two at the same time. The same goes for this.
     fn next_lane(&self) -> Option<(Time, usize)> {
         (0..self.lanes()).filter_map(|lane| Some((self.next_step(lane)?, lane))).min()
     }

@@ -74,6 +74,15 @@ impl Engine {
         self
     }
 
+    /// The lanes that have a step to do, in order, and when.
+    fn due(&self) -> impl Iterator<Item = (Time, usize)> {
+        let messages = self.msix.next_step(&self.port).map(|at| (at, LANE_MSIX));
+        let running = self.frames.running().filter(|_| self.port.enabled());
+        let frames = running.map(|(at, index)| (at, index as usize + 1));
+        let cache = self.port.atc_next_step().map(|at| (at, self.lane_atc()));
+        messages.into_iter().chain(frames).chain(cache)
+    }
+
     /// Lane of the translation cache's invalidations: the last.
     fn lane_atc(&self) -> usize {
         1 + self.frames.count() as usize
@@ -178,12 +187,12 @@ impl PciFunction for Engine {
         self.frames.next_step(index).filter(|_| self.port.enabled())
     }
 
+    fn lanes_due(&self) -> Vec<(Time, usize)> {
+        self.due().collect()
+    }
+
     fn next_lane(&self) -> Option<(Time, usize)> {
-        let running = self.frames.running().filter(|_| self.port.enabled());
-        let frames = running.map(|(at, index)| (at, index as usize + 1));
-        let messages = self.msix.next_step(&self.port).map(|at| (at, LANE_MSIX));
-        let cache = self.port.atc_next_step().map(|at| (at, self.lane_atc()));
-        frames.chain(messages).chain(cache).min()
+        self.due().min()
     }
 
     fn step(&mut self, lane: usize, now: Time) {
