@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::Wire;
 
@@ -16,6 +17,9 @@ use super::Wire;
 const MAX_FRAME: usize = 65_535;
 /// What may wait for passt to take it; more is dropped, as a full link would.
 const MAX_QUEUED: usize = 4 << 20;
+
+/// Bytes that passt may send at once: as much as the largest window that a guest announces.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// The guest's address, its gateway (which is also the host's loopback), and the resolver.
 const ADDRESS: [&str; 14] = [
@@ -54,6 +58,9 @@ impl Passt {
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket for passt")?;
         ours.set_nonblocking(true)?;
         let theirs = OwnedFd::from(theirs);
+        // passt throws away what its socket does not take at once, and sends all of a window again, unhurried by congestion, for each
+        // acknowledgement that a gap brings. The host may allow less (net.core.wmem_max).
+        let _ = setsockopt(&theirs, sockopt::SndBuf, &SEND_BUFFER);
         // Only the child may inherit it; nothing else is started between here and the spawn.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot hand a socket to passt")?;
         let mut command = Command::new("passt");
