@@ -7,10 +7,14 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use common::bridge::{self, Fault};
 use common::{long, random_file, skip, smmulab, stderr, stdout};
 use sha2::{Digest, Sha256};
+use vmm::edge::Passt;
 
 const IMAGE: &str = "debian-6.12";
 
@@ -259,6 +263,98 @@ fn a_guest_does_not_notice_that_the_process_behind_its_disk_was_killed_and_can_b
         stats
     };
     assert_eq!(strip("--record"), strip("--play"));
+}
+
+/// Bytes that go each way over the network.
+const MOVED: usize = 4 << 20;
+
+/// One guest on a network that a backend of ours serves: it fetches a file and sends it back. Its standard output and error,
+/// whether both files were whole, and the backend's frames.
+fn over_a_served_network(
+    options: &[&str],
+    fault: Fault,
+) -> Option<(String, String, [bool; 2], Arc<bridge::Frames>)> {
+    let passt = match Passt::start() {
+        Ok(passt) => passt,
+        Err(e) => {
+            skip(&format!("no network: {e}"));
+            return None;
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, stats) = (dir.path().join("socket"), dir.path().join("stats"));
+    random_file(&dir.path().join("file"), MOVED, 31).unwrap();
+    let content = std::fs::read(dir.path().join("file")).unwrap();
+    let (down, _) = serve(content.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let up = listener.local_addr().unwrap().port();
+    let (sender, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    });
+    let frames = bridge::serve(&socket, passt, fault);
+    // Without an answer a job ends by itself: nobody is there who could.
+    let script = format!(
+        "cat /sys/class/net/eth0/address; gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); \
+         wget -q -T 10 -O /tmp/file http://$gateway:{down}/ && sha256sum /tmp/file && nc $gateway {up} < /tmp/file || echo failed"
+    );
+    let output = smmulab()
+        .args(["run", "--image", IMAGE, "--time-limit", "300s", "--exec", &script, "--vhost-user-net"])
+        .arg(&socket)
+        .args(options)
+        .arg("--stats")
+        .arg(&stats)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{options:?}: {}\n{}", output.status, stderr(&output));
+    for pool in figures(&stats)["bounce"].as_array().unwrap() {
+        assert_eq!(pool["used"], 0, "{options:?}: {pool}");
+        let net = &pool["devices"]["net"];
+        assert_eq!((&net["used"], &net["failures"]), (&0.into(), &0.into()), "{options:?}: {pool}");
+        assert!(net["mappings"].as_u64().unwrap() > 100, "{options:?}: {pool}");
+    }
+    let text = stdout(&output);
+    assert!(text.starts_with("02:00:00:00:00:07\n"), "the backend's address: {text}");
+    let came = text.contains(&hash(&content));
+    let went = came && received.recv_timeout(Duration::from_secs(60)).is_ok_and(|bytes| bytes == content);
+    Some((text, stderr(&output), [came, went], frames))
+}
+
+#[test]
+fn a_guest_uses_a_network_that_another_process_serves_bounced_or_not() {
+    if skipped() {
+        return;
+    }
+    for options in [["--bounce", "off", "--virtio", "split"], ["--bounce", "all", "--virtio", "packed"]] {
+        let Some((text, log, whole, frames)) = over_a_served_network(&options, Fault::None) else { return };
+        assert_eq!(whole, [true, true], "{options:?}: {text}\n{log}");
+        // Frames of a full size, and little that is sent twice.
+        let least = (MOVED / 1460) as u64;
+        for count in [&frames.to_guest, &frames.from_guest] {
+            let count = count.load(Relaxed);
+            assert!((least..3 * least).contains(&count), "{options:?}: {count} frames for {least}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_gets_over_a_network_process_that_dies_or_lies() {
+    if skipped() {
+        return;
+    }
+    for (fault, bounce, said, goes_on) in [
+        (Fault::HangsUp, "all", "the backend is gone", true),
+        (Fault::Lengths, "off", "the backend gives a frame of 4294967295 bytes", true),
+        (Fault::Stranger, "all", "it returned what it was not given", false),
+    ] {
+        let Some((text, log, whole, _)) = over_a_served_network(&["--bounce", bounce], fault) else { return };
+        assert_eq!(whole, [goes_on; 2], "{fault:?}: {text}\n{log}");
+        assert_eq!(text.contains("failed"), !goes_on, "{fault:?}: {text}");
+        assert!(log.contains(said), "{fault:?}: {log}");
+    }
 }
 
 /// Loads the disk's driver and waits until there is `/dev/vda`.

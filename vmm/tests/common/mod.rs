@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod a64;
+pub(crate) mod bridge;
 pub(crate) mod rsp;
 pub(crate) mod smmu;
 pub(crate) mod vhost_user;
