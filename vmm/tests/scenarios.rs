@@ -102,10 +102,10 @@ fn a_doorbell_before_its_data() {
 fn what_two_cpus_or_a_cpu_and_the_engine_do_at_the_same_time() {
     if ready() {
         found_once_and_twin_silent("early-refill", 60);
-        found_once_and_twin_silent("early-done", 200);
+        found_once_and_twin_silent("early-done", 100);
         found_once_and_twin_silent("early-free", 60);
-        found_once_and_twin_silent("block-race", 400);
-        found_once_and_twin_silent("walk-race", 400);
+        found_once_and_twin_silent("block-race", 150);
+        found_once_and_twin_silent("walk-race", 200);
     }
 }
 
