@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aarch64::Traced;
+use aarch64::core::Core;
 use anyhow::{Context, Result};
 use devices::bounce::Onlooker;
 use guest_ram::{GuestRam, Hit, PAGE_SIZE, Tracer};
@@ -78,6 +79,8 @@ pub struct Checkers {
     smmus: Vec<Checker>,
     /// Of bounced devices' buffers, if devices are bounced.
     owners: Option<Owners>,
+    /// A vCPU in the guest's kernel, which has all of its tables and its own vectors there.
+    kernel: Arc<Mutex<Option<Arc<Core>>>>,
 }
 
 impl Checkers {
@@ -122,8 +125,23 @@ impl Checkers {
             && !self.smmus.is_empty()
             && access.flags & Tracer::CHECKER.stores() != 0
         {
+            self.note_kernel(access.core);
             let site = site(access);
             self.smmus.iter().for_each(|checker| checker.cpu_store(&site, access.pa, access.size, value));
+        }
+    }
+
+    /// A vCPU as it was when it wrote something for an SMMU. While a process runs, the kernel may be out of sight
+    /// (Linux's CONFIG_UNMAP_KERNEL_AT_EL0).
+    pub fn kernel(&self) -> Option<Arc<Core>> {
+        self.kernel.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn note_kernel(&self, core: &Core) {
+        let vbar = core.sys.vbar[1];
+        let mut kernel = self.kernel.lock().unwrap_or_else(|e| e.into_inner());
+        if vbar >> 48 == 0xffff && kernel.as_ref().is_none_or(|kernel| kernel.sys.vbar[1] != vbar) {
+            *kernel = Some(Arc::new(core.clone()));
         }
     }
 
@@ -179,7 +197,7 @@ pub fn attach(machine: &mut Machine, patience: Patience, rewrites: bool) -> Chec
         let onlooker: Arc<dyn Onlooker> = Arc::new(owners.clone());
         board.pools.watch(&onlooker);
     }
-    board.checkers = Checkers { smmus, owners };
+    board.checkers = Checkers { smmus, owners, kernel: Arc::default() };
     board.checkers.clone()
 }
 

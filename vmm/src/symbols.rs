@@ -29,6 +29,8 @@ pub struct Symbols {
     code: Vec<(u64, String)>,
     /// Where the list of modules is.
     list: Option<u64>,
+    /// The kernel has no name for that list.
+    nameless: bool,
     /// How much further up the kernel runs than it was linked for.
     slide: u64,
     /// Where modules run, ascending.
@@ -100,7 +102,8 @@ impl Symbols {
     /// Takes from a guest what only it can tell: where its kernel and its modules run, and if nothing else has them, the
     /// names of its kernel. Changes nothing there.
     pub fn learn(&mut self, machine: &Machine) {
-        let core = machine.cluster.core(0);
+        let seen = machine.board.checkers.kernel();
+        let core = seen.as_deref().unwrap_or_else(|| machine.cluster.core(0));
         let vbar = core.sys.vbar[1];
         let mut guest = Reader::new(core, &machine.board.ram);
         if self.code.is_empty() && vbar >> 48 == 0xffff {
@@ -108,8 +111,14 @@ impl Symbols {
             self.list = names.iter().find(|name| name.text == MODULES).map(|name| name.offset);
             let code = names.into_iter().filter(|name| matches!(name.kind, b't' | b'T' | b'w' | b'W'));
             self.code = by_address(code.map(|name| (name.offset, name.text)).collect());
+            self.nameless = self.list.is_none() && !self.code.is_empty();
         }
         self.locate(vbar);
+        if self.nameless && self.list.is_none() {
+            let end = self.code.last().map_or(0, |(last, _)| last.wrapping_add(self.slide));
+            let list = modules::find(&mut guest, vbar, end, KERNEL);
+            self.list = list.map(|list| list.wrapping_sub(self.slide));
+        }
         if let Some(list) = self.list {
             let modules = modules::read(&mut guest, list.wrapping_add(self.slide));
             // Those that are gone may still be in a report.

@@ -7,7 +7,7 @@ mod touched;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::bitmap::WithBitmapSlice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
@@ -127,9 +127,11 @@ impl GuestRam {
     /// The 8 little-endian bytes at an aligned address.
     #[inline]
     pub fn read_u64(&self, pa: u64) -> Option<u64> {
-        self.offset(pa, 8)?;
-        let word: u64 = self.mem.load(GuestAddress(pa), Ordering::Relaxed).ok()?;
-        Some(u64::from_le(word))
+        let offset = self.offset(pa, 8).filter(|offset| offset % 8 == 0)?;
+        // SAFETY: all 8 bytes are in the mapping, which `mem` keeps alive, and as it begins with a page they are aligned.
+        // What else is there is written with atomic accesses or by the vCPUs, on this thread.
+        let word = unsafe { AtomicU64::from_ptr(self.host.add(offset as usize).cast()) };
+        Some(u64::from_le(word.load(Ordering::Relaxed)))
     }
 
     /// Writes bytes at a guest-physical address; `false` (and nothing written) when any of them is not RAM.

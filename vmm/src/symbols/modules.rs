@@ -13,6 +13,8 @@ const SYMBOLS: u64 = 1 << 16;
 const LOOKED_AT: u64 = 2048;
 /// MODULE_NAME_LEN.
 const NAME: usize = 56;
+/// Modules are not further from the kernel than this.
+const REACH: u64 = 4 << 30;
 /// Bytes of an Elf64_Sym.
 const SYMBOL: u64 = 24;
 
@@ -29,6 +31,23 @@ pub(super) fn read(guest: &mut Reader<'_>, list: u64) -> Vec<(u64, String)> {
         node = guest.word(at);
     }
     super::by_address(code)
+}
+
+/// Where the list is in a kernel that has no name for it (without CONFIG_KALLSYMS_ALL): among its `size` bytes from `start`
+/// on, a pointer to something that points back and is a module. Its code is from `start` to `end`.
+pub(super) fn find(guest: &mut Reader<'_>, start: u64, end: u64, size: u64) -> Option<u64> {
+    let kernel = guest.behind(start, size);
+    kernel.chunks_exact(8).enumerate().find_map(|(n, word)| {
+        let list = start.wrapping_add(8 * n as u64);
+        let first = u64::from_le_bytes(word.try_into().ok()?);
+        let near = is_kernel(first) && first.abs_diff(start) < REACH && !(start..end).contains(&first);
+        if !near || first == list || guest.word(first.wrapping_add(8)) != Some(list) {
+            return None;
+        }
+        let name = guest.text(first.wrapping_add(16), NAME);
+        let named = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        (named && table(guest, first.wrapping_sub(8)).is_some()).then_some(list)
+    })
 }
 
 /// `struct mod_kallsyms`.

@@ -44,7 +44,8 @@ const ROUTES: usize = 64;
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Dma {
-    under_way: BTreeMap<TxnId, UnderWay>,
+    /// In the order in which they came; few at a time.
+    under_way: Vec<(TxnId, UnderWay)>,
     /// When a stream was used last.
     used: BTreeMap<u32, u64>,
     /// What transactions went by last, by the low bits of what they come from.
@@ -53,7 +54,9 @@ pub(super) struct Dma {
 
 impl Dma {
     pub(super) fn over(&mut self, id: TxnId) {
-        self.under_way.remove(&id);
+        if let Some(place) = self.under_way.iter().rposition(|(own, _)| *own == id) {
+            self.under_way.remove(place);
+        }
     }
 
     /// Whether a stream was used since `time`.
@@ -63,7 +66,7 @@ impl Dma {
 
     /// The leaves that transactions under way use.
     pub(super) fn users(&self) -> impl Iterator<Item = (u64, &Transaction)> {
-        self.under_way.values().flat_map(|u| u.leaves().map(|leaf| (leaf, &u.t)))
+        self.under_way.iter().flat_map(|(_, u)| u.leaves().map(|leaf| (leaf, &u.t)))
     }
 }
 
@@ -115,7 +118,9 @@ impl State {
     /// What a transaction goes by.
     pub(super) fn route(&mut self, t: &Transaction) -> Arc<Route> {
         let (sid, cd, generation) = (t.sid, t.ssid.unwrap_or(0), self.streams.generation);
-        self.dma.routes.resize(ROUTES, None);
+        if self.dma.routes.is_empty() {
+            self.dma.routes.resize(ROUTES, None);
+        }
         let place = &mut self.dma.routes[(sid ^ cd << 3) as usize % ROUTES];
         if let Some(known) = place
             && (known.sid, known.cd, known.generation) == (sid, cd, generation)
@@ -155,7 +160,8 @@ impl State {
                 (None, None) => {}
             }
         }
-        self.dma.under_way.insert(id, under_way);
+        self.dma.over(id);
+        self.dma.under_way.push((id, under_way));
     }
 
     /// A device goes on with a translation that memory does not have any more.
