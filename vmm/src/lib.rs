@@ -24,6 +24,7 @@ pub mod plug;
 pub mod pools;
 pub mod psci;
 pub mod race;
+pub mod ranks;
 pub mod run;
 pub mod say;
 pub mod schedule;

@@ -333,13 +333,17 @@ impl Machine {
     /// Does all agents' steps that are due; when the next one is.
     fn step_agents(&mut self) -> Option<u64> {
         let now = self.now;
+        let able = self.able();
         let Some(schedule) = &mut self.schedule else {
             while self.board.step(now) {}
             return self.board.next_step(now);
         };
+        let above = if schedule.has_ranks() { schedule.highest(&able) } else { None };
         loop {
-            let agents = self.board.agents(now).into_iter();
-            let (at, who) = agents.map(|(who, due)| (schedule.delayed(who, due), who)).min()?;
+            let agents = self.board.agents(now);
+            schedule.to_come(&agents);
+            let agents = agents.into_iter();
+            let (at, who) = agents.map(|(who, due)| (schedule.delayed(who, due, now, above), who)).min()?;
             if at > now {
                 return (at < u64::MAX).then_some(at);
             }
@@ -398,8 +402,41 @@ impl Machine {
         woken
     }
 
+    /// What each vCPU has retired, and whether it can run; nothing when nobody wants to know since there are no ranks.
+    fn able(&self) -> Vec<(u64, bool)> {
+        if !self.schedule.as_ref().is_some_and(Schedule::has_ranks) {
+            return Vec::new();
+        }
+        let able = |cpu| match self.activity[cpu] {
+            Activity::Running => true,
+            Activity::Off => false,
+            Activity::Interrupt => self.cluster.wfi_wake(cpu, &self.board),
+            Activity::Event => self.cluster.has_event(cpu) || self.cluster.wfi_wake(cpu, &self.board),
+        };
+        (0..self.activity.len()).map(|cpu| (self.cluster.core(cpu).retired(), able(cpu))).collect()
+    }
+
+    /// The vCPU to run by rank, when there are ranks.
+    fn pick_by_rank(&mut self, order: Vec<usize>) -> Option<usize> {
+        let cpu = order.into_iter().find(|&cpu| self.runnable(cpu))?;
+        let core = self.cluster.core(cpu);
+        let (pc, retired) = (core.pc, core.retired());
+        if let Some(schedule) = &mut self.schedule {
+            schedule.chosen(cpu, pc, retired, self.now);
+        }
+        if self.turn != cpu || self.left == 0 {
+            (self.turn, self.left) = (cpu, self.quantum);
+        }
+        Some(cpu)
+    }
+
     /// The vCPU to run: the one whose turn it is while its quantum lasts, else the next in order that can run.
     fn pick(&mut self) -> Option<usize> {
+        let able = self.able();
+        if let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.has_ranks()) {
+            let order = schedule.by_rank(self.now, &able)?;
+            return self.pick_by_rank(order);
+        }
         if self.left > 0 && self.runnable(self.turn) {
             return Some(self.turn);
         }

@@ -11,6 +11,7 @@ use devices::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
+use crate::ranks::Ranks;
 use crate::script::{Look, Script, Step};
 use crate::survey::{Point, Survey};
 
@@ -55,7 +56,9 @@ pub struct Schedule {
     arrived: Vec<Time>,
     /// The order that is said by hand, if one is.
     script: Option<Script>,
-    /// Steps of agents that the script holds: since when each was due.
+    /// The order by priorities, if there is one.
+    ranks: Option<Ranks>,
+    /// Steps of agents that the script or a rank holds: since when each was due.
     overdue: BTreeMap<Actor, Time>,
 }
 
@@ -136,6 +139,7 @@ impl Schedule {
             survey: None,
             arrived,
             script: None,
+            ranks: None,
             overdue: BTreeMap::new(),
         }
     }
@@ -154,6 +158,42 @@ impl Schedule {
     /// Follows a script from here on.
     pub fn keep_to(&mut self, steps: Vec<Step>) {
         self.script = Some(Script::new(steps, self.begin));
+    }
+
+    /// Goes by these priorities from here on.
+    pub fn keep_ranks(&mut self, ranks: Ranks) {
+        self.ranks = Some(ranks);
+    }
+
+    /// Whether it goes by priorities.
+    pub(crate) fn has_ranks(&self) -> bool {
+        self.ranks.is_some()
+    }
+
+    /// The vCPUs, given what each has retired and whether it can run, with the highest rank first, without those that stand still
+    /// since an agent of a higher rank has something to do; `None` when there are no ranks.
+    pub(crate) fn by_rank(&mut self, now: Time, cpus: &[(u64, bool)]) -> Option<Vec<usize>> {
+        let ranks = self.ranks.as_mut()?;
+        for (cpu, &(_, able)) in cpus.iter().enumerate() {
+            ranks.waits(cpu, able, now);
+        }
+        let rank = |cpu: usize, ranks: &mut Ranks| ranks.of(Actor::Cpu(cpu), cpus[cpu].0 - self.origin[cpu]);
+        let mut order: Vec<(u64, usize)> = (0..cpus.len()).map(|cpu| (rank(cpu, ranks), cpu)).collect();
+        order.sort_unstable_by_key(|&(rank, cpu)| (std::cmp::Reverse(rank), cpu));
+        order.retain(|&(rank, _)| rank >= ranks.expected());
+        Some(order.into_iter().map(|(_, cpu)| cpu).collect())
+    }
+
+    /// A vCPU was chosen by its rank, and goes on from where it is: what it waited for others is a hold.
+    pub(crate) fn chosen(&mut self, cpu: usize, pc: u64, retired: u64, now: Time) {
+        if let Some(ranks) = &mut self.ranks {
+            ranks.chosen(cpu);
+        }
+        let time = self.arrived[cpu];
+        if now > time {
+            let hold = Hold { who: Actor::Cpu(cpu), at: retired - self.origin[cpu], ns: now - time };
+            self.begun.push(Begun { hold, time, pc: Some(pc) });
+        }
     }
 
     /// A vCPU's progress.
@@ -236,8 +276,30 @@ impl Schedule {
         Progress { of, points, places, ns: now - self.begin }
     }
 
-    /// When an agent's step that is due at `due` happens.
-    pub(crate) fn delayed(&mut self, who: Actor, due: Time) -> Time {
+    /// Takes note of when agents will do a step.
+    pub(crate) fn to_come(&mut self, agents: &[(Actor, Time)]) {
+        let Some(ranks) = &mut self.ranks else { return };
+        let steps = &self.steps;
+        let coming = agents.iter().filter(|(_, due)| *due < Time::MAX);
+        ranks.expect(coming.map(|(who, _)| (*who, steps.get(who).copied().unwrap_or(0))));
+    }
+
+    /// The highest rank of a vCPU that can run; `None` when there are no ranks or none can.
+    pub(crate) fn highest(&mut self, cpus: &[(u64, bool)]) -> Option<u64> {
+        let ranks = self.ranks.as_mut()?;
+        let able = cpus.iter().enumerate().filter(|(_, (_, able))| *able);
+        able.map(|(cpu, (retired, _))| ranks.of(Actor::Cpu(cpu), retired - self.origin[cpu])).max()
+    }
+
+    /// When an agent's step that is due at `due` happens, given that a vCPU of rank `above` can run at `now`.
+    pub(crate) fn delayed(&mut self, who: Actor, due: Time, now: Time, above: Option<u64>) -> Time {
+        if let Some(ranks) = &mut self.ranks {
+            let step = self.steps.get(&who).copied().unwrap_or(0);
+            if due > now || above.is_none_or(|above| ranks.of(who, step) >= above) {
+                return due;
+            }
+            return ranks.patience(*self.overdue.entry(who).or_insert(due));
+        }
         if self.script.as_ref().is_some_and(|script| script.holds(who)) {
             self.overdue.entry(who).or_insert(due);
             return Time::MAX;
@@ -255,6 +317,11 @@ impl Schedule {
         let steps = self.steps.entry(who).or_default();
         let from = *steps;
         *steps += 1;
+        if self.ranks.is_some()
+            && let Some(time) = self.overdue.remove(&who).filter(|&time| time < now)
+        {
+            self.begun.push(Begun { hold: Hold { who, at: from, ns: now - time }, time, pc: None });
+        }
         if let Some(list) = self.coming.get_mut(&who) {
             while let Some((at, ns)) = list.pop_if(|&mut (at, _)| at <= from) {
                 self.begun.push(Begun { hold: Hold { who, at, ns }, time: now.saturating_sub(ns), pc: None });
@@ -290,7 +357,9 @@ impl Schedule {
     /// Instructions that a vCPU has left to its next hold.
     pub(crate) fn left(&self, cpu: usize, retired: u64) -> u64 {
         let next = self.coming.get(&Actor::Cpu(cpu)).and_then(|list| list.last());
-        next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(retired - self.origin[cpu]))
+        let progress = retired - self.origin[cpu];
+        let change = self.ranks.as_ref().map_or(u64::MAX, |ranks| ranks.left(Actor::Cpu(cpu), progress));
+        next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(progress)).min(change)
     }
 
     /// How many instructions may run at once from here; the next one is at `pc`, and `word` fetches it.
@@ -339,7 +408,8 @@ impl Schedule {
     /// The first moment after `now` at which a vCPU's hold ends.
     pub(crate) fn release(&self, now: Time) -> Option<Time> {
         let script = self.script.as_ref().and_then(Script::ends);
-        self.held.iter().copied().chain(script).filter(|&t| t > now).min()
+        let waits = self.ranks.iter().flat_map(Ranks::ends);
+        self.held.iter().copied().chain(script).chain(waits).filter(|&t| t > now).min()
     }
 }
 
@@ -370,7 +440,7 @@ mod tests {
         let mut s = Schedule::new(&[Hold { who: Actor::Its, at: 1, ns: 9 }], 0, vec![]);
         let mut times = Vec::new();
         for due in [10, 20, 30] {
-            times.push(s.delayed(Actor::Its, due));
+            times.push(s.delayed(Actor::Its, due, due, None));
             s.stepped(Actor::Its, due);
         }
         assert_eq!(times, [10, 29, 30]);

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::ValueEnum;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use serde::{Deserialize, Serialize};
 
 use crate::actor::Actor;
+use crate::ranks::Ranks;
 use crate::schedule::{Hold, Progress};
 use crate::survey::{Kind, Point};
 
@@ -21,7 +23,7 @@ pub enum Policy {
     Random,
     /// As random at first, then changes of the schedules that showed new orders of conflicting accesses
     Guided,
-    /// Probabilistic concurrency testing: as few holds as the depth says, each until everybody else is done
+    /// Probabilistic concurrency testing: by priorities, of which one less than the depth changes
     Pct,
     /// The order that the scenario's script says
     Script,
@@ -70,13 +72,56 @@ pub struct Lead {
 }
 
 impl Choice {
+    fn dice(&self, number: u64) -> Xoshiro256PlusPlus {
+        Xoshiro256PlusPlus::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// By which priorities `pct` runs schedule `number`; `None` under the other policies.
+    ///
+    /// All actors begin in any order, each of which is as likely. Then there is one change less than the depth, each at one of
+    /// the steps that the survey knows of, which are as likely too: before or behind a decision point, or before a step of an
+    /// agent. A bug of depth d among n actors and k such steps is found with a probability of at least 1/(n k^(d-1)), as far as
+    /// the survey is complete and nobody waits in a loop.
+    pub fn ranks(&self, number: u64, progress: &Progress) -> Option<Ranks> {
+        if self.policy != Policy::Pct {
+            return None;
+        }
+        let mut rng = self.dice(number);
+        let cpus = progress.points.iter().map(|point| point.cpu).chain(progress.places.keys().copied());
+        let mut order: BTreeSet<Actor> = cpus.map(Actor::Cpu).collect();
+        order.extend(progress.of.keys());
+        let mut order: Vec<Actor> = order.into_iter().collect();
+        order.shuffle(&mut rng);
+        // A point may be there for several reasons.
+        let points: BTreeSet<(usize, u64)> =
+            progress.points.iter().map(|point| (point.cpu, point.at)).collect();
+        let points: Vec<(usize, u64)> = points.into_iter().collect();
+        let agents = || progress.of.iter().filter(|(who, _)| !matches!(who, Actor::Cpu(_)));
+        let steps: u64 = agents().map(|(_, n)| n).sum();
+        let changes = (1..self.depth.max(2)).filter_map(|_| {
+            let index = pick(&mut rng, points.len() as u64 + steps)?;
+            match points.get(index as usize) {
+                Some(&(cpu, at)) => Some((Actor::Cpu(cpu), at + u64::from(rng.random_bool(0.5)))),
+                None => {
+                    let mut index = index - points.len() as u64;
+                    agents().find_map(|(&who, &n)| {
+                        let here = (index < n).then_some((who, index));
+                        index = index.saturating_sub(n);
+                        here
+                    })
+                }
+            }
+        });
+        let changes: Vec<_> = changes.collect();
+        Some(Ranks::new(&order, &changes, progress.ns.max(2 * SHORTEST)))
+    }
+
     /// Schedule `number` of a scenario that, in the default order, makes this progress, when the schedules before it showed
     /// this. `None`: there are no more.
     ///
     /// Leads of the last [`LAG`] numbers are passed over, so that the choice does not depend on how many run at a time.
     pub fn draw(&self, number: u64, progress: &Progress, leads: &[Lead]) -> Option<Vec<Hold>> {
-        let mut rng =
-            Xoshiro256PlusPlus::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut rng = self.dice(number);
         let longest = progress.ns.max(2 * SHORTEST);
         match self.policy {
             // A script is no choice.
@@ -90,21 +135,8 @@ impl Choice {
                     _ => random(&mut rng, progress, longest),
                 }
             }
-            Policy::Pct => {
-                let mut holds = Vec::new();
-                // Who goes first: any vCPU may begin with the lowest priority.
-                let cpus: Vec<Actor> =
-                    progress.of.keys().copied().filter(|a| matches!(a, Actor::Cpu(_))).collect();
-                if cpus.len() > 1 && rng.random_bool(0.5) {
-                    let who = cpus[rng.random_range(0..cpus.len())];
-                    holds.push(Hold { who, at: 0, ns: longest });
-                }
-                for _ in 1..self.depth.max(2) {
-                    let (who, at) = point(&mut rng, progress)?;
-                    holds.push(Hold { who, at, ns: longest });
-                }
-                Some(holds)
-            }
+            // It has no holds before it has run: see `Choice::ranks`.
+            Policy::Pct => Some(Vec::new()),
             Policy::Bounded => bounded(number, progress, longest),
         }
     }
@@ -284,7 +316,7 @@ mod tests {
 
     #[test]
     fn schedules_depend_on_seed_and_number_alone_and_stay_within_the_scenario() {
-        for policy in [Policy::Random, Policy::Pct, Policy::Guided] {
+        for policy in [Policy::Random, Policy::Guided] {
             let choice = Choice { policy, depth: 3, seed: 7 };
             let all: Vec<_> = (0..200).map(|n| choice.draw(n, &progress(), &[]).unwrap()).collect();
             assert_eq!(all, (0..200).map(|n| choice.draw(n, &progress(), &[]).unwrap()).collect::<Vec<_>>());
@@ -302,6 +334,28 @@ mod tests {
             assert!(all.iter().flatten().any(|hold| hold.at == 77), "before the data");
             assert!(all.iter().flatten().any(|hold| hold.at == 78), "and behind them");
         }
+    }
+
+    #[test]
+    fn priorities_are_drawn_for_all_and_change_at_any_step_that_is_known() {
+        let choice = |seed| Choice { policy: Policy::Pct, depth: 2, seed };
+        let mut firsts = BTreeSet::new();
+        let mut changes = BTreeSet::new();
+        for number in 0..300 {
+            let mut ranks = choice(1).ranks(number, &progress()).unwrap();
+            assert_eq!(Some(&ranks), choice(1).ranks(number, &progress()).as_ref());
+            let all = [Actor::Cpu(0), Actor::Cpu(1), Actor::Its];
+            firsts.insert(all.iter().copied().min_by_key(|&who| ranks.of(who, 0)));
+            changes.extend(all.iter().map(|&who| (who, ranks.left(who, 0))).filter(|(_, at)| *at < u64::MAX));
+        }
+        assert_eq!(firsts.len(), 3, "anybody begins last");
+        let cpu = |cpu, at| [(Actor::Cpu(cpu), at), (Actor::Cpu(cpu), at + 1)];
+        let mut known: BTreeSet<_> = [cpu(0, 10), cpu(0, 900), cpu(1, 77)].into_iter().flatten().collect();
+        // The change before its first step is done already.
+        known.extend([(Actor::Its, 1), (Actor::Its, 2)]);
+        assert_eq!(changes, known);
+        assert_ne!(choice(1).ranks(0, &progress()), choice(2).ranks(0, &progress()));
+        assert_eq!(Choice { policy: Policy::Random, ..choice(1) }.ranks(0, &progress()), None);
     }
 
     #[test]

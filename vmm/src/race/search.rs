@@ -22,6 +22,7 @@ use super::trial::{Failure, Judge, Verdict};
 use super::{html, report, steps, story};
 use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
+use crate::ranks::Ranks;
 use crate::schedule::{Begun, Hold, Progress};
 use crate::sharing::Places;
 use crate::stats::state_hash;
@@ -61,6 +62,8 @@ struct Ran {
     verdict: Verdict,
     /// Behaviours that it showed and that were not known when it began.
     new: BTreeSet<u64>,
+    /// What it did, as holds, if it went by priorities.
+    holds: Option<Vec<Hold>>,
 }
 
 impl Found {
@@ -85,7 +88,8 @@ impl Found {
     }
 
     fn note(&mut self, number: u64, holds: Vec<Hold>, ran: Ran) {
-        let Ran { verdict, new } = ran;
+        let Ran { verdict, new, holds: own } = ran;
+        let holds = own.unwrap_or(holds);
         self.runs += 1;
         self.instructions += verdict.instructions;
         let before = self.behaviours.len();
@@ -192,13 +196,24 @@ impl Explorer {
     }
 
     /// Starts one schedule that tells the behaviours which are not `known`.
-    fn start_covered(&mut self, holds: &[Hold], known: &BTreeSet<u64>) -> Result<Child> {
+    fn start_covered(
+        &mut self,
+        holds: &[Hold],
+        ranks: Option<Ranks>,
+        known: &BTreeSet<u64>,
+    ) -> Result<Child> {
         Child::start(|| {
             self.machine.follow(holds);
+            let ranked = ranks.is_some();
+            if let (Some(schedule), Some(ranks)) = (self.machine.schedule(), ranks) {
+                schedule.keep_ranks(ranks);
+            }
             self.machine.cover(&self.watched);
             let verdict = self.judge.run(&mut self.machine);
             let new = self.machine.behaviours().difference(known).copied().collect();
-            Ran { verdict, new }
+            let begun = self.machine.schedule().map(|schedule| schedule.begun()).unwrap_or_default();
+            let holds = ranked.then(|| begun.iter().map(|begun| begun.hold).collect());
+            Ran { verdict, new, holds }
         })
     }
 
@@ -228,6 +243,17 @@ impl Explorer {
             hurry |= interrupt.received().is_some();
             !hurry && self.fails_with(holds, failure)
         })
+    }
+
+    /// What went by priorities has to fail by its holds as well.
+    fn make_sure(&mut self, choice: Choice, found: &Found) -> Result<()> {
+        let Some((number, holds, failure)) = found.failures.last() else { return Ok(()) };
+        let ours = choice.policy == Policy::Pct && *number + 1 == found.runs;
+        ensure!(
+            !ours || self.fails_with(holds, failure),
+            "the holds of schedule {number} do not give its run: this is a bug of smmulab"
+        );
+        Ok(())
     }
 
     fn fails_with(&mut self, holds: &[Hold], failure: &Failure) -> bool {
@@ -387,7 +413,8 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice, interrupt: 
                 more = false;
                 break;
             };
-            let child = explorer.start_covered(&holds, &found.behaviours)?;
+            let ranks = choice.ranks(next, &explorer.progress);
+            let child = explorer.start_covered(&holds, ranks, &found.behaviours)?;
             running.push(Running { number: next, holds, child });
             next += 1;
         }
@@ -405,6 +432,7 @@ pub fn search(explorer: &mut Explorer, args: Limits, choice: Choice, interrupt: 
         }
         while let Some((holds, ran)) = waiting.remove(&taken) {
             found.note(taken, holds, ran);
+            explorer.make_sure(choice, &found)?;
             taken += 1;
             bar.inc(1);
             bar.set_message(format!("{} behaviours, {} failures", found.behaviours(), found.failures.len()));
