@@ -341,7 +341,7 @@ impl Machine {
         let above = if schedule.has_ranks() { schedule.highest(&able) } else { None };
         loop {
             let agents = self.board.agents(now);
-            schedule.to_come(&agents);
+            schedule.expect(&agents);
             let agents = agents.into_iter();
             let (at, who) = agents.map(|(who, due)| (schedule.delayed(who, due, now, above), who)).min()?;
             if at > now {
@@ -416,26 +416,13 @@ impl Machine {
         (0..self.activity.len()).map(|cpu| (self.cluster.core(cpu).retired(), able(cpu))).collect()
     }
 
-    /// The vCPU to run by rank, when there are ranks.
-    fn pick_by_rank(&mut self, order: Vec<usize>) -> Option<usize> {
-        let cpu = order.into_iter().find(|&cpu| self.runnable(cpu))?;
-        let core = self.cluster.core(cpu);
-        let (pc, retired) = (core.pc, core.retired());
-        if let Some(schedule) = &mut self.schedule {
-            schedule.chosen(cpu, pc, retired, self.now);
-        }
-        if self.turn != cpu || self.left == 0 {
-            (self.turn, self.left) = (cpu, self.quantum);
-        }
-        Some(cpu)
-    }
-
     /// The vCPU to run: the one whose turn it is while its quantum lasts, else the next in order that can run.
     fn pick(&mut self) -> Option<usize> {
-        let able = self.able();
-        if let Some(schedule) = self.schedule.as_mut().filter(|schedule| schedule.has_ranks()) {
-            let order = schedule.by_rank(self.now, &able)?;
-            return self.pick_by_rank(order);
+        if self.schedule.as_ref().is_some_and(Schedule::has_ranks) {
+            let able = self.able();
+            if let Some(schedule) = &mut self.schedule {
+                schedule.compare(self.now, &able);
+            }
         }
         if self.left > 0 && self.runnable(self.turn) {
             return Some(self.turn);

@@ -3,7 +3,7 @@
 //! That is the scheduler of probabilistic concurrency testing (Burckhardt and others, ASPLOS 2010). As with a script, what it
 //! did remains as holds, which give the same run without it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use devices::Time;
 
@@ -23,6 +23,10 @@ pub struct Ranks {
     expected: u64,
     /// Since when vCPUs wait that could run.
     waiting: BTreeMap<usize, Time>,
+    /// Those that are to stand still now, since somebody of a higher rank can run or has something to do.
+    below: BTreeSet<usize>,
+    /// Those that have stood still since they got to where they are.
+    stood: BTreeSet<usize>,
 }
 
 impl Ranks {
@@ -37,7 +41,7 @@ impl Ranks {
         }
         by.values_mut().for_each(|list| list.sort_unstable_by(|a, b| b.cmp(a)));
         let top = first + order.len() as u64;
-        Self { of, changes: by, longest, top, expected: 0, waiting: BTreeMap::new() }
+        Self { of, changes: by, longest, top, ..Self::default() }
     }
 
     /// The rank of an actor that has got so far.
@@ -56,14 +60,39 @@ impl Ranks {
         self.expected = ranks.filter(|&rank| rank < u64::MAX).max().unwrap_or(0);
     }
 
-    /// The lowest rank at which a vCPU may run, for all that agents have to do.
-    pub(crate) fn expected(&self) -> u64 {
-        self.expected
+    /// Finds out who is to stand still at `now`: of vCPUs, how far each has got and whether it can run.
+    pub(crate) fn compare(&mut self, now: Time, cpus: &[(u64, bool)]) {
+        for (cpu, &(_, able)) in cpus.iter().enumerate() {
+            self.waits(cpu, able, now);
+        }
+        let ranks: Vec<u64> =
+            cpus.iter().enumerate().map(|(cpu, &(at, _))| self.of(Actor::Cpu(cpu), at)).collect();
+        let able = ranks.iter().zip(cpus).filter(|(_, (_, able))| *able).map(|(&rank, _)| rank);
+        let highest = able.max().unwrap_or(0).max(self.expected);
+        self.below = (0..cpus.len()).filter(|&cpu| ranks[cpu] < highest).collect();
     }
 
-    /// How much an actor that has got so far does before its rank changes.
-    pub(crate) fn left(&self, who: Actor, progress: u64) -> u64 {
-        let next = self.changes.get(&who).and_then(|list| list.last());
+    /// Whether a vCPU is to stand still. That it did is remembered.
+    pub(crate) fn stands(&mut self, cpu: usize) -> bool {
+        let stands = self.below.contains(&cpu);
+        if stands {
+            self.stood.insert(cpu);
+        }
+        stands
+    }
+
+    /// Whether a vCPU that need not stand still did so up to now.
+    pub(crate) fn goes_on(&mut self, cpu: usize) -> bool {
+        self.stood.remove(&cpu)
+    }
+
+    /// How many instructions a vCPU that has got so far may run before its rank changes. One that is to stand still and wakes up
+    /// executes one: a hold is at an instruction that is reached.
+    pub(crate) fn left(&self, cpu: usize, progress: u64) -> u64 {
+        if self.below.contains(&cpu) {
+            return 1;
+        }
+        let next = self.changes.get(&Actor::Cpu(cpu)).and_then(|list| list.last());
         next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(progress))
     }
 
@@ -72,8 +101,14 @@ impl Ranks {
         since.saturating_add(self.longest)
     }
 
+    /// Where ranks are still to change.
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> Vec<(Actor, u64)> {
+        self.changes.iter().flat_map(|(&who, list)| list.iter().map(move |&(at, _)| (who, at))).collect()
+    }
+
     /// Takes note of whether a vCPU can run at `now`. One that has waited long enough comes above all others.
-    pub(crate) fn waits(&mut self, cpu: usize, able: bool, now: Time) {
+    fn waits(&mut self, cpu: usize, able: bool, now: Time) {
         if !able {
             self.waiting.remove(&cpu);
             return;
@@ -87,7 +122,7 @@ impl Ranks {
     }
 
     /// A vCPU runs.
-    pub(crate) fn chosen(&mut self, cpu: usize) {
+    pub(crate) fn ran(&mut self, cpu: usize) {
         self.waiting.remove(&cpu);
     }
 
@@ -106,23 +141,28 @@ mod tests {
         let [a, b, its] = [Actor::Cpu(0), Actor::Cpu(1), Actor::Its];
         let mut ranks = Ranks::new(&[b, its, a], &[(a, 100), (b, 7), (a, 50)], 9);
         assert!(ranks.of(b, 0) < ranks.of(its, 0) && ranks.of(its, 0) < ranks.of(a, 49));
-        assert_eq!((ranks.left(a, 20), ranks.left(its, 20)), (30, u64::MAX));
+        assert_eq!((ranks.left(0, 20), ranks.left(2, 20)), (30, u64::MAX));
         assert!(ranks.of(a, 50) < ranks.of(b, 6), "it fell below all that have not");
         assert!(ranks.of(b, 7) < ranks.of(a, 99), "the second below the third");
         assert!(ranks.of(a, 100) < ranks.of(b, 8), "the first below all");
         ranks.expect([(its, 0), (Actor::Uart, 0)].into_iter());
-        assert_eq!(ranks.expected(), ranks.of(its, 0), "the UART has none");
+        let of_its = ranks.of(its, 0);
+        assert_eq!(ranks.expected, of_its, "the UART has none");
         ranks.expect([].into_iter());
-        assert_eq!(ranks.expected(), 0);
+        assert_eq!(ranks.expected, 0);
         ranks.waits(1, true, 100);
         ranks.waits(1, true, 108);
         assert_eq!(ranks.ends().collect::<Vec<_>>(), [109]);
         assert!(ranks.of(b, 9) < ranks.of(its, 9));
         ranks.waits(1, true, 109);
         assert!(ranks.of(b, 9) > ranks.of(its, 9), "it has waited long enough");
-        ranks.chosen(1);
+        ranks.ran(1);
         ranks.waits(0, false, 110);
         assert_eq!(ranks.ends().count(), 0);
+        ranks.compare(200, &[(110, true), (9, true)]);
+        assert!(ranks.stands(0) && !ranks.stands(1) && ranks.left(0, 110) == 1);
+        ranks.compare(201, &[(110, true), (9, false)]);
+        assert!(!ranks.stands(0) && ranks.goes_on(0) && !ranks.goes_on(0) && !ranks.goes_on(1));
         assert_eq!(ranks.of(Actor::Uart, 0), u64::MAX, "who has no rank waits for nobody");
         assert_eq!(ranks.patience(4), 13);
     }

@@ -170,30 +170,12 @@ impl Schedule {
         self.ranks.is_some()
     }
 
-    /// The vCPUs, given what each has retired and whether it can run, with the highest rank first, without those that stand still
-    /// since an agent of a higher rank has something to do; `None` when there are no ranks.
-    pub(crate) fn by_rank(&mut self, now: Time, cpus: &[(u64, bool)]) -> Option<Vec<usize>> {
-        let ranks = self.ranks.as_mut()?;
-        for (cpu, &(_, able)) in cpus.iter().enumerate() {
-            ranks.waits(cpu, able, now);
-        }
-        let rank = |cpu: usize, ranks: &mut Ranks| ranks.of(Actor::Cpu(cpu), cpus[cpu].0 - self.origin[cpu]);
-        let mut order: Vec<(u64, usize)> = (0..cpus.len()).map(|cpu| (rank(cpu, ranks), cpu)).collect();
-        order.sort_unstable_by_key(|&(rank, cpu)| (std::cmp::Reverse(rank), cpu));
-        order.retain(|&(rank, _)| rank >= ranks.expected());
-        Some(order.into_iter().map(|(_, cpu)| cpu).collect())
-    }
-
-    /// A vCPU was chosen by its rank, and goes on from where it is: what it waited for others is a hold.
-    pub(crate) fn chosen(&mut self, cpu: usize, pc: u64, retired: u64, now: Time) {
-        if let Some(ranks) = &mut self.ranks {
-            ranks.chosen(cpu);
-        }
-        let time = self.arrived[cpu];
-        if now > time {
-            let hold = Hold { who: Actor::Cpu(cpu), at: retired - self.origin[cpu], ns: now - time };
-            self.begun.push(Begun { hold, time, pc: Some(pc) });
-        }
+    /// Compares the ranks of vCPUs, given what each has retired and whether it can run, and of agents that have something to do.
+    pub(crate) fn compare(&mut self, now: Time, cpus: &[(u64, bool)]) {
+        let Some(ranks) = &mut self.ranks else { return };
+        let cpus: Vec<_> =
+            cpus.iter().zip(&self.origin).map(|(&(all, able), from)| (all - from, able)).collect();
+        ranks.compare(now, &cpus);
     }
 
     /// A vCPU's progress.
@@ -277,7 +259,7 @@ impl Schedule {
     }
 
     /// Takes note of when agents will do a step.
-    pub(crate) fn to_come(&mut self, agents: &[(Actor, Time)]) {
+    pub(crate) fn expect(&mut self, agents: &[(Actor, Time)]) {
         let Some(ranks) = &mut self.ranks else { return };
         let steps = &self.steps;
         let coming = agents.iter().filter(|(_, due)| *due < Time::MAX);
@@ -340,6 +322,15 @@ impl Schedule {
             return false;
         }
         let arrived = self.arrived[cpu];
+        if let Some(ranks) = &mut self.ranks {
+            if ranks.stands(cpu) {
+                return false;
+            }
+            if ranks.goes_on(cpu) {
+                let hold = Hold { who, at: progress, ns: now - arrived };
+                self.begun.push(Begun { hold, time: arrived, pc: Some(pc) });
+            }
+        }
         if let Some(list) = self.coming.get_mut(&who) {
             while let Some((at, ns)) = list.pop_if(|&mut (at, _)| at <= progress) {
                 self.held[cpu] = self.held[cpu].max(arrived.saturating_add(ns));
@@ -358,7 +349,7 @@ impl Schedule {
     pub(crate) fn left(&self, cpu: usize, retired: u64) -> u64 {
         let next = self.coming.get(&Actor::Cpu(cpu)).and_then(|list| list.last());
         let progress = retired - self.origin[cpu];
-        let change = self.ranks.as_ref().map_or(u64::MAX, |ranks| ranks.left(Actor::Cpu(cpu), progress));
+        let change = self.ranks.as_ref().map_or(u64::MAX, |ranks| ranks.left(cpu, progress));
         next.map_or(u64::MAX, |&(at, _)| at.saturating_sub(progress)).min(change)
     }
 
@@ -389,6 +380,9 @@ impl Schedule {
     /// A vCPU ran from virtual time `now`, at so many retired instructions, for `count` of them.
     pub(crate) fn ran(&mut self, cpu: usize, now: Time, retired: u64, count: u64, pc: u64) {
         self.turn(Actor::Cpu(cpu));
+        if let Some(ranks) = &mut self.ranks {
+            ranks.ran(cpu);
+        }
         self.arrived[cpu] = now + count;
         let Some(log) = &mut self.log else { return };
         let done =

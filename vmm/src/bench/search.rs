@@ -126,7 +126,9 @@ struct Signal(u8);
 
 impl Bench<'_> {
     fn job(&self, source: &Source, policy: Policy, seed: u64) -> Job {
-        let choice = Choice { policy, depth: self.args.depth, seed };
+        // The others have no depth.
+        let depth = if policy == Policy::Pct { self.args.depth } else { 0 };
+        let choice = Choice { policy, depth, seed };
         let (scenario, file) = (source.name.clone(), source.file.clone());
         Job { scenario, file, choice, runs: self.args.runs, time: self.args.time.0 }
     }
