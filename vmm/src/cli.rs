@@ -310,7 +310,7 @@ pub struct RaceArgs {
     /// How schedules are chosen
     #[arg(long, value_enum, default_value = "random")]
     pub policy: Policy,
-    /// Depth of the bugs that --policy pct looks for: it makes one hold less
+    /// Depth of the bugs that --policy pct and few look for: as many changes of priorities, or holds, and one more
     #[arg(long, value_name = "D", default_value_t = 2)]
     pub depth: u32,
     /// Schedules to run at most
@@ -465,7 +465,7 @@ pub struct SearchBenchArgs {
     /// What seeds the choice, once each
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,2,3")]
     pub seeds: Vec<u64>,
-    /// Depth of the bugs that pct looks for
+    /// Depth of the bugs that pct and few look for
     #[arg(long, value_name = "D", default_value_t = 2)]
     pub depth: u32,
     /// Schedules to run at most for each policy and seed

@@ -127,7 +127,7 @@ impl Lab {
 fn a_lost_update_is_found_shrunk_and_replayed() {
     let lab = Lab::new(counter(false));
     assert_eq!(lab.race(&["--policy", "fixed"]).status.code(), Some(0), "the default order hides it");
-    for policy in ["random", "pct", "guided"] {
+    for policy in ["random", "few", "pct", "guided"] {
         for seed in ["1", "2", "3"] {
             let found = lab.race(&["--policy", policy, "--seed", seed, "--runs", "500"]);
             assert_eq!(found.status.code(), Some(1), "{policy}: {}{}", stdout(&found), stderr(&found));
@@ -286,7 +286,7 @@ fn a_table_says_how_fast_each_policy_finds_what() {
 #[test]
 fn its_correct_twin_stays_silent() {
     let lab = Lab::new(counter(true));
-    for policy in ["random", "pct", "bounded"] {
+    for policy in ["random", "few", "pct", "bounded"] {
         let silent = lab.race(&["--policy", policy, "--runs", "200"]);
         assert_eq!(silent.status.code(), Some(0), "{policy}: {}{}", stdout(&silent), stderr(&silent));
     }

@@ -124,7 +124,7 @@ fn mutants_of_the_lab_kernel() {
 #[test]
 fn mutants_that_need_exact_places() {
     if ready() {
-        searched_once("sva-late-dev", &["--policy", "pct", "--depth", "3"], 500);
+        searched_once("sva-late-dev", &["--policy", "few", "--depth", "3"], 500);
         found_once_and_twin_silent("streams-unlocked", 60);
         found_once_and_twin_silent("swiotlb-early-free", 60);
         found_once_and_twin_silent("table-early-free", 60);

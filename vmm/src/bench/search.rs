@@ -127,7 +127,7 @@ struct Signal(u8);
 impl Bench<'_> {
     fn job(&self, source: &Source, policy: Policy, seed: u64) -> Job {
         // The others have no depth.
-        let depth = if policy == Policy::Pct { self.args.depth } else { 0 };
+        let depth = if matches!(policy, Policy::Pct | Policy::Few) { self.args.depth } else { 0 };
         let choice = Choice { policy, depth, seed };
         let (scenario, file) = (source.name.clone(), source.file.clone());
         Job { scenario, file, choice, runs: self.args.runs, time: self.args.time.0 }
@@ -249,7 +249,7 @@ impl Bench<'_> {
         let args = self.args;
         let mut out = format!(
             "Schedules until found (and seconds of search). At most {} schedules and {} s for each seed, {} s for the twin, which\n\
-             is to be silent for {TWIN} times the schedules of the worst seed, under the same policy; pct with `--depth {}`.\n\n",
+             is to be silent for {TWIN} times the schedules of the worst seed, under the same policy; pct and few with `--depth {}`.\n\n",
             args.runs,
             args.time.0 / 1_000_000_000,
             args.twin_time.0 / 1_000_000_000,

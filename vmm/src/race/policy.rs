@@ -23,6 +23,8 @@ pub enum Policy {
     Random,
     /// As random at first, then changes of the schedules that showed new orders of conflicting accesses
     Guided,
+    /// As few holds as the depth says, each until everybody else is done
+    Few,
     /// Probabilistic concurrency testing: by priorities, of which one less than the depth changes
     Pct,
     /// The order that the scenario's script says
@@ -54,7 +56,7 @@ const CORPUS: usize = 64;
 pub struct Choice {
     /// How.
     pub policy: Policy,
-    /// Depth of bugs that `pct` looks for: one more than the holds it makes.
+    /// Depth of bugs that `pct` and `few` look for: one more than the changes of ranks, and than the holds.
     pub depth: u32,
     /// Seeds all of them.
     pub seed: u64,
@@ -134,6 +136,21 @@ impl Choice {
                     Some(lead) if rng.random_bool(0.6) => changed(&mut rng, lead, progress, longest),
                     _ => random(&mut rng, progress, longest),
                 }
+            }
+            Policy::Few => {
+                let mut holds = Vec::new();
+                // Who goes first: any vCPU may begin last.
+                let cpus: Vec<Actor> =
+                    progress.of.keys().copied().filter(|a| matches!(a, Actor::Cpu(_))).collect();
+                if cpus.len() > 1 && rng.random_bool(0.5) {
+                    let who = cpus[rng.random_range(0..cpus.len())];
+                    holds.push(Hold { who, at: 0, ns: longest });
+                }
+                for _ in 1..self.depth.max(2) {
+                    let (who, at) = point(&mut rng, progress)?;
+                    holds.push(Hold { who, at, ns: longest });
+                }
+                Some(holds)
             }
             // It has no holds before it has run: see `Choice::ranks`.
             Policy::Pct => Some(Vec::new()),
@@ -316,7 +333,7 @@ mod tests {
 
     #[test]
     fn schedules_depend_on_seed_and_number_alone_and_stay_within_the_scenario() {
-        for policy in [Policy::Random, Policy::Guided] {
+        for policy in [Policy::Random, Policy::Few, Policy::Guided] {
             let choice = Choice { policy, depth: 3, seed: 7 };
             let all: Vec<_> = (0..200).map(|n| choice.draw(n, &progress(), &[]).unwrap()).collect();
             assert_eq!(all, (0..200).map(|n| choice.draw(n, &progress(), &[]).unwrap()).collect::<Vec<_>>());
