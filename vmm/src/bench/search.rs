@@ -168,6 +168,9 @@ impl Bench<'_> {
             }
             let Choice { policy, seed, .. } = cell.job.choice;
             println!("{}, {}, seed {seed}: {}", source.name, policy.name(), cell.text());
+            if found.passed_over() > 0 {
+                println!("  passed over, since their holds do not fail: {}", found.passed_over());
+            }
             self.results.add(cell)?;
         }
         Ok(Ok(()))
