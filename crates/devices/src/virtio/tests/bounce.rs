@@ -185,6 +185,102 @@ fn a_request_larger_than_the_pool_fails_as_virtio_has_it() {
     assert_eq!(b.status(), 15);
 }
 
+thread_local! {
+    /// What the device has logged in this test.
+    static LOGGED: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Keeps the lines of each test.
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// What the driver sees of a request that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seen {
+    /// VIRTIO_BLK_S_IOERR.
+    Error,
+    /// DEVICE_NEEDS_RESET.
+    NeedsReset,
+}
+
+#[test]
+fn what_cannot_be_is_an_error_to_the_driver_and_a_line_in_the_log_and_costs_no_slot() {
+    let _ = log::set_logger(&Lines);
+    log::set_max_level(log::LevelFilter::Warn);
+    let held = |b: &Bench| {
+        let other = b.pool.as_ref().unwrap().bounce().unwrap();
+        let memory = vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]);
+        let memory = memory.unwrap();
+        let map = |_| other.device().map(&memory, 0, 2048, &swiotlb::Attributes::default()).unwrap();
+        (0..6).map(map).for_each(drop);
+    };
+    type Offer<'a> = &'a dyn Fn(&mut Bench);
+    let cases: [(&str, usize, Offer<'_>, Seen, &str); 4] = [
+        ("too large", 0, &|b| offer(b, 0, 64 << 10), Seen::Error, "is larger than the bounce pool"),
+        (
+            "exhausted",
+            6,
+            &|b| {
+                held(b);
+                offer(b, 1, 8192);
+            },
+            Seen::Error,
+            "the bounce pool stays full",
+        ),
+        (
+            "a loop",
+            0,
+            &|b| {
+                b.descriptor(b.ring(0, 0), 0, b.page(0), 16, NEXT, 1);
+                b.descriptor(b.ring(0, 0), 1, b.page(8), 512, NEXT, 0);
+                b.offer(0, 0);
+                b.kick(0);
+            },
+            Seen::NeedsReset,
+            "needs a reset",
+        ),
+        (
+            "a header outside memory",
+            0,
+            &|b| {
+                let outside = RAM + RAM_SIZE;
+                b.chain(0, 0, &[(outside, 16, false), (b.page(8), 512, true), (b.page(1), 1, true)]);
+                b.offer(0, 0);
+                b.kick(0);
+            },
+            Seen::NeedsReset,
+            "needs a reset",
+        ),
+    ];
+    for (what, held, offer, seen, line) in cases {
+        let mut b = bench(PoolConfig { bytes: 16 << 10, ..POOL });
+        LOGGED.take();
+        offer(&mut b);
+        b.run();
+        match seen {
+            Seen::Error => assert_eq!((b.read(b.page(1), 1)[0], b.status()), (1, 15), "{what}"),
+            Seen::NeedsReset => assert_eq!(b.status() & 64, 64, "{what}"),
+        }
+        let lines = LOGGED.take();
+        assert!(lines.len() == 1 && lines[0].contains(line), "{what}: {lines:?}");
+        // With a reset, if it needs one, all is as before.
+        b.start(ALL);
+        let (pool, device) = counts(&b);
+        assert_eq!((pool.used, device.used), (held, 0), "{what}");
+    }
+}
+
 /// Eight disk reads of 40 KiB at once, all of which succeed.
 fn eight_reads(b: &mut Bench) {
     b.write(b.page(0), &[0; 16]);

@@ -32,6 +32,7 @@ fn each(features: u64, offer: impl Fn(&mut Bench, usize)) {
             // A reset makes it usable again.
             b.start(features);
             assert_eq!(b.status(), 15);
+            assert_eq!(b.pool.as_ref().map_or(0, |pool| pool.stats().used), 0, "no slot is lost");
         }
     }
 }
