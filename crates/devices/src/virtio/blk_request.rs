@@ -191,7 +191,7 @@ impl Request {
                             self.enter(Stage::Media, io);
                         }
                     }
-                    Err(_) => self.finish(S_IOERR, io),
+                    Err(e) => self.cannot_move(&e, io),
                 }
             }
             Stage::Media => self.media(io, backend, token),
@@ -206,7 +206,7 @@ impl Request {
                             self.enter(if more { Stage::Media } else { Stage::Status }, io);
                         }
                     }
-                    Err(_) => self.finish(S_IOERR, io),
+                    Err(e) => self.cannot_move(&e, io),
                 }
             }
             Stage::Status => match self.chain.writable.step_write(io.buffers(), &[self.status], max) {
@@ -223,7 +223,8 @@ impl Request {
                 Ok(Step::Later(due)) => self.due = due,
                 Ok(Step::Ready) => self.enter(Stage::Used, io),
                 // The driver is told of data that cannot be written, if it can be told.
-                Err(_) if self.status != S_IOERR && self.chain.copied() < self.written => {
+                Err(e) if self.status != S_IOERR && self.chain.copied() < self.written => {
+                    warn(&e, io);
                     self.written = self.chain.copied();
                     self.status = S_IOERR;
                     if !self.chain.amend(io.port, S_IOERR) {
@@ -248,9 +249,19 @@ impl Request {
         if no_header || self.cut || !self.chain.keep_last_byte() {
             return io.fail(&error);
         }
+        // Want of slots has its line already.
+        if matches!(error, MapError::Dma { .. }) {
+            warn(&error, io);
+        }
         self.cut = true;
         self.status = S_IOERR;
         self.due = io.now + io.timing.translate;
+    }
+
+    /// Data cannot be read from, or written to, the driver's buffers.
+    fn cannot_move(&mut self, error: &DmaError, io: &mut Io<'_>) {
+        warn(error, io);
+        self.finish(S_IOERR, io);
     }
 
     fn moved(&mut self, io: &Io<'_>, moved: Moved) {
@@ -442,6 +453,11 @@ impl Request {
             && self.position <= self.len
             && self.data.len() as u64 <= CHUNK
     }
+}
+
+/// Says that a request fails since the driver's buffers cannot be used.
+fn warn(why: &impl std::fmt::Display, io: &Io<'_>) {
+    log::warn!("disk {:#06x}: a request fails: {why}", io.port.requester().sid);
 }
 
 fn on_disk(sector: u64, len: u64, backend: &dyn BlockBackend) -> bool {

@@ -226,7 +226,15 @@ fn what_cannot_be_is_an_error_to_the_driver_and_a_line_in_the_log_and_costs_no_s
         (0..6).map(map).for_each(drop);
     };
     type Offer<'a> = &'a dyn Fn(&mut Bench);
-    let cases: [(&str, usize, Offer<'_>, Seen, &str); 4] = [
+    // A header, and data that the device writes or reads somewhere outside memory.
+    let outside = |b: &mut Bench, kind: u8, at: u64| {
+        b.write(b.page(0), &[0; 16]);
+        b.write(b.page(0), &[kind]);
+        b.chain(0, 0, &[(b.page(0), 16, false), (at, 512, kind == 0), (b.page(1), 1, true)]);
+        b.offer(0, 0);
+        b.kick(0);
+    };
+    let cases: [(&str, usize, Offer<'_>, Seen, &str); 7] = [
         ("too large", 0, &|b| offer(b, 0, 64 << 10), Seen::Error, "is larger than the bounce pool"),
         (
             "exhausted",
@@ -261,6 +269,27 @@ fn what_cannot_be_is_an_error_to_the_driver_and_a_line_in_the_log_and_costs_no_s
             },
             Seen::NeedsReset,
             "needs a reset",
+        ),
+        (
+            "a write from outside memory",
+            0,
+            &|b| outside(b, 1, RAM + RAM_SIZE),
+            Seen::Error,
+            "a request fails: no memory at the physical address",
+        ),
+        (
+            "a read to outside memory",
+            0,
+            &|b| outside(b, 0, RAM + RAM_SIZE),
+            Seen::Error,
+            "a request fails: no memory at the physical address",
+        ),
+        (
+            "a write from the end of the address space",
+            0,
+            &|b| outside(b, 1, u64::MAX - 100),
+            Seen::Error,
+            "a request fails: address range wraps",
         ),
     ];
     for (what, held, offer, seen, line) in cases {
