@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use common::{long, skip, smmulab, stderr, stdout};
 use serde_json::Value;
@@ -64,19 +65,24 @@ fn run(checks: &[&str], settings: &str, options: &[&str]) -> Run {
 }
 
 fn run_whatever_the_kernel_says(checks: &[&str], settings: &str, options: &[&str]) -> Run {
+    let command = guest_images::run_checks(checks, settings).unwrap();
+    guest(&command, &[&["--smmu", ALL], options].concat())
+}
+
+/// Runs a command, which has to succeed.
+fn guest(command: &str, options: &[&str]) -> Run {
     let image = if options.contains(&"--image") { &[][..] } else { &["--image", "lab"] };
     let dir = tempfile::tempdir().unwrap();
     let stats = dir.path().join("stats");
-    let command = guest_images::run_checks(checks, settings).unwrap();
     let output = smmulab()
-        .args(["run", "--tools", "--time-limit", "120s", "--smmu", ALL, "--exec", &command])
+        .args(["run", "--tools", "--time-limit", "120s", "--exec", command])
         .args([image, options].concat())
         .arg("--stats")
         .arg(&stats)
         .output()
         .unwrap();
     let (text, log) = (stdout(&output), stderr(&output));
-    assert!(output.status.success(), "{checks:?} {options:?}: {}\n{text}\n{log}", output.status);
+    assert!(output.status.success(), "{command} {options:?}: {}\n{text}\n{log}", output.status);
     let stats: Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
     Run { output: text, log, smmu: stats["smmu"].clone() }
 }
@@ -187,6 +193,45 @@ fn the_map_benchmark_runs_with_one_two_and_four_threads() {
         assert_eq!(run.events(), BTreeMap::new());
         println!("{}", run.output.lines().next().unwrap_or_default());
     }
+}
+
+/// vmm/tests/guest/pmu.c for the guest, compressed and as text; nothing without a compiler.
+fn pmu_program() -> Option<String> {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/pmu.c");
+    let dir = tempfile::tempdir().unwrap();
+    let script = "aarch64-linux-gnu-gcc -Os -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-stack-protector \
+         -fno-pic -no-pie -Wl,--build-id=none -Wl,-z,max-page-size=4096 -o $1/pmu $0 && gzip -9nc $1/pmu | base64 -w0";
+    let built = Command::new("sh").args(["-c", script, source]).arg(dir.path()).output().unwrap();
+    (built.status.success() && !built.stdout.is_empty()).then(|| stdout(&built))
+}
+
+/// perf in the guest, by Linux's driver for the PMCG, counts the engine's work as the emulator does: what a run with the work has
+/// more than one without.
+#[test]
+fn perf_counts_what_the_smmu_counts() {
+    if skipped() {
+        return;
+    }
+    let Some(program) = pmu_program() else { return skip("there is no aarch64-linux-gnu-gcc") };
+    let work = "exec 3<>/dev/smmulab0; echo \"copy size=65536 frames=4\" >&3; cat <&3 >/dev/null";
+    let counted = |work: &str, stream: &str| {
+        let command = format!(
+            "echo {program} | base64 -d | gunzip >/tmp/pmu && chmod +x /tmp/pmu || exit 1\n\
+             insmod /smmulab/smmulab_engine.ko || exit 1\n\
+             cd /sys/bus/event_source/devices/smmuv3_pmcg_* || exit 1\n\
+             /tmp/pmu $(cat type) $(cat cpumask) {stream} '{work}'"
+        );
+        let run = guest(&command, &["--smmu", "preset=full,pmcg=4", "--device", "platform-engine"]);
+        let counts: Vec<u64> = run.output.split_whitespace().map(|count| count.parse().unwrap()).collect();
+        (counts, ["transactions", "tlb_misses", "s1_fetches"].map(|of| run.count(of)))
+    };
+    let (nothing, before) = counted("true", "-");
+    assert_eq!(nothing, [0, 0, 0]);
+    let (all, after) = counted(work, "-");
+    let more: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    assert!(all == more && all[0] >= 500 && all[1] > 0, "perf: {all:?}; the emulator: {more:?}");
+    assert_eq!(counted(work, "65536").0, all, "all are of the engine's stream");
+    assert_eq!(counted(work, "7").0, nothing, "none are of another's");
 }
 
 #[test]
