@@ -4,12 +4,14 @@ use crate::schedule::Hold;
 
 /// The shortest hold that is tried, in nanoseconds.
 const SHORTEST: u64 = 16;
+/// Of how many holds pairs are tried.
+const PAIRED: usize = 16;
 
 /// The fewest and shortest of `holds` that still fail. `fails` tells whether a schedule fails in the same way; what it
 /// answers for `holds` themselves is taken to be yes.
 pub fn shrink(holds: &[Hold], mut fails: impl FnMut(&[Hold]) -> bool) -> Vec<Hold> {
     let mut best = fewer(holds.to_vec(), &mut fails);
-    best = alone(&best, &mut fails).unwrap_or(best);
+    best = longer(&best, &mut fails).unwrap_or(best);
     for index in 0..best.len() {
         shorter(&mut best, index, &mut fails);
     }
@@ -35,14 +37,18 @@ fn fewer(mut best: Vec<Hold>, fails: &mut impl FnMut(&[Hold]) -> bool) -> Vec<Ho
     best
 }
 
-/// One of the holds instead of all, as long as all of them together.
-fn alone(holds: &[Hold], fails: &mut impl FnMut(&[Hold]) -> bool) -> Option<Vec<Hold>> {
-    if holds.len() < 2 {
-        return None;
-    }
+/// One of the holds instead of all, or two, each as long as all of them together: of holds that others need in turn, as an order
+/// by priorities leaves them, none can be left out, and yet one place may be all that matters.
+fn longer(holds: &[Hold], fails: &mut impl FnMut(&[Hold]) -> bool) -> Option<Vec<Hold>> {
     let ns = holds.iter().fold(0, |sum: u64, hold| sum.saturating_add(hold.ns));
-    let mut one = holds.iter().map(|&hold| vec![Hold { ns, ..hold }]);
-    one.find(|one| fails(one))
+    let long: Vec<Hold> = holds.iter().map(|&hold| Hold { ns, ..hold }).collect();
+    let one = long.iter().map(|&hold| vec![hold]).filter(|_| long.len() > 1);
+    let few = &long[..long.len().min(PAIRED)];
+    let pairs = few
+        .iter()
+        .enumerate()
+        .flat_map(|(n, &first)| few[n + 1..].iter().map(move |&hold| vec![first, hold]));
+    one.chain(pairs.filter(|_| long.len() > 2)).find(|some| fails(some))
 }
 
 /// Halves one hold's time as long as it fails.
@@ -82,6 +88,16 @@ mod tests {
                 && holds.iter().all(|hold| hold.at < 5 || holds.len() > 1)
         });
         assert_eq!(small, [hold(4, 120)]);
+    }
+
+    #[test]
+    fn a_chain_in_which_each_needs_the_one_before_becomes_two() {
+        let hold = |at, ns| Hold { who: Actor::Cpu(0), at, ns };
+        let chain: Vec<Hold> = (0..12).map(|at| hold(at, 10)).collect();
+        let small = shrink(&chain, |holds| {
+            holds == chain || holds.len() == 2 && holds[0].at == 3 && holds[1].at == 8 && holds[1].ns >= 30
+        });
+        assert_eq!(small, [hold(3, 30), hold(8, 30)]);
     }
 
     #[test]
