@@ -422,6 +422,10 @@ impl World {
             Op::Unmap2(vm, unit, how) => self.unmap2(vm, unit, how),
             Op::Retarget(stream, path, how) => {
                 self.paths[stream as usize] = path;
+                // Not valid in between: whoever fetches it word by word would see a mixture, and cache what tables of one
+                // STE say under the VMID of another (3.21.3.1).
+                self.lab.ste(SID + stream, [0; 4]);
+                self.commands(&[cfgi_ste(SID + stream)]);
                 self.write_ste(stream);
                 let command = match how % 3 {
                     0 => cfgi_ste(SID + stream),
