@@ -9,7 +9,7 @@ use super::mapping::stage2_permissions;
 use super::stream::{Path, Stream};
 use super::txn::{Purpose, Txn};
 use super::{Known, Outcome, translation, wanted, without_top_byte};
-use crate::cache::{Mapping, Regime, Table, Tlb, Walks, World};
+use crate::cache::{Mapping, Regime, Table, Tlb, Walks};
 use crate::config::Config;
 use crate::memory::{Abort, Memory};
 use crate::pmcg::PmuEvent;
@@ -104,8 +104,7 @@ impl Smmu {
             needs: wanted(&t),
             writes: !t.kind.is_read(),
         };
-        let regime =
-            Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
+        let regime = stream.regime(context);
         let input = without_top_byte(t.address);
         let fetches = |stats: &Stats| stats.s1_fetches + stats.s2_fetches;
         let before = fetches(row.stats);
@@ -301,7 +300,7 @@ impl<M: Memory + ?Sized> Row<'_, M> {
     ) -> Walked<T> {
         let Ask { ipa, needs, writes, wary } = ask;
         let stage2 = &self.stream.stage2;
-        let regime = Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() };
+        let regime = self.stream.stage2_regime();
         let caches = !self.ipas.is_disabled();
         let granule = stage2.tables.granule;
         let place = Place { regime, input: ipa, granule, keep: !self.walks.is_disabled() };
@@ -349,15 +348,14 @@ impl<M: Memory + ?Sized> Row<'_, M> {
         {
             let possible = stage2_permissions(&leaf, self.config);
             // Hardware has nothing to update.
-            let done = possible.contains(needs) && leaf.updated(writes) == descriptor;
-            if done && !(wary && self.mapping2(&leaf, possible).attrs.is_device()) {
-                if caches {
-                    let mapping = self.mapping2(&leaf, possible);
-                    if !mapping.uncached {
+            if possible.contains(needs) && leaf.updated(writes) == descriptor {
+                let mapping = (caches || wary).then(|| self.mapping2(&leaf, possible));
+                if !(wary && mapping.is_some_and(|mapping| mapping.attrs.is_device())) {
+                    if let Some(mapping) = mapping.filter(|mapping| caches && !mapping.uncached) {
                         self.ipas.insert(regime, ipa, mapping);
                     }
+                    return Ok(walked(self, &leaf, possible));
                 }
-                return Ok(walked(self, &leaf, possible));
             }
         }
         Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())))

@@ -24,7 +24,7 @@ use pgtable::{Half, Permissions};
 
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
-use crate::cache::{Mapping, Regime};
+use crate::cache::Mapping;
 use crate::memory::Memory;
 use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
@@ -365,9 +365,7 @@ impl Smmu {
             return None;
         }
         let half = context.select(t).ok()?;
-        let regime =
-            Regime { world: stream.world, vmid: stream.vmid, asid: context.asid, aset: context.aset };
-        let Some(entry) = self.tlb.lookup(regime, without_top_byte(t.address)) else {
+        let Some(entry) = self.tlb.lookup(stream.regime(context), without_top_byte(t.address)) else {
             known.missed = Some(half);
             return None;
         };

@@ -3,12 +3,11 @@
 use pgtable::descriptor::AF;
 use pgtable::{FaultKind, Half, Leaf, Permissions, Stage1, Step, Walk};
 
-use super::context::Context;
 use super::mapping::stage2_permissions;
 use super::stream::Path;
 use super::txn::{Fetch, Origin, Purpose, Txn};
 use super::{Outcome, translation, without_top_byte};
-use crate::cache::{Invalidation, Mapping, Regime, Table, Tlb, Walks, World};
+use crate::cache::{Invalidation, Mapping, Regime, Table, Tlb, Walks};
 use crate::observer::Descriptor;
 use crate::pmcg::PmuEvent;
 use crate::smmu::Smmu;
@@ -173,7 +172,7 @@ impl Smmu {
     pub(super) fn keep_stage2_table(&mut self, txn: &Txn, walk: Walk) {
         if !self.walks.is_disabled() {
             let table = Table::new(walk, txn.stream.stage2.tables.granule);
-            self.keep_table(txn, txn.stage2_regime(), txn.ipa, table);
+            self.keep_table(txn, txn.stream.stage2_regime(), txn.ipa, table);
         }
     }
 
@@ -194,11 +193,11 @@ impl Smmu {
     /// Translates `ipa` by stage 2.
     pub(super) fn stage2(&mut self, id: TxnId, txn: &mut Txn, ipa: u64, purpose: Purpose) -> Outcome {
         txn.ipa = ipa;
-        if self.has_conflict(&self.ipas, txn.stage2_regime(), ipa) {
+        if self.has_conflict(&self.ipas, txn.stream.stage2_regime(), ipa) {
             return self.tlb_conflict(txn, true);
         }
         // If not decided, the page is still clean.
-        if let Some(&mapping) = self.ipas.get(txn.stage2_regime(), ipa)
+        if let Some(&mapping) = self.ipas.get(txn.stream.stage2_regime(), ipa)
             && purpose.decided(txn, &mapping)
         {
             self.stats.s2_hits += 1;
@@ -212,7 +211,7 @@ impl Smmu {
             self.stats.tlb_misses += 1;
             self.miss(txn, PmuEvent::TlbMiss);
         }
-        let step = match self.walks.get(txn.stage2_regime(), ipa) {
+        let step = match self.walks.get(txn.stream.stage2_regime(), ipa) {
             Some(walk) => {
                 self.stats.walk_hits += 1;
                 Step::Fetch(walk)
@@ -288,7 +287,7 @@ impl Smmu {
             return txn.wait(Fetch::Update2(leaf, purpose), leaf.at);
         }
         let mapping = Mapping::stage2(&leaf, possible, &txn.stream.stage2, &self.config);
-        let (regime, ipa) = (txn.stage2_regime(), txn.ipa);
+        let (regime, ipa) = (txn.stream.stage2_regime(), txn.ipa);
         if !self.ipas.is_disabled() && self.may_fill(txn, regime, ipa, &mapping) {
             self.ipas.insert(regime, ipa, mapping);
         }
@@ -400,8 +399,7 @@ impl Purpose {
 
 impl Txn {
     pub(super) fn regime(&self) -> Regime {
-        let Context { asid, aset, .. } = self.context;
-        Regime { world: self.stream.world, vmid: self.stream.vmid, asid, aset }
+        self.stream.regime(&self.context)
     }
 
     /// The table base that the address belongs to.
@@ -430,7 +428,8 @@ impl Txn {
 
     /// The same of stage 2.
     pub(super) fn second_stage(&self, level: i8, value: u64) -> Descriptor {
-        let (table, Regime { world, vmid, asid, .. }) = (&self.stream.stage2.tables, self.stage2_regime());
+        let (table, Regime { world, vmid, asid, .. }) =
+            (&self.stream.stage2.tables, self.stream.stage2_regime());
         Descriptor {
             first: table.start_level() == Some(level),
             granule: table.granule,
@@ -441,9 +440,5 @@ impl Txn {
             asid,
             ..self.first_stage(level, value)
         }
-    }
-
-    fn stage2_regime(&self) -> Regime {
-        Regime { world: World::NsEl1Stage2, vmid: self.stream.vmid, ..Regime::default() }
     }
 }

@@ -3,7 +3,8 @@
 use pgtable::{Granule, Stage2, output_bits};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::World;
+use super::context::Context;
+use crate::cache::{Regime, World};
 use crate::config::{Config, StallModel};
 use crate::spec::keep;
 use crate::spec::ste::Ste;
@@ -110,6 +111,18 @@ pub(crate) struct Stream {
 pub(crate) struct BadSte;
 
 impl Stream {
+    /// Whose translations those of stage 1, or of both stages, are.
+    #[inline]
+    pub(super) fn regime(&self, context: &Context) -> Regime {
+        Regime { world: self.world, vmid: self.vmid, asid: context.asid, aset: context.aset }
+    }
+
+    /// Whose those of stage 2 alone are.
+    #[inline]
+    pub(super) fn stage2_regime(&self) -> Regime {
+        Regime { world: World::NsEl1Stage2, vmid: self.vmid, ..Regime::default() }
+    }
+
     /// Decodes an STE. `e2h` is CR2.E2H.
     pub(crate) fn decode(ste: &Ste, config: &Config, e2h: bool) -> Result<Self, BadSte> {
         let require = |holds: bool| if holds { Ok(()) } else { Err(BadSte) };
