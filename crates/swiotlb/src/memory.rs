@@ -90,7 +90,10 @@ impl<T: GuestMemory + ?Sized> Original for T {
     fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         match plain(self, address, to.len()) {
             Some(from) => from.copy_to_volatile_slice(to.clone()),
-            None => read_parts(self, address, to)?,
+            None => in_parts(self, address, to.len(), Permissions::Read, |done, part| {
+                part.copy_to_volatile_slice(to.subslice(done, part.len()).ok()?);
+                Some(())
+            })?,
         }
         Ok(())
     }
@@ -99,47 +102,34 @@ impl<T: GuestMemory + ?Sized> Original for T {
     fn write<B: BitmapSlice>(&self, address: u64, from: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         match plain(self, address, from.len()) {
             Some(to) => from.copy_to_volatile_slice(to),
-            None => write_parts(self, address, from)?,
+            None => in_parts(self, address, from.len(), Permissions::Write, |done, part| {
+                from.subslice(done, part.len()).ok()?.copy_to_volatile_slice(part);
+                Some(())
+            })?,
         }
         Ok(())
     }
 }
 
-/// [`Original::read`] of any buffer.
+/// Any buffer, in the parts that it has: `copy` is given each, and how many bytes came before it.
 #[cold]
 #[inline(never)]
-fn read_parts<T: GuestMemory + ?Sized, B: BitmapSlice>(
-    memory: &T,
+fn in_parts<'a, T: GuestMemory + ?Sized>(
+    memory: &'a T,
     address: u64,
-    to: &VolatileSlice<'_, B>,
+    len: usize,
+    access: Permissions,
+    copy: impl Fn(usize, VolatileSlice<'a, BS<'a, T::Bitmap>>) -> Option<()>,
 ) -> Result<(), Fault> {
     let fault = Fault { address };
     let mut done = 0;
-    for part in memory.get_slices(GuestAddress(address), to.len(), Permissions::Read).map_err(|_| fault)? {
+    for part in memory.get_slices(GuestAddress(address), len, access).map_err(|_| fault)? {
         let part = part.map_err(|_| fault)?;
-        part.copy_to_volatile_slice(to.subslice(done, part.len()).map_err(|_| fault)?);
-        done += part.len();
+        let bytes = part.len();
+        copy(done, part).ok_or(fault)?;
+        done += bytes;
     }
-    if done == to.len() { Ok(()) } else { Err(fault) }
-}
-
-/// [`Original::write`] of any buffer.
-#[cold]
-#[inline(never)]
-fn write_parts<T: GuestMemory + ?Sized, B: BitmapSlice>(
-    memory: &T,
-    address: u64,
-    from: &VolatileSlice<'_, B>,
-) -> Result<(), Fault> {
-    let fault = Fault { address };
-    let mut done = 0;
-    for part in memory.get_slices(GuestAddress(address), from.len(), Permissions::Write).map_err(|_| fault)? {
-        let part = part.map_err(|_| fault)?;
-        let len = part.len();
-        from.subslice(done, len).map_err(|_| fault)?.copy_to_volatile_slice(part);
-        done += len;
-    }
-    if done == from.len() { Ok(()) } else { Err(fault) }
+    if done == len { Ok(()) } else { Err(fault) }
 }
 
 /// Pool memory that is a mapping of this process: anonymous, or anything else vm-memory can map (a memfd to share with

@@ -235,36 +235,34 @@ impl<M: Memory> Swiotlb<M> {
     /// Takes slots in the default pool.
     #[inline(always)]
     pub(crate) fn take(&self, need: &Need) -> Option<usize> {
-        let Some((slot, area, over)) = self.default.take_own(need) else {
-            return self.take_beside(*need);
-        };
-        if over {
-            self.raise_hiwater(Some(area));
+        match self.default.take_own(need) {
+            Some(taken) => Some(self.note_taken(taken)),
+            None => self.take_beside(*need),
         }
-        Some(slot)
     }
 
     /// In any area of the default pool.
     #[cold]
     #[inline(never)]
     fn take_beside(&self, need: Need) -> Option<usize> {
-        let (slot, area, over) = self.default.take(&need)?;
+        self.default.take(&need).map(|taken| self.note_taken(taken))
+    }
+
+    /// What a pool says that was taken: the first slot's number, once the area is within its allowance.
+    #[inline(always)]
+    fn note_taken(&self, (slot, area, over): (usize, &Area, bool)) -> usize {
         if over {
             self.raise_hiwater(Some(area));
         }
-        Some(slot)
+        slot
     }
 
     /// Takes slots in an added pool, and lets `f` use them.
     pub(crate) fn take_added<R>(&self, need: &Need, f: impl FnOnce(&Pool<M>, usize) -> R) -> Option<R> {
         self.growth.as_ref()?;
         self.added.read(|list| {
-            let (pool, (slot, area, over)) =
-                list.pools().iter().find_map(|pool| Some((pool, pool.take(need)?)))?;
-            if over {
-                self.raise_hiwater(Some(area));
-            }
-            Some(f(pool, slot))
+            let (pool, taken) = list.pools().iter().find_map(|pool| Some((pool, pool.take(need)?)))?;
+            Some(f(pool, self.note_taken(taken)))
         })
     }
 
