@@ -16,6 +16,39 @@ use crate::{exception, mmu};
 
 /// Runs `core` for at most `budget` instructions; how many it was is in [`Core::retired`].
 pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: u64) -> Exit {
+    run_pieces(core, ctx, budget, |core, ctx, left| {
+        match kind {
+            EngineKind::Step => step::run(core, ctx, left),
+            EngineKind::Block => block::run(core, ctx, left),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            EngineKind::Native { after } => native::run(core, ctx, left, after),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            EngineKind::Native { .. } => block::run(core, ctx, left),
+        }
+        None
+    })
+}
+
+/// As [`run`], and ends with [`Exit::Yield`] before the instruction at `pc`, unless that is the first one. It is slow only in that
+/// instruction's page.
+pub(crate) fn run_to(core: &mut Core, ctx: &mut Ctx<'_>, budget: u64, pc: u64) -> Exit {
+    run_pieces(core, ctx, budget, |core, ctx, left| {
+        let mut left = if core.pc >> 12 == pc >> 12 { 1 } else { left };
+        core.set_pc(core.pc);
+        block::run_one_page(core, ctx, &mut left);
+        (core.pc == pc).then_some(Exit::Yield)
+    })
+}
+
+/// Runs at most `budget` instructions by `piece`, which is given how many it may run up to the next boundary, and may end the
+/// run unless the guest did.
+#[inline(always)]
+fn run_pieces(
+    core: &mut Core,
+    ctx: &mut Ctx<'_>,
+    budget: u64,
+    mut piece: impl FnMut(&mut Core, &mut Ctx<'_>, u64) -> Option<Exit>,
+) -> Exit {
     let stop = core.retired().saturating_add(budget);
     loop {
         if core.retired() >= stop {
@@ -26,42 +59,10 @@ pub(crate) fn run(core: &mut Core, ctx: &mut Ctx<'_>, kind: EngineKind, budget: 
         let stepping = exception::step_enabled(core);
         let left = if stepping || debug::breaking(core) { 1 } else { stop - core.retired() };
         core.sys.stepped_exclusive &= !stepping;
-        match kind {
-            EngineKind::Step => step::run(core, ctx, left),
-            EngineKind::Block => block::run(core, ctx, left),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            EngineKind::Native { after } => native::run(core, ctx, left, after),
-            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-            EngineKind::Native { .. } => block::run(core, ctx, left),
-        }
+        let ended = piece(core, ctx, left);
         core.pstate.ss &= !stepping;
-        if let Some(exit) = ctx.shared.exit.take() {
+        if let Some(exit) = ctx.shared.exit.take().or(ended) {
             return exit;
-        }
-    }
-}
-
-/// As [`run`], and ends with [`Exit::Yield`] before the instruction at `pc`, unless that is the first one. It is slow only in that
-/// instruction's page.
-pub(crate) fn run_to(core: &mut Core, ctx: &mut Ctx<'_>, budget: u64, pc: u64) -> Exit {
-    let stop = core.retired().saturating_add(budget);
-    loop {
-        if core.retired() >= stop {
-            return Exit::Budget;
-        }
-        exception::take_pending_interrupt(core, ctx);
-        let stepping = exception::step_enabled(core);
-        let near = core.pc >> 12 == pc >> 12;
-        let mut left = if stepping || near || debug::breaking(core) { 1 } else { stop - core.retired() };
-        core.sys.stepped_exclusive &= !stepping;
-        core.set_pc(core.pc);
-        block::run_one_page(core, ctx, &mut left);
-        core.pstate.ss &= !stepping;
-        if let Some(exit) = ctx.shared.exit.take() {
-            return exit;
-        }
-        if core.pc == pc {
-            return Exit::Yield;
         }
     }
 }
