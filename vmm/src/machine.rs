@@ -338,7 +338,7 @@ impl Machine {
             while self.board.step(now) {}
             return self.board.next_step(now);
         };
-        let above = if schedule.has_ranks() { schedule.highest(&able) } else { None };
+        let above = schedule.highest(&able);
         loop {
             let agents = self.board.agents(now);
             schedule.expect(&agents);
