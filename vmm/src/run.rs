@@ -613,6 +613,7 @@ impl Session {
             bounce: machine.board.pools.report(),
             dma: stats::dma(machine),
             counted_dma: stats::counted_dma(machine),
+            ats: stats::ats(machine),
             host: Host::measure(elapsed, instructions, machine.board.ram.touched()),
         };
         serde_json::to_writer_pretty(&mut file, &stats)?;

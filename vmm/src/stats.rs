@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use devices::dma::DmaPort;
+use devices::dma::{AtsStats, DmaPort};
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -40,6 +40,9 @@ pub struct Stats {
     /// Of that, the bytes read and written in the memory that `--count-dma` names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counted_dma: BTreeMap<String, [u64; 2]>,
+    /// What ATS did in each PCI function that has it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ats: BTreeMap<String, AtsStats>,
     /// What depends on the host.
     pub host: Host,
 }
@@ -81,6 +84,11 @@ pub fn dma(machine: &Machine) -> BTreeMap<String, devices::dma::Stats> {
 /// What was counted apart of each.
 pub fn counted_dma(machine: &Machine) -> BTreeMap<String, [u64; 2]> {
     ports(machine).filter_map(|(name, port)| Some((name, port.counted()?))).collect()
+}
+
+/// What ATS did in each function.
+pub fn ats(machine: &Machine) -> BTreeMap<String, AtsStats> {
+    ports(machine).filter_map(|(name, port)| Some((name, port.ats_stats()?))).collect()
 }
 
 fn peak_rss_kib() -> u64 {

@@ -371,9 +371,9 @@ impl DmaPort {
         self.clear_pri_status(PriStatus { failure: true, unexpected: true });
     }
 
-    /// What ATS did here.
-    pub fn ats_stats(&self) -> AtsStats {
-        self.with_ats(|ats| ats.stats).unwrap_or_default()
+    /// What ATS did here, if there is a translation cache.
+    pub fn ats_stats(&self) -> Option<AtsStats> {
+        self.with_ats(|ats| ats.stats)
     }
 
     /// Entries of the translation cache.

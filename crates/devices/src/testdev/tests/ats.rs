@@ -64,7 +64,7 @@ impl Lab {
 
     fn ats_stats(&self) -> AtsStats {
         let functions = self.host.functions().find(|(slot, _)| *slot == ENGINE);
-        functions.unwrap().1.port().unwrap().ats_stats()
+        functions.unwrap().1.port().unwrap().ats_stats().unwrap()
     }
 
     /// Sends an ATC_INV and takes what goes out.
