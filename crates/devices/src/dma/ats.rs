@@ -23,7 +23,7 @@ const GROUPS: u16 = 512;
 pub struct AtsControl {
     /// ATS: Translation Requests and Translated transactions.
     pub ats: bool,
-    /// PRI: page requests.
+    /// PRI: page requests. They need ATS as well.
     pub pri: bool,
     /// Page requests that may be outstanding.
     pub allocation: u32,
@@ -221,7 +221,14 @@ impl AtsState {
     }
 
     fn response(&mut self, response: &PageResponse) {
-        self.status.failure |= response.code == ResponseCode::ResponseFailure;
+        if self.status.failure {
+            // No response is expected any more, and those that come are ignored.
+            return;
+        }
+        if response.code == ResponseCode::ResponseFailure {
+            self.fail(response.prg_index);
+            return;
+        }
         match self.groups.get_mut(&response.prg_index) {
             Some(group) if group.response.is_none() => {
                 if group.abandoned {
@@ -232,6 +239,22 @@ impl AtsState {
             }
             _ => self.status.unexpected = true,
         }
+    }
+
+    /// Response Failure disables page requests (PCIe 4.0 §10.4.2.2): what comes for other groups is ignored from now on, so whoever
+    /// waits for them has to give up as well.
+    fn fail(&mut self, index: u16) {
+        self.status.failure = true;
+        self.status.unexpected |= !self.waits(index);
+        for group in self.groups.values_mut() {
+            group.response.get_or_insert(ResponseCode::ResponseFailure);
+        }
+        self.groups.retain(|_, group| !group.abandoned);
+    }
+
+    /// Whether a response to this group is expected.
+    fn waits(&self, index: u16) -> bool {
+        self.groups.get(&index).is_some_and(|group| group.response.is_none())
     }
 
     /// One step of the invalidation at the front; answers which one is to be confirmed.
@@ -288,6 +311,10 @@ impl DmaPort {
     pub fn set_ats(&self, control: AtsControl) {
         let dropped = self.with_ats(|ats| {
             let before = std::mem::replace(&mut ats.control, control);
+            if control.pri && !before.pri {
+                // Enabling page requests clears their status (PCIe 4.0 §10.5.2.2).
+                ats.status = PriStatus::default();
+            }
             if before.ats == control.ats {
                 return VecDeque::new();
             }

@@ -114,7 +114,8 @@ impl DmaPort {
         match self.with_ats(|ats| (ats.page_credit(), ats.denied())) {
             Some((Some(credit), _)) => {
                 let first = transfer.iova & !(PAGE - 1);
-                let last = transfer.iova.saturating_add(transfer.left.saturating_sub(1));
+                let wanted = transfer.left.saturating_add(transfer.ahead);
+                let last = transfer.iova.saturating_add(wanted.saturating_sub(1));
                 let pages = ((last - first) / PAGE + 1).min(GROUP).min(credit.into());
                 if pages > 0
                     && let Some(group) = self.with_ats(|ats| ats.page(pages as u32)).flatten()

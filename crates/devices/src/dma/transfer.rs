@@ -25,6 +25,8 @@ pub struct Transfer {
     pub(super) holding: Option<u64>,
     /// Bytes that that translation covers.
     pub(super) bound: u64,
+    /// Bytes after it that the device will access next.
+    pub(super) ahead: u64,
 }
 
 /// Whether an access uses ATS, where ATS is enabled.
@@ -107,6 +109,12 @@ impl Transfer {
         Self { way: Way::Untranslated, ..self }
     }
 
+    /// The same, and the device will go on with so many bytes after it: page requests ask for their pages as well.
+    #[must_use]
+    pub fn followed_by(self, ahead: u64) -> Self {
+        Self { ahead, ..self }
+    }
+
     /// Whether a translation is latched, so that the next step is a beat.
     pub fn ready(&self) -> bool {
         matches!(self.stage, Stage::Latched { .. } | Stage::Discarded)
@@ -137,7 +145,17 @@ impl DmaPort {
             return Err(self.refused(DmaError::Wraps));
         }
         let (stage, way) = (Stage::Idle, Way::Ats);
-        Ok(Transfer { iova, left: len, write, attributes, stage, way, holding: None, bound: u64::MAX })
+        Ok(Transfer {
+            iova,
+            left: len,
+            write,
+            attributes,
+            stage,
+            way,
+            holding: None,
+            bound: u64::MAX,
+            ahead: 0,
+        })
     }
 
     /// Goes one step towards the translation of the next beat: at most one fetch.

@@ -87,7 +87,7 @@ impl AtsCapabilities {
         let ats = config.read(self.ats + ATS_CONTROL, 2) as u16 & ATS_ENABLE != 0;
         let mut control = AtsControl { ats, ..AtsControl::default() };
         if let Some(pri) = self.pri {
-            control.pri = ats && config.read(pri + PRI_CONTROL, 2) as u16 & PRI_ENABLE != 0;
+            control.pri = config.read(pri + PRI_CONTROL, 2) as u16 & PRI_ENABLE != 0;
             control.allocation = config.read(pri + PRI_ALLOCATION, 4);
             let byte = |at: u16| match at.checked_sub(offset) {
                 Some(n) if n < u16::from(size) => (value >> (8 * n)) as u8,

@@ -191,7 +191,7 @@ impl Job {
     fn read(&mut self, port: &DmaPort) -> Result<(), u64> {
         let Piece { at, len } = self.piece;
         let begun = port.begin_as(at, u64::from(len), false, self.plan.source);
-        self.phase = Phase::Read(begun.map_err(|_| at)?);
+        self.phase = Phase::Read(begun.map_err(|_| at)?.followed_by(self.work.ahead()));
         self.launched = self.launched.wrapping_add(1);
         Ok(())
     }
@@ -203,7 +203,7 @@ impl Job {
             _ => at,
         };
         let begun = port.begin_as(at, u64::from(len), true, self.plan.destination);
-        self.phase = Phase::Write(begun.map_err(|_| at)?);
+        self.phase = Phase::Write(begun.map_err(|_| at)?.followed_by(self.work.ahead()));
         self.launched = self.launched.wrapping_add(1);
         Ok(())
     }

@@ -53,6 +53,14 @@ impl Work {
         matches!(self.unit, Unit::Elements { .. })
     }
 
+    /// Bytes that come right after the piece that was taken last, as long as that is known.
+    pub(super) fn ahead(&self) -> u64 {
+        match (self.unit, self.order, self.left) {
+            (Unit::Bytes { .. }, Order::Up, Some((first, last))) => (last - first).saturating_add(1),
+            _ => 0,
+        }
+    }
+
     /// Takes the next piece.
     pub(super) fn take(&mut self) -> Option<Piece> {
         let (first, last) = self.left?;
@@ -101,6 +109,9 @@ mod tests {
         let bytes = Unit::Bytes { align: 1, burst: 16 };
         assert_eq!(pieces(bytes, 0xff8, 0x1013, 0), [(0xff8, 8), (0x1000, 16), (0x1010, 4)]);
         assert_eq!(pieces(bytes, 0xff8, 0x1013, u32::MAX), [(0x1004, 16), (0x1000, 4), (0xff8, 8)]);
+        let mut work = Work::new(bytes, 0xff8, 0x1013, 0);
+        let ahead: Vec<u64> = std::iter::from_fn(|| work.take().map(|_| work.ahead())).collect();
+        assert_eq!(ahead, [20, 4, 0]);
         assert_eq!(pieces(bytes, u64::MAX, u64::MAX, 0), [(u64::MAX, 1)]);
         assert_eq!(pieces(bytes, 0, 0, u32::MAX), [(0, 1)]);
         let elements = Unit::Elements { base: 0x100, stride: 0x40 };

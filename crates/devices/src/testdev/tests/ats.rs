@@ -247,7 +247,7 @@ fn who_confirms_and_who_does_not() {
     assert_eq!(lab.smmu().atc_invalidations_outstanding().count(), 0, "it is off");
 }
 
-/// A page that is not there is asked for, comes, and is used. The group has all pages of the transaction.
+/// A page that is not there is asked for, comes, and is used. The group has all pages that are left to write.
 #[test]
 fn a_page_request() {
     let (mut lab, mut tables) = with_pri();
@@ -255,7 +255,7 @@ fn a_page_request() {
     lab.launch(0, RAND48);
     let requests = lab.page_requests();
     let word = u64::from(ENGINE.0) | 1 << 61;
-    assert_eq!(requests.first(), Some(&[word | 1 << 62, IOVA + 0x8000]), "{requests:x?}");
+    assert_eq!(requests, [[word, IOVA + 0x8000], [word | 1 << 62, IOVA + 0x9000]], "{requests:x?}");
     let pri = lab.extended(CAP_PRI);
     assert_eq!(lab.config_read(ENGINE, pri + 6, 2) & 0x103, 0, "not stopped");
     lab.map(&mut tables, IOVA + 0x8000, DATA, 0x2000, RW);
@@ -264,6 +264,60 @@ fn a_page_request() {
     assert_eq!(lab.cmd(0), HALTED);
     assert!(lab.events().is_empty());
     assert_ne!(lab.get(DATA + 0xff8, 8), [0; 8]);
+}
+
+/// A group asks for the pages that come next as well, up to four; only the last request of it says so, and gets the response.
+#[test]
+fn a_group_of_page_requests() {
+    let (mut lab, mut tables) = with_pri();
+    lab.prepare(0, Order { target: IOVA, ..Order::new(IOVA + 0x8ff8, 0x2800) });
+    lab.launch(0, MEMCPY);
+    let requests = lab.page_requests();
+    let word = u64::from(ENGINE.0) | 1 << 60;
+    let expected = [(0x8000, 0), (0x9000, 0), (0xa000, 0), (0xb000, 1 << 62)];
+    assert_eq!(requests, expected.map(|(page, last)| [word | last, IOVA + page]), "{requests:x?}");
+    lab.map(&mut tables, IOVA + 0x8000, DATA, 0x4000, RW);
+    lab.respond(0, 2);
+    lab.run();
+    assert_eq!((lab.cmd(0), lab.ats_stats().page_requests), (HALTED, 4));
+    // No more than software allows, and none for what comes in another order.
+    let pri = lab.extended(CAP_PRI);
+    lab.config32(ENGINE, pri + 12, 2);
+    for (seed, pages) in [(0, vec![0x1_8000, 0x1_9000]), (0xffff_ffff, vec![0x1_b000])] {
+        lab.prepare(0, Order { seed, ..Order::new(IOVA + 0x1_8000, 0x4000) });
+        lab.launch(0, SUM64);
+        let addresses: Vec<u64> = lab.page_requests().iter().map(|record| record[1] - IOVA).collect();
+        assert_eq!(addresses, pages);
+        lab.respond(0, 1);
+        lab.run();
+        assert_eq!(lab.cmd(0), ERROR);
+    }
+}
+
+/// PCIe 4.0 §10.4.2.2 and §10.5.2: Response Failure ends all groups, later responses are ignored, and enabling anew clears the
+/// status.
+#[test]
+fn response_failure_is_for_all_groups() {
+    let (mut lab, _) = with_pri();
+    let pri = lab.extended(CAP_PRI);
+    for frame in 0..2 {
+        lab.prepare(frame, Order::new(IOVA + 0x8000 + frame * 0x1000, 8));
+        lab.launch(frame, SUM64);
+    }
+    (0..40).for_each(|_| assert!(lab.step()));
+    assert_eq!(lab.page_requests().iter().map(|record| record[1] & 0x1ff).collect::<Vec<_>>(), [0, 1]);
+    lab.respond(1, 0);
+    lab.run();
+    assert_eq!((lab.cmd(0), lab.cmd(1)), (ERROR, ERROR));
+    lab.respond(0, 2);
+    assert_eq!(lab.config_read(ENGINE, pri + 6, 2) & 3, 1, "ignored, and not unexpected");
+    lab.config16(pri + 4, 0);
+    assert_eq!(lab.config_read(ENGINE, pri + 6, 2), 1 << 15 | 1 << 8 | 1, "stopped, and it failed");
+    lab.config16(pri + 4, 1);
+    assert_eq!(lab.config_read(ENGINE, pri + 6, 2), 1 << 15);
+    lab.prepare(0, Order::new(IOVA + 0x8000, 8));
+    lab.launch(0, SUM64);
+    assert_eq!(lab.page_requests().len(), 1);
 }
 
 /// Invalid Request fails the access; Response Failure stops page requests until software clears it.
