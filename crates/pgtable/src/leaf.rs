@@ -19,6 +19,15 @@ impl TableAttrs {
         Self((descriptor >> 59) as u8)
     }
 
+    /// No table imposes anything.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// As bits 4:0.
+    #[inline]
+    pub(crate) const fn bits(self) -> u64 {
+        self.0 as u64
+    }
+
     #[inline]
     pub(crate) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)

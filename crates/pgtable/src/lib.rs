@@ -42,7 +42,7 @@ pub use config::{Half, Ranges, Stage1, Stage2, output_bits, table_base};
 pub use dump::{Dump, Style};
 pub use fault::{Fault, FaultKind};
 pub use granule::Granule;
-pub use ladder::{Ladder, Rung};
+pub use ladder::{Ladder, Plain, Rung};
 pub use leaf::{Access, Controls, Leaf, Permissions, TableAttrs};
 pub use nested::{Class, Nested, NestedFault, NestedStep, NestedWalk, Stage1Done};
 pub use walk::{Step, Walk};

@@ -196,15 +196,30 @@ impl Walk {
         self.input_bits
     }
 
-    /// The same walk further down, or where it is, for another input; `tables`: what the tables between impose.
+    /// Whether the descriptor is in the first table.
     #[inline]
-    pub(crate) const fn below(&self, address: u64, input: u64, level: i8, tables: TableAttrs) -> Self {
-        let table = match (self.rules.stage2, self.rules.hpd) {
-            (true, _) => self.table,
-            (false, true) => self.table.and(tables.only_ns()),
-            (false, false) => self.table.and(tables),
-        };
-        Self { address, input, level, first: self.first && level == self.level, table, ..*self }
+    pub(crate) const fn is_first(&self) -> bool {
+        self.first
+    }
+
+    /// What the tables above impose.
+    #[inline]
+    pub(crate) const fn tables(&self) -> TableAttrs {
+        self.table
+    }
+
+    /// A walk that has come somewhere.
+    #[inline]
+    pub(crate) const fn waiting(
+        address: u64,
+        input: u64,
+        level: i8,
+        input_bits: u8,
+        first: bool,
+        table: TableAttrs,
+        rules: Rules,
+    ) -> Self {
+        Self { address, input, level, input_bits, first, table, rules }
     }
 
     /// Goes on with the descriptor that [`Walk::address`] asked for.

@@ -19,7 +19,7 @@ use crate::spec::registers::{self as r, cr0};
 use crate::spec::ste::L1Std;
 use crate::stats::Stats;
 use crate::transaction::TxnId;
-use crate::translate::{Context, Stream, Txns};
+use crate::translate::{Context, Routes, Stream, Txns};
 
 /// One SMMUv3.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub struct Smmu {
     /// What the caches above answered lately.
     #[serde(skip)]
     pub(crate) answers: Answers,
+    /// What STEs and CDs made of transactions lately.
+    #[serde(skip)]
+    pub(crate) routes: Routes,
     pub(crate) txns: Txns,
     /// Counts invalidations: a transaction that began before one may use what it removed.
     pub(crate) recent: Recent,
@@ -89,6 +92,7 @@ impl Smmu {
             ipas: Tlb::new(shape(config.s2_cache).up_to(1 << 20)),
             walks: Walks::new(shape(config.walk_cache)),
             answers: Answers::default(),
+            routes: Routes::default(),
             txns: Txns::default(),
             recent: Recent::default(),
             sync: None,

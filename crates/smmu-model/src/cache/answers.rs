@@ -90,19 +90,19 @@ pub(crate) struct Answers {
 
 /// StreamID and SubstreamID, which has 20 bits.
 #[inline]
-fn who(t: &Transaction) -> u64 {
+pub(crate) fn who(t: &Transaction) -> u64 {
     u64::from(t.sid) | t.ssid.map_or(0, |ssid| u64::from(ssid.saturating_add(1))) << 32
 }
 
-/// One bit for each kind of access.
+/// A number below 12 for each kind of access.
 #[inline]
-fn access(t: &Transaction) -> u64 {
+pub(crate) fn access(t: &Transaction) -> u32 {
     let kind = match t.kind {
         AccessKind::Read => 0,
         AccessKind::Write => 4,
         AccessKind::Atomic => 8,
     };
-    1 << (kind | u32::from(t.privileged) << 1 | u32::from(t.instruction))
+    kind | u32::from(t.privileged) << 1 | u32::from(t.instruction)
 }
 
 /// What answers are spread by. Multiples of these two fill a square evenly: so do consecutive pages of consecutive
@@ -138,7 +138,7 @@ impl Answers {
     /// The answer for a transaction, if it still is the answer.
     #[inline]
     pub(crate) fn get(&self, t: &Transaction, changes: u64) -> Option<&Answer> {
-        let wanted = Wanted { address: t.address, whom: who(t) | changes << WHO, access: access(t) };
+        let wanted = Wanted { address: t.address, whom: who(t) | changes << WHO, access: 1 << access(t) };
         let hash = hash(wanted.address, wanted.whom);
         let line = self.lines.get((hash >> (self.shift & 63)) as usize)?;
         if changes >> WHEN != self.era {
@@ -176,7 +176,7 @@ impl Answers {
             self.resize(FEWEST);
         }
         let answer = Answer {
-            page: t.address >> PAGE << PAGE | access(t),
+            page: t.address >> PAGE << PAGE | 1 << access(t),
             whom: who(t) | changes << WHO,
             output: output >> PAGE << PAGE | (attrs.shareability as u64) << 6 | u64::from(shift & 63),
             entries: u64::from(attrs.mair) << (TLB + STREAM + CONTEXT)

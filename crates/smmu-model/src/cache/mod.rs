@@ -6,7 +6,7 @@ mod sets;
 mod tlb;
 mod walks;
 
-pub(crate) use answers::Answers;
+pub(crate) use answers::{Answers, access, who};
 pub(crate) use recent::{Invalidation, Recent};
 pub(crate) use sets::{Sets, Shape};
 pub use tlb::World;

@@ -1,15 +1,14 @@
 //! The walk of a transaction that nothing comes between, all fetches in a row. It does what the steps would do one by one
 //! as long as all is well; at the first thing that is not, it says how far it came, and the steps go on from there.
 
-use pgtable::descriptor::{AF, S2AP_READ};
-use pgtable::{Granule, Half, Ladder, Leaf, Permissions, Step, Walk};
+use pgtable::{Permissions, Rung, Step, Walk};
 
-use super::context::Context;
 use super::mapping::stage2_permissions;
+use super::route::{Form, Known, Route, SECOND, Way};
 use super::stream::{Path, Stream};
 use super::txn::{Purpose, Txn};
-use super::{Known, Outcome, translation, wanted, without_top_byte};
-use crate::cache::{Mapping, Regime, Table, Tlb, Walks};
+use super::{Context, Outcome, translation};
+use crate::cache::{Mapping, Regime, Sets, Table, Tlb, Walks};
 use crate::config::Config;
 use crate::memory::{Abort, Memory};
 use crate::pmcg::PmuEvent;
@@ -20,11 +19,11 @@ use crate::transaction::{Transaction, Translation, TxnId};
 
 /// Where a walk in a row comes to something for the steps.
 pub(super) enum Rest {
-    /// Stage 1 can not begin.
+    /// Stage 1 begins in some other way.
     Begin1(Step),
     /// The descriptor of stage 1 that was fetched, from where.
     Fetched1(Walk, u64, Result<u64, Abort>),
-    /// Stage 2 can not begin with this address.
+    /// Stage 2 does not begin with this address, or begins in some other way.
     Begin2(u64, Step, Purpose),
     /// The descriptor of stage 2 that was fetched for this address.
     Fetched2(u64, Walk, Result<u64, Abort>, Purpose),
@@ -36,11 +35,16 @@ pub(super) enum Rest {
 struct Row<'a, M: ?Sized> {
     mem: &'a M,
     config: &'a Config,
-    stream: &'a Stream,
-    context: &'a Context,
+    streams: &'a Sets<u64, Stream>,
+    contexts: &'a Sets<u64, Context>,
+    route: &'a Route,
+    form: &'a Form,
     walks: &'a mut Walks,
     ipas: &'a mut Tlb,
     stats: &'a mut Stats,
+    /// Tables are cached, and stage 2.
+    keeps: bool,
+    caches: bool,
     /// What the transaction needs, and whether it writes.
     needs: Permissions,
     writes: bool,
@@ -57,58 +61,50 @@ struct Ask {
     wary: bool,
 }
 
-/// Whose tables a walk goes through, and whether they are cached.
-#[derive(Clone, Copy)]
-struct Place {
-    regime: Regime,
-    input: u64,
-    granule: Granule,
-    keep: bool,
-}
-
-impl Place {
-    /// Caches the table that a walk is about to read. Nothing was invalidated since the transaction began.
-    #[inline(never)]
-    fn keep(&self, walks: &mut Walks, walk: Walk) {
-        walks.insert(self.regime, self.input, Table::new(walk, self.granule));
-    }
-}
-
-/// A walk, where its descriptor was fetched, and what that is.
-type Fetched = (Walk, u64, Result<u64, Abort>);
+/// A descriptor that was fetched, and from where.
+type Fetched = (Rung, u64, Result<u64, Abort>);
 
 /// What one of the stages says.
 type Walked<T> = Result<T, Box<Rest>>;
 
+/// Caches the table that a walk is about to read. Nothing was invalidated since the transaction began.
+#[inline(never)]
+fn keep(walks: &mut Walks, regime: Regime, input: u64, way: &Way, rung: &Rung) {
+    let ladder = &way.stage.ladder;
+    walks.insert(regime, input, Table::new(ladder.walk(rung, input), ladder.granule()));
+}
+
 impl Smmu {
-    /// Walks for a transaction whose STE and CD are known, and that missed the IOTLB. Counts the fetches.
-    #[inline]
+    /// Walks for a transaction whose STE and CD are known, and that missed the IOTLB in this half. Counts the fetches.
+    #[inline(always)]
     pub(super) fn walk_at_once<M: Memory + ?Sized>(
         &mut self,
         incoming: &Transaction,
         known: &Known,
-        half: Half,
+        half: usize,
         mem: &M,
         steps: &mut u64,
     ) -> Walked<Translation> {
-        let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
-        let t = stream.overrides.access(incoming);
+        let (route, form) = self.routes.at(known.route);
         let mut row = Row {
             mem,
             config: &self.config,
-            stream,
-            context,
+            streams: &self.streams,
+            contexts: &self.contexts,
+            route,
+            form,
+            keeps: !self.walks.is_disabled(),
+            caches: !self.ipas.is_disabled(),
             walks: &mut self.walks,
             ipas: &mut self.ipas,
             stats: &mut self.stats,
-            needs: wanted(&t),
-            writes: !t.kind.is_read(),
+            needs: known.needs,
+            writes: !incoming.kind.is_read(),
         };
-        let regime = stream.regime(context);
-        let input = without_top_byte(t.address);
+        let regime = route.regime(form);
         let fetches = |stats: &Stats| stats.s1_fetches + stats.s2_fetches;
         let before = fetches(row.stats);
-        let walked = row.both(regime, half, input);
+        let walked = row.both(regime, half, known.input);
         *steps = fetches(row.stats) - before;
         if self.pmcg.is_some() {
             self.tally(PmuEvent::TlbMiss, incoming.sid);
@@ -116,20 +112,17 @@ impl Smmu {
         }
         let mapping = walked?;
         // Nothing was invalidated meanwhile.
-        if !mapping.uncached && !self.tlb.is_disabled() && self.tlb.insert(regime, input, mapping) {
+        if !mapping.uncached && !self.tlb.is_disabled() && self.tlb.insert(regime, known.input, mapping) {
             self.stats.tlb_evictions += 1;
         }
         self.stats.translated += 1;
-        Ok(translation(&mapping, t.address))
+        Ok(translation(&mapping, incoming.address))
     }
 
     /// Goes on by steps.
     #[inline(never)]
     pub(super) fn go_on(&mut self, id: TxnId, txn: &mut Txn, known: &Known, rest: Rest) -> Outcome {
-        txn.stream = *self.streams.at(known.stream);
-        txn.context = *self.contexts.at(known.context);
-        txn.t = txn.stream.overrides.access(&txn.incoming);
-        txn.cd = known.cd;
+        self.configure(txn, known);
         txn.missed |= 1 << PmuEvent::TlbMiss as u8;
         match rest {
             Rest::Begin1(step) => self.stage1_step(id, txn, step),
@@ -166,198 +159,195 @@ impl Smmu {
 }
 
 impl<M: Memory + ?Sized> Row<'_, M> {
+    fn stream(&self) -> &Stream {
+        self.streams.at(self.route.stream as usize)
+    }
+
+    fn context(&self) -> &Context {
+        self.contexts.at(self.route.context as usize)
+    }
+
     /// All of the stages there are.
-    #[inline]
-    fn both(&mut self, regime: Regime, half: Half, input: u64) -> Walked<Mapping> {
-        if self.stream.path != Path::Nested {
-            return self.first(regime, half, input, Self::alone);
+    #[inline(always)]
+    fn both(&mut self, regime: Regime, half: usize, input: u64) -> Walked<Mapping> {
+        let way = self.route.way(self.form, half);
+        if !self.form.nested {
+            return self.first(regime, &way, input, Self::alone);
         }
-        let stage2 = &self.stream.stage2;
-        let tables = match Walk::stage2(&stage2.tables, 0) {
-            Step::Fetch(walk) => Some(Ladder::new(&walk, stage2.haft)),
-            _ => None,
-        };
-        let tables = tables.as_ref();
-        let first =
-            self.first(regime, half, input, |row, walk, place| row.through_stage2(tables, walk, place))?;
+        let first = self.first(regime, &way, input, Self::through_stage2)?;
         let ipa = translation(&first, input).pa;
         let ask = Ask { ipa, needs: self.needs, writes: self.writes, wary: false };
-        let purpose = || Purpose::Output(first);
-        let second =
-            self.second(tables, ask, purpose, |_| None, |m| *m, |row, leaf, p| row.mapping2(leaf, p))?;
+        let second = self.second(ask, || Purpose::Output(first))?;
         Ok(first.through(&second, translation(&second, ipa).pa))
     }
 
     /// Stage 1; `down` goes on with a walk to the first descriptor that is no table.
-    #[inline]
+    #[inline(always)]
     fn first(
         &mut self,
         regime: Regime,
-        half: Half,
+        way: &Way,
         input: u64,
-        down: impl FnOnce(&mut Self, Walk, Place) -> Walked<Fetched>,
+        down: impl FnOnce(&mut Self, Regime, &Way, Rung, u64) -> Walked<Fetched>,
     ) -> Walked<Mapping> {
-        let context = self.context;
-        let table = match half {
-            Half::Lower => &context.lower,
-            Half::Upper => &context.upper,
-        };
-        let place = Place { regime, input, granule: table.granule, keep: !self.walks.is_disabled() };
         self.stats.tlb_misses += 1;
-        let known = if place.keep { self.walks.get(regime, input) } else { None };
-        self.stats.walk_hits += u64::from(known.is_some());
-        let begun = match known {
-            Some(walk) => walk,
-            None => match Walk::stage1(table, input) {
-                Step::Fetch(walk) => walk,
-                step => return Err(Box::new(Rest::Begin1(step))),
-            },
-        };
-        let (walk, at, fetched) = down(self, begun, place)?;
+        let ladder = &way.stage.ladder;
+        let mut begun = ladder.begin(way.base, input);
+        if self.keeps
+            && let Some(walk) = self.walks.get(regime, input)
+        {
+            self.stats.walk_hits += 1;
+            match ladder.rung(&walk) {
+                Some(rung) => begun = rung,
+                None => return Err(Box::new(Rest::Begin1(Step::Fetch(walk)))),
+            }
+        }
+        let (rung, at, fetched) = down(self, regime, way, begun, input)?;
+        if let Ok(descriptor) = fetched
+            && let Some(mapping) = way.stage.mapping(&rung, descriptor)
+            && mapping.permissions.contains(self.needs)
+        {
+            return Ok(mapping);
+        }
+        self.first_special(ladder.walk(&rung, input), at, fetched)
+    }
+
+    /// The end of stage 1, whatever it is.
+    #[inline(never)]
+    fn first_special(&self, walk: Walk, at: u64, fetched: Result<u64, Abort>) -> Walked<Mapping> {
         if let Ok(descriptor) = fetched
             && let Some(leaf) = walk.leaf(descriptor)
         {
+            let context = self.context();
             let possible = leaf.permissions(&context.controls);
             // Hardware has nothing to update.
             if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
-                return Ok(Mapping::stage1(&leaf, possible, context, self.stream.world, self.config));
+                return Ok(Mapping::stage1(&leaf, possible, context, self.stream().world, self.config));
             }
         }
         Err(Box::new(Rest::Fetched1(walk, at, fetched)))
     }
 
     /// Down the tables of stage 1 where there is no other.
-    #[inline]
-    fn alone(&mut self, walk: Walk, place: Place) -> Walked<Fetched> {
-        let (mem, stats, walks) = (self.mem, &mut *self.stats, &mut *self.walks);
-        let ladder = Ladder::new(&walk, self.context.haft);
-        let fetch = |at| {
-            stats.s1_fetches += 1;
-            mem.read_u64(at)
-        };
-        let (rung, fetched) = ladder.descend(ladder.top(), walk.input(), fetch, |rung| {
-            if place.keep {
-                place.keep(walks, ladder.walk(rung, walk.input()));
-            }
-        });
-        Ok((ladder.walk(&rung, walk.input()), rung.address(), fetched))
+    #[inline(always)]
+    fn alone(&mut self, regime: Regime, way: &Way, begun: Rung, input: u64) -> Walked<Fetched> {
+        let (mem, walks, keeps) = (self.mem, &mut *self.walks, self.keeps);
+        let (rung, fetched) = way.stage.ladder.descend(
+            begun,
+            input,
+            |at| mem.read_u64(at),
+            |rung| {
+                if keeps {
+                    keep(walks, regime, input, way, rung);
+                }
+            },
+        );
+        self.stats.s1_fetches += begun.to(&rung);
+        Ok((rung, rung.address(), fetched))
     }
 
     /// Down the tables of stage 1, each through stage 2.
-    #[inline(never)]
-    fn through_stage2(&mut self, tables: Option<&Ladder>, mut walk: Walk, place: Place) -> Walked<Fetched> {
+    #[inline(always)]
+    fn through_stage2(&mut self, regime: Regime, way: &Way, mut rung: Rung, input: u64) -> Walked<Fetched> {
         loop {
-            let at = self.table(tables, &walk)?;
+            let ask = Ask {
+                ipa: rung.address(),
+                needs: Permissions::PRIV_READ,
+                writes: false,
+                wary: self.form.ptw,
+            };
+            let second = self.second(ask, || Purpose::Stage1(way.stage.ladder.walk(&rung, input)))?;
+            let at = translation(&second, ask.ipa).pa;
             self.stats.s1_fetches += 1;
             let fetched = self.mem.read_u64(at);
-            let descriptor = fetched.unwrap_or(0);
-            let marked = descriptor & AF != 0 || !self.context.haft;
-            if !(marked && walk.descend(descriptor)) {
-                return Ok((walk, at, fetched));
-            }
-            if place.keep {
-                place.keep(self.walks, walk);
+            let Ok(descriptor) = fetched else { return Ok((rung, at, fetched)) };
+            let Some(below) = way.stage.ladder.below(&rung, descriptor, input) else {
+                return Ok((rung, at, fetched));
+            };
+            rung = below;
+            if self.keeps {
+                keep(self.walks, regime, input, way, &rung);
             }
         }
     }
 
-    /// Where stage 2 puts the descriptor that a walk of stage 1 wants.
-    #[inline(never)]
-    fn table(&mut self, tables: Option<&Ladder>, walk: &Walk) -> Walked<u64> {
-        let ipa = walk.address();
-        let wary = self.stream.stage2.ptw;
-        let ask = Ask { ipa, needs: Permissions::PRIV_READ, writes: false, wary };
-        let place = |mapping: &Mapping| translation(mapping, ipa).pa;
-        self.second(
-            tables,
-            ask,
-            || Purpose::Stage1(*walk),
-            Some,
-            place,
-            |row, leaf, possible| {
-                if leaf.contiguous { place(&row.mapping2(leaf, possible)) } else { leaf.pa }
-            },
-        )
-    }
-
-    #[inline(never)]
-    fn mapping2(&self, leaf: &Leaf, possible: Permissions) -> Mapping {
-        Mapping::stage2(leaf, possible, &self.stream.stage2, self.config)
-    }
-
-    /// Stage 2 of one address. What is wanted is said by `page` of where a readable page that is nothing special puts it,
-    /// if that is enough; by `cached` of a cached entry; by `walked` of a leaf and what it permits. `tables`: down from the
-    /// walk of address 0.
+    /// Stage 2 of one address.
     #[inline(always)]
-    fn second<T>(
-        &mut self,
-        tables: Option<&Ladder>,
-        ask: Ask,
-        purpose: impl Fn() -> Purpose,
-        page: impl FnOnce(u64) -> Option<T>,
-        cached: impl FnOnce(&Mapping) -> T,
-        walked: impl FnOnce(&Self, &Leaf, Permissions) -> T,
-    ) -> Walked<T> {
-        let Ask { ipa, needs, writes, wary } = ask;
-        let stage2 = &self.stream.stage2;
-        let regime = self.stream.stage2_regime();
-        let caches = !self.ipas.is_disabled();
-        let granule = stage2.tables.granule;
-        let place = Place { regime, input: ipa, granule, keep: !self.walks.is_disabled() };
-        if caches
+    fn second(&mut self, ask: Ask, purpose: impl Fn() -> Purpose) -> Walked<Mapping> {
+        let Ask { ipa, needs, wary, .. } = ask;
+        let regime = self.route.stage2_regime();
+        if self.caches
             && let Some(&mapping) = self.ipas.get(regime, ipa)
             && (mapping.permissions.contains(needs) || !mapping.possible.contains(needs))
         {
             self.stats.s2_hits += 1;
             return match mapping.permissions.contains(needs) && !(wary && mapping.attrs.is_device()) {
-                true => Ok(cached(&mapping)),
+                true => Ok(mapping),
                 false => Err(Box::new(Rest::Done2(ipa, mapping, purpose()))),
             };
         }
         self.stats.s2_misses += 1;
-        let known = if place.keep { self.walks.get(regime, ipa) } else { None };
-        self.stats.walk_hits += u64::from(known.is_some());
-        let known = known.map(|walk| Ladder::new(&walk, stage2.haft));
-        let begun = match &known {
-            Some(ladder) => Some((ladder, ladder.top())),
-            None => tables.and_then(|ladder| Some((ladder, ladder.of_input(ipa)?))),
-        };
-        let Some((ladder, top)) = begun else {
-            return Err(Box::new(Rest::Begin2(ipa, Walk::stage2(&stage2.tables, ipa), purpose())));
-        };
-        let (mem, stats, walks) = (self.mem, &mut *self.stats, &mut *self.walks);
-        let fetch = |at| {
-            stats.s2_fetches += 1;
-            mem.read_u64(at)
-        };
-        let (rung, fetched) = ladder.descend(top, ipa, fetch, |rung| {
-            if place.keep {
-                place.keep(walks, ladder.walk(rung, ipa));
+        let way = self.route.way(self.form, SECOND);
+        let ladder = &way.stage.ladder;
+        let mut begun = ladder.begin(way.base, ipa);
+        let walk = if self.keeps { self.walks.get(regime, ipa) } else { None };
+        if let Some(walk) = walk {
+            self.stats.walk_hits += 1;
+            match ladder.rung(&walk) {
+                Some(rung) => begun = rung,
+                None => return Err(Box::new(Rest::Begin2(ipa, Step::Fetch(walk), purpose()))),
             }
-        });
+        } else if ladder.is_beyond(ipa) {
+            let step = Walk::stage2(&self.stream().stage2.tables, ipa);
+            return Err(Box::new(Rest::Begin2(ipa, step, purpose())));
+        }
+        let (mem, walks, keeps) = (self.mem, &mut *self.walks, self.keeps);
+        let (rung, fetched) = ladder.descend(
+            begun,
+            ipa,
+            |at| mem.read_u64(at),
+            |rung| {
+                if keeps {
+                    keep(walks, regime, ipa, &way, rung);
+                }
+            },
+        );
+        self.stats.s2_fetches += begun.to(&rung);
         if let Ok(descriptor) = fetched
-            && !caches
-            && !wary
-            && let Some(found) = ladder.page(&rung, descriptor, ipa, S2AP_READ).and_then(page)
+            && let Some(mapping) = way.stage.mapping(&rung, descriptor)
+            && mapping.permissions.contains(needs)
+            && !(wary && mapping.attrs.is_device())
         {
-            return Ok(found);
+            if self.caches {
+                self.ipas.insert(regime, ipa, mapping);
+            }
+            return Ok(mapping);
         }
         let walk = ladder.walk(&rung, ipa);
-        if let Ok(descriptor) = fetched
-            && let Some(leaf) = walk.leaf(descriptor)
-        {
-            let possible = stage2_permissions(&leaf, self.config);
-            // Hardware has nothing to update.
-            if possible.contains(needs) && leaf.updated(writes) == descriptor {
-                let mapping = (caches || wary).then(|| self.mapping2(&leaf, possible));
-                if !(wary && mapping.is_some_and(|mapping| mapping.attrs.is_device())) {
-                    if let Some(mapping) = mapping.filter(|mapping| caches && !mapping.uncached) {
-                        self.ipas.insert(regime, ipa, mapping);
-                    }
-                    return Ok(walked(self, &leaf, possible));
-                }
-            }
+        match self.second_special(ask, walk, fetched) {
+            Some(mapping) => Ok(mapping),
+            None => Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose()))),
         }
-        Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose())))
+    }
+
+    /// The end of stage 2, whatever it is.
+    #[inline(never)]
+    fn second_special(&mut self, ask: Ask, walk: Walk, fetched: Result<u64, Abort>) -> Option<Mapping> {
+        let Ask { ipa, needs, writes, wary } = ask;
+        let descriptor = fetched.ok()?;
+        let leaf = walk.leaf(descriptor)?;
+        let possible = stage2_permissions(&leaf, self.config);
+        // Hardware has nothing to update.
+        if !possible.contains(needs) || leaf.updated(writes) != descriptor {
+            return None;
+        }
+        let mapping = Mapping::stage2(&leaf, possible, &self.stream().stage2, self.config);
+        if wary && mapping.attrs.is_device() {
+            return None;
+        }
+        if self.caches && !mapping.uncached {
+            self.ipas.insert(self.route.stage2_regime(), ipa, mapping);
+        }
+        Some(mapping)
     }
 }

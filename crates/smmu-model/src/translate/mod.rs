@@ -8,6 +8,7 @@ mod context;
 mod fault;
 mod mapping;
 mod peek;
+mod route;
 mod stages;
 mod stream;
 mod tables;
@@ -16,12 +17,14 @@ mod txn;
 pub(crate) use attrs::mair_of_memattr;
 pub(crate) use context::Context;
 pub use peek::LookOnly;
+pub(crate) use route::Routes;
 pub(crate) use stream::{Eats, Overrides, Path, Stream};
 pub(crate) use tables::{l1std_range, leads_to};
 pub(crate) use txn::{Origin, State, Txn, Txns};
 
-use pgtable::{Half, Permissions};
+use pgtable::Permissions;
 
+use self::route::Known;
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
 use crate::cache::Mapping;
@@ -325,68 +328,74 @@ impl Smmu {
         Some(translation)
     }
 
-    /// The same without an answer of before.
-    #[inline(never)]
+    /// The same without an answer of before. Else, what is known, if it is.
+    #[inline(always)]
     fn look_up(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
-        let changes = self.changes();
-        let Some(mut known) = self.find_configuration(t) else { return Err(None) };
-        self.find_translation(t, changes, &mut known).ok_or(Some(known))
+        let when = self.streams.changes() + self.contexts.changes();
+        let Some(route) = self.routes.find(t, when).or_else(|| self.find_route(t, when)) else {
+            return Err(None);
+        };
+        let (at, form) = self.routes.at(route);
+        self.streams.touch(at.stream as usize);
+        self.contexts.touch(at.context as usize);
+        let (mut known, half) = self.routes.known(route, t);
+        let Some(half) = half else { return Err(Some(known)) };
+        if self.tlb.is_disabled() {
+            known.missed = Some(half);
+            return Err(Some(known));
+        }
+        let Some(entry) = self.tlb.lookup(at.regime(form), known.input) else {
+            known.missed = Some(half);
+            return Err(Some(known));
+        };
+        self.found(t, &known, entry).ok_or(Some(known))
     }
 
-    /// The STE and the CD of a transaction of stage 1.
-    #[inline]
-    fn find_configuration(&mut self, t: &Transaction) -> Option<Known> {
+    /// The IOTLB has an entry.
+    #[inline(never)]
+    fn found(&mut self, t: &Transaction, known: &Known, entry: usize) -> Option<Translation> {
+        let changes = self.changes();
+        self.tlb.touch(entry);
+        let mapping = self.tlb.at(entry);
+        if !mapping.permissions.contains(known.needs) {
+            return None;
+        }
+        let Mapping { output, shift, attrs, .. } = *mapping;
+        let (at, _) = self.routes.at(known.route);
+        self.answers.add(t, changes, output, shift, attrs, [at.stream as usize, at.context as usize, entry]);
+        Some(translation(mapping, t.address))
+    }
+
+    /// The route of a transaction of stage 1 whose STE and CD are cached, made of those.
+    #[inline(never)]
+    fn find_route(&mut self, t: &Transaction, when: u64) -> Option<usize> {
         let stream_at = self.streams.find(&u64::from(t.sid))?;
         self.streams.touch(stream_at);
         let stream = self.streams.at(stream_at);
-        if !stream.path.has_stage1() {
-            return None;
-        }
         let (cd, with_stage1) = stream.substream(t.ssid).ok()?;
         if !with_stage1 {
             return None;
         }
         let context_at = self.contexts.find(&context_key(t.sid, cd))?;
         self.contexts.touch(context_at);
-        Some(Known { stream: stream_at, context: context_at, cd, missed: None })
+        let context = self.contexts.at(context_at);
+        self.routes.add(t, when, cd, (stream_at, stream), (context_at, context), &self.config)
     }
 
-    #[inline]
-    fn find_translation(
-        &mut self,
-        incoming: &Transaction,
-        changes: u64,
-        known: &mut Known,
-    ) -> Option<Translation> {
-        let (stream, context) = (self.streams.at(known.stream), self.contexts.at(known.context));
-        let t = &stream.overrides.access(incoming);
-        let nested = stream.path == Path::Nested;
-        if context.bad || nested && !self.config.combined || self.config.tlb_conflict {
-            return None;
-        }
-        let half = context.select(t).ok()?;
-        let Some(entry) = self.tlb.lookup(stream.regime(context), without_top_byte(t.address)) else {
-            known.missed = Some(half);
-            return None;
-        };
-        self.tlb.touch(entry);
-        let mapping = self.tlb.at(entry);
-        if !mapping.permissions.contains(wanted(t)) {
-            return None;
-        }
-        let Mapping { output, shift, attrs, .. } = *mapping;
-        self.answers.add(incoming, changes, output, shift, attrs, [known.stream, known.context, entry]);
-        Some(translation(mapping, t.address))
+    /// Gives a transaction what is known of it.
+    fn configure(&self, txn: &mut Txn, known: &Known) {
+        let (route, _) = self.routes.at(known.route);
+        txn.stream = *self.streams.at(route.stream as usize);
+        txn.context = *self.contexts.at(route.context as usize);
+        txn.t = txn.stream.overrides.access(&txn.incoming);
+        txn.cd = route.cd;
     }
 
     /// Begins with what is known of the configuration.
     fn start_with(&mut self, id: TxnId, txn: &mut Txn, known: Option<Known>) -> Outcome {
-        let Some(Known { stream, context, cd, .. }) = known else { return self.start(id, txn) };
-        txn.stream = *self.streams.at(stream);
-        txn.t = txn.stream.overrides.access(&txn.incoming);
-        txn.cd = cd;
-        let context = *self.contexts.at(context);
-        self.with_context(id, txn, context)
+        let Some(known) = known else { return self.start(id, txn) };
+        self.configure(txn, &known);
+        self.stage1(id, txn)
     }
 
     /// Begins, or begins anew: the stream comes first.
@@ -467,17 +476,6 @@ impl Smmu {
         self.stats.bypassed += 1;
         Outcome::Latch(self.untranslated(&txn.t, &txn.stream.overrides))
     }
-}
-
-/// Where the STE and the CD of a transaction are cached.
-#[derive(Clone, Copy)]
-struct Known {
-    stream: usize,
-    context: usize,
-    /// The CD's index.
-    cd: u32,
-    /// The IOTLB has no entry for the address, which is in this half; else, something has to be looked at again.
-    missed: Option<Half>,
 }
 
 /// Why a transaction's SubstreamID, or its lack, is refused.
