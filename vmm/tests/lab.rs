@@ -53,9 +53,10 @@ impl Run {
         self.smmu.pointer(&format!("/{of}")).and_then(Value::as_u64).unwrap_or(0)
     }
 
-    /// What ATS did in the first PCI engine, whose slot follows those of the disks, the console and the network.
+    /// What ATS did in the PCI engine, the last function of the machine.
     fn engine(&self, of: &str) -> u64 {
-        self.ats.pointer(&format!("/00:04.0/{of}")).and_then(Value::as_u64).unwrap_or(0)
+        let last = self.ats.as_object().and_then(|functions| functions.values().next_back());
+        last.and_then(|engine| engine[of].as_u64()).unwrap_or(0)
     }
 
     /// With ATS the engine's accesses go by its translation cache, whose entries commands remove; without, there are no commands
@@ -88,20 +89,21 @@ fn run_whatever_the_kernel_says(checks: &[&str], settings: &str, options: &[&str
     guest(&command, &[&["--smmu", ALL], options].concat())
 }
 
-/// Runs a command, which has to succeed.
-fn guest(command: &str, options: &[&str]) -> Run {
+/// A guest that runs a shell command.
+fn command(exec: &str, options: &[&str]) -> Command {
     let image = if options.contains(&"--image") { &[][..] } else { &["--image", "lab"] };
+    let mut command = smmulab();
+    command.args(["run", "--tools", "--time-limit", "120s", "--exec", exec]).args([image, options].concat());
+    command
+}
+
+/// Runs a command, which has to succeed.
+fn guest(exec: &str, options: &[&str]) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let stats = dir.path().join("stats");
-    let output = smmulab()
-        .args(["run", "--tools", "--time-limit", "120s", "--exec", command])
-        .args([image, options].concat())
-        .arg("--stats")
-        .arg(&stats)
-        .output()
-        .unwrap();
+    let output = command(exec, options).arg("--stats").arg(&stats).output().unwrap();
     let (text, log) = (stdout(&output), stderr(&output));
-    assert!(output.status.success(), "{command} {options:?}: {}\n{text}\n{log}", output.status);
+    assert!(output.status.success(), "{exec} {options:?}: {}\n{text}\n{log}", output.status);
     let stats: Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
     Run { output: text, log, smmu: stats["smmu"].clone(), ats: stats["ats"].clone() }
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use pgtable::descriptor as d;
+
 use super::State;
 use super::answers::Time;
 use super::report::{Kind, Report};
 use super::site::{Role, Site};
-use super::tables::Regime;
+use super::tables::{Regime, output};
 use crate::ats::{AtsAnswer, AtsRequest};
 use crate::spec::command::Command;
 use crate::transaction::Transaction;
@@ -20,8 +22,10 @@ struct Held {
     regime: Regime,
     granule: pgtable::Granule,
     output: u64,
-    /// Where its descriptor is.
+    /// Where its descriptor is, and what that said.
     at: u64,
+    descriptor: u64,
+    pa52: bool,
     level: i8,
     map: Option<Site>,
     /// When memory ceased to say so.
@@ -32,6 +36,15 @@ struct Held {
 
 /// StreamID, PASID, first address, log2 of the size.
 type Key = (u32, Option<u32>, u64, u8);
+
+impl Held {
+    /// Whether a descriptor in the place of this one's leads to another page or block.
+    fn is_another(&self, new: u64) -> bool {
+        let &Held { granule, level, pa52, descriptor: old, .. } = self;
+        let output = |value| output(value, true, granule, level, pa52);
+        d::kind(new, granule, level, pa52) == d::Kind::Leaf && output(new) != output(old)
+    }
+}
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -67,7 +80,7 @@ impl State {
                 && h.output.wrapping_sub(k.2) != given.address.wrapping_sub(first)
         });
         if let Some((&k, &h)) = old {
-            self.report_atc(k, h, "and the address has another translation now");
+            self.report_atc(k, h, "and the address has another translation now", None);
         }
         let Some((regime, granule)) = self.route(&t).stages(&t).next() else { return };
         let mut leaves = self.tables.leaves(regime, granule, request.address);
@@ -77,25 +90,34 @@ impl State {
             granule,
             output: given.address,
             at: e.at,
+            descriptor: e.value,
+            pa52: e.pa52,
             level: e.level,
             map: e.map,
             dead: None,
             early: None,
         };
-        if self.atcs.held.len() >= MAX_ENTRIES {
-            self.atcs.held.pop_first();
-        }
+        // Its descriptor is looked at for as long as the device may use it, longer than what the SMMU holds.
+        self.memory.hold(held.at);
+        let first = if self.atcs.held.len() >= MAX_ENTRIES { self.atcs.held.pop_first() } else { None };
         // One that is dead and not reported stays a mistake by its own.
-        self.atcs.held.insert(key, held);
+        let before = self.atcs.held.insert(key, held);
+        for gone in first.map(|(_, held)| held).into_iter().chain(before) {
+            self.memory.release(gone.at);
+        }
     }
 
-    /// Tables changed: what devices hold may have died.
-    pub(super) fn settle_atcs(&mut self, seq: u64, site: &Site) {
+    /// A word of a table changed: what devices hold may have died, and what had died may get another meaning.
+    pub(super) fn settle_atcs(&mut self, at: u64, new: u64, seq: u64, site: &Site) {
         if self.atcs.held.is_empty() {
             return;
         }
         let tables = &self.tables;
+        let mut reused = None;
         for (key, held) in &mut self.atcs.held {
+            if held.at == at && held.dead.is_some() && held.is_another(new) {
+                reused = Some((*key, *held));
+            }
             let mut leaves = tables.leaves(held.regime, held.granule, key.2);
             let alive = leaves.any(|(_, e)| e.at == held.at && e.dead.is_none());
             match (alive, held.dead) {
@@ -103,6 +125,9 @@ impl State {
                 (true, Some(_)) => (held.dead, held.early) = (None, None),
                 _ => {}
             }
+        }
+        if let Some((key, held)) = reused {
+            self.report_atc(key, held, "and the address has another translation now", Some(*site));
         }
     }
 
@@ -119,8 +144,14 @@ impl State {
 
     /// A CMD_SYNC behind an ATC_INV has completed.
     pub(super) fn atc_inv_completed(&mut self, c: &Command, seq: u64) {
+        let memory = &mut self.memory;
         self.atcs.held.retain(|key, held| {
-            !(atc_covers(c, key) && held.early.is_none() && held.dead.is_none_or(|(died, _)| died < seq))
+            let gone =
+                atc_covers(c, key) && held.early.is_none() && held.dead.is_none_or(|(died, _)| died < seq);
+            if gone {
+                memory.release(held.at);
+            }
+            !gone
         });
     }
 
@@ -135,11 +166,11 @@ impl State {
             h.dead.is_some_and(|(_, site)| self.now.saturating_sub(site.time) >= self.patience.invalidation)
         };
         if let Some((&key, &held)) = using.find(|(_, h)| late(h)) {
-            self.report_atc(key, held, "and the device still uses it");
+            self.report_atc(key, held, "and the device still uses it", None);
         }
     }
 
-    fn report_atc(&mut self, key: Key, held: Held, then: &str) {
+    fn report_atc(&mut self, key: Key, held: Held, then: &str, reuse: Option<Site>) {
         let Some((seq, change)) = held.dead else { return };
         let (sid, ssid, first, size) = key;
         let kind = if held.early.is_some() { Kind::AtcEarly } else { Kind::AtcMissing };
@@ -151,7 +182,8 @@ impl State {
             .stream(sid, ssid)
             .site(Role::Map, held.map)
             .site(Role::Unmap, Some(change))
-            .site(Role::Invalidation, held.early.flatten());
+            .site(Role::Invalidation, held.early.flatten())
+            .site(Role::Reuse, reuse);
         (report.world, report.vmid, report.asid) =
             (Some(held.regime.world), Some(held.regime.vmid), Some(held.regime.asid));
         (report.iova, report.level) = (Some(first), Some(held.level));

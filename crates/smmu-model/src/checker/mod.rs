@@ -216,7 +216,7 @@ impl State {
             self.structure_store(at, new, seq, site);
         }
         self.table_store(at, new, seq, site);
-        self.settle_atcs(seq, site);
+        self.settle_atcs(at, new, seq, site);
         self.memory.wrote(at, site);
         self.watch();
     }

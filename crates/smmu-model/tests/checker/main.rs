@@ -714,9 +714,10 @@ fn an_atc_is_not_told() {
             }
         });
         g.at(0xd000).map(IOVA, PAGE + 0x4000, 0x1000, RW);
-        g.ats(IOVA);
+        g.at(0xe000).ats(IOVA);
     });
     assert_eq!((report.sid, report.iova, code(&report, Role::Unmap)), (Some(SID), Some(IOVA), 0xb000));
+    assert_eq!(code(&report, Role::Reuse), 0xd000, "whether or not the device asks again");
     assert_eq!(missing(&report), "CMD_ATC_INV(StreamID=0x18, Address=0x12345000, Size=0) and CMD_SYNC");
 }
 
