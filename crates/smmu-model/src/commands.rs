@@ -266,7 +266,7 @@ impl Smmu {
         if opcode == Opcode::Sync && self.sync_blocked(queue) {
             return Done::Wait;
         }
-        if opcode == Opcode::Sync && self.invalidations.take_failure() {
+        if opcode == Opcode::Sync && self.invalidations.take_failure(queue) {
             // Said once: the same CMD_SYNC completes when it is tried again (section 7.1).
             *self.sync_of(queue) = None;
             self.observer.tell(|o| o.command_error(command, Cerror::AtcInvSync));
@@ -299,7 +299,7 @@ impl Smmu {
                     self.terminate(id, true);
                 }
             }
-            Opcode::AtcInv => self.atc_inv(command),
+            Opcode::AtcInv => self.atc_inv(queue, command),
             Opcode::PriResp => self.pri_resp(command),
             Opcode::Sync => self.complete_sync(queue, command),
             _ => {

@@ -156,13 +156,15 @@ impl Pmcg {
         if !self.is_active() {
             return;
         }
+        let mut captures = false;
         for n in 0..self.counters.len() {
             let Counter { kind, stream, .. } = self.counters[n];
             if self.enabled >> n & 1 == 1 && kind & 0xffff == event as u32 && self.matches(kind, stream, sid)
             {
-                self.add(n, 1);
+                captures |= self.add(n, 1);
             }
         }
+        self.capture_if(captures);
     }
 
     /// The filter of a counter (section 10.4).
@@ -183,11 +185,13 @@ impl Pmcg {
         if cycles == 0 || !self.is_active() {
             return;
         }
+        let mut captures = false;
         for n in 0..self.counters.len() {
             if self.enabled >> n & 1 == 1 && self.counters[n].kind & 0xffff == CYCLE {
-                self.add(n, cycles);
+                captures |= self.add(n, cycles);
             }
         }
+        self.capture_if(captures);
     }
 
     /// When a counter of cycles overflows next, if that raises the interrupt.
@@ -202,18 +206,15 @@ impl Pmcg {
         left.min().map(|left| self.time.saturating_add(left).saturating_add(1))
     }
 
-    /// Increments a counter, which may overflow (section 10.2.1).
-    fn add(&mut self, n: usize, by: u64) {
+    /// Increments a counter, which may overflow (section 10.2.1). Says whether that captures all counters.
+    fn add(&mut self, n: usize, by: u64) -> bool {
         let mask = self.mask();
         let (sum, carry) = self.counters[n].value.overflowing_add(by);
         self.counters[n].value = sum & mask;
         if !carry && sum <= mask {
-            return;
+            return false;
         }
         self.overflowed |= 1 << n;
-        if self.counters[n].kind >> 31 == 1 {
-            self.capture();
-        }
         if self.interrupting >> n & 1 == 1 && self.irqen {
             self.wired = true;
             let IrqConfig { address, data, attrs: a } = self.irq;
@@ -223,6 +224,14 @@ impl Pmcg {
                 let attrs = attrs(a as u8 & 15, (a >> 4) as u8);
                 self.msi = Some(Msi { address, data, attrs, source: IrqSource::Pmcg });
             }
+        }
+        self.counters[n].kind >> 31 == 1
+    }
+
+    /// What all counters count at the same moment is counted before the capture.
+    fn capture_if(&mut self, captures: bool) {
+        if captures {
+            self.capture();
         }
     }
 

@@ -1,6 +1,6 @@
 //! ATC_INV: invalidations that devices have yet to confirm (sections 3.9.1.4 and 4.5.1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,15 +31,25 @@ pub struct AtcInvalidation {
     pub last: u64,
 }
 
-/// The requests, and whether one was never confirmed.
+/// One that is not confirmed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Outstanding {
+    request: AtcInvalidation,
+    /// It went out.
+    sent: bool,
+    /// The command queue that it came from.
+    queue: u32,
+}
+
+/// The requests, and whose were never confirmed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Invalidations {
     /// Made so far.
     made: u64,
-    /// Not confirmed, and whether they went out.
-    outstanding: BTreeMap<u64, (AtcInvalidation, bool)>,
-    /// One timed out, and no CMD_SYNC has said so yet.
-    failed: bool,
+    /// Not confirmed, by their names.
+    outstanding: BTreeMap<u64, Outstanding>,
+    /// Queues of which one timed out, and no CMD_SYNC has said so yet.
+    failed: BTreeSet<u32>,
 }
 
 impl Invalidations {
@@ -53,15 +63,15 @@ impl Invalidations {
         self.outstanding.len() >= MAX_OUTSTANDING
     }
 
-    /// Whether one failed since the last call.
-    pub(crate) fn take_failure(&mut self) -> bool {
-        std::mem::take(&mut self.failed)
+    /// Whether one of a queue failed since the last call.
+    pub(crate) fn take_failure(&mut self, queue: usize) -> bool {
+        self.failed.remove(&(queue as u32))
     }
 }
 
 impl Smmu {
     /// ATC_INV is consumed. With SMMUEN=0 it is ignored.
-    pub(crate) fn atc_inv(&mut self, command: &Command) {
+    pub(crate) fn atc_inv(&mut self, queue: usize, command: &Command) {
         if !self.regs.smmuen() {
             return;
         }
@@ -69,7 +79,7 @@ impl Smmu {
         let shift = 12 + command.size().min(EVERYTHING);
         let address = align(command.address(), shift);
         let span = 1u64.checked_shl(shift).map_or(u64::MAX, |span| span - 1);
-        let invalidation = AtcInvalidation {
+        let request = AtcInvalidation {
             id: self.invalidations.made,
             sid: command.sid(),
             ssid: with_pasid.then(|| command.ssid()),
@@ -78,43 +88,45 @@ impl Smmu {
             last: address | span,
         };
         self.invalidations.made += 1;
-        self.invalidations.outstanding.insert(invalidation.id, (invalidation, false));
+        let outstanding = Outstanding { request, sent: false, queue: queue as u32 };
+        self.invalidations.outstanding.insert(request.id, outstanding);
         self.stats.atc_invalidations += 1;
-        self.observer.tell(|o| o.atc_inv(&invalidation));
+        self.observer.tell(|o| o.atc_inv(&request));
     }
 
     /// Whether [`Smmu::take_atc_invalidation`] has one.
     #[must_use]
     pub fn atc_invalidation_pending(&self) -> bool {
-        self.invalidations.outstanding.values().any(|(_, sent)| !sent)
+        self.invalidations.outstanding.values().any(|one| !one.sent)
     }
 
     /// Takes the next ATS Invalidate Request; whoever takes it brings it to the device.
     pub fn take_atc_invalidation(&mut self) -> Option<AtcInvalidation> {
-        let (invalidation, sent) = self.invalidations.outstanding.values_mut().find(|(_, sent)| !sent)?;
-        *sent = true;
-        Some(*invalidation)
+        let next = self.invalidations.outstanding.values_mut().find(|one| !one.sent)?;
+        next.sent = true;
+        Some(next.request)
     }
 
     /// The device has confirmed an invalidation, or has answered that it does not do ATS (UR), which is no error either
     /// (section 3.9.1.5). One that is not outstanding is ignored.
     pub fn atc_invalidation_done(&mut self, id: u64) {
-        if let Some((invalidation, _)) = self.invalidations.outstanding.remove(&id) {
-            self.observer.tell(|o| o.atc_inv_completed(&invalidation));
+        if let Some(Outstanding { request, .. }) = self.invalidations.outstanding.remove(&id) {
+            self.observer.tell(|o| o.atc_inv_completed(&request));
         }
     }
 
-    /// The device has not confirmed an invalidation in time: the next CMD_SYNC fails with CERROR_ATC_INV_SYNC.
+    /// The device has not confirmed an invalidation in time: the next CMD_SYNC of the queue that it came from fails with
+    /// CERROR_ATC_INV_SYNC.
     pub fn atc_invalidation_timed_out(&mut self, id: u64) {
-        if let Some((invalidation, _)) = self.invalidations.outstanding.remove(&id) {
-            self.invalidations.failed = true;
+        if let Some(Outstanding { request, queue, .. }) = self.invalidations.outstanding.remove(&id) {
+            self.invalidations.failed.insert(queue);
             self.stats.atc_timeouts += 1;
-            self.observer.tell(|o| o.atc_inv_timed_out(&invalidation));
+            self.observer.tell(|o| o.atc_inv_timed_out(&request));
         }
     }
 
     /// Invalidations that went out and are not confirmed, oldest first.
     pub fn atc_invalidations_outstanding(&self) -> impl Iterator<Item = u64> + '_ {
-        self.invalidations.outstanding.iter().filter(|(_, (_, sent))| *sent).map(|(&id, _)| id)
+        self.invalidations.outstanding.iter().filter(|(_, one)| one.sent).map(|(&id, _)| id)
     }
 }

@@ -187,3 +187,51 @@ fn nonsense_indices() {
     }
     assert_eq!(lab.r32(r::GERROR), gerror::CMDQ_ERR, "the queue is full of zeros");
 }
+
+/// 4.1.1 and 4.1.2: of all 256 opcodes, those that a Non-secure SMMU with every feature knows are commands; the others,
+/// of the Secure state, of EL3, of a DPT, of MPAM or of nobody, are illegal, each for itself.
+#[test]
+fn every_opcode() {
+    let full = Config { hyp: true, ats: true, pri: true, stall: StallModel::Both, ..linux() };
+    let known = [
+        0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x10, 0x11, 0x12, 0x13, 0x20, 0x21, 0x22, 0x23, 0x28, 0x2a, 0x30,
+        0x40, 0x41, 0x44, 0x45, 0x46,
+    ];
+    let mut lab = Lab::new(full);
+    for opcode in 0..=0xff {
+        let gerror = lab.r32(r::GERROR);
+        let at = CMDQ + u64::from(lab.r32(r::CMDQ_CONS) & ((1 << LOG2_CMDQ) - 1)) * 16;
+        lab.push([opcode, 0]);
+        lab.run_commands();
+        while let Some(invalidation) = lab.smmu.take_atc_invalidation() {
+            lab.smmu.atc_invalidation_done(invalidation.id);
+        }
+        assert_eq!(lab.idle(), known.contains(&opcode), "{opcode:#x}");
+        if !lab.idle() {
+            assert_eq!(lab.r32(r::CMDQ_CONS) >> 24, 1, "{opcode:#x}: CERROR_ILL");
+            assert_eq!(lab.r32(r::GERROR), gerror ^ gerror::CMDQ_ERR, "{opcode:#x}");
+            lab.ram.set(at, SYNC[0]);
+            lab.w32(r::GERRORN, gerror ^ gerror::CMDQ_ERR);
+            lab.run_commands();
+            assert!(lab.idle(), "{opcode:#x}");
+        }
+    }
+}
+
+/// 3.5.1 and 6.3.28: software may begin with any index, the same in PROD and CONS, with the wrap bit set or not.
+#[test]
+fn any_first_index() {
+    for index in [5, 63, 64 + 7, 127] {
+        let mut lab = Lab::new(linux());
+        lab.w32(r::CR0, cr0::SMMUEN);
+        lab.w32(r::CMDQ_PROD, index);
+        lab.w32(r::CMDQ_CONS, index);
+        lab.w32(r::CR0, cr0::SMMUEN | cr0::CMDQEN);
+        assert!(!lab.smmu.command_pending(), "empty");
+        lab.ram.set(CMDQ + u64::from(index & 63) * 16, SYNC[0]);
+        lab.w32(r::CMDQ_PROD, (index + 1) & 127);
+        lab.run_commands();
+        assert_eq!(lab.r32(r::CMDQ_CONS), (index + 1) & 127);
+        assert_eq!(lab.r32(r::GERROR), 0);
+    }
+}

@@ -138,3 +138,51 @@ fn guarded() {
     lab.w32(r::CR1, !cr1 & 0x3f);
     assert_eq!(lab.r32(r::CR1) & 0x3f, cr1 & 0x3f, "CR1.QUEUE_* is guarded, too");
 }
+
+/// 7.1 and 3.5.6.3: an ATC invalidation that is not confirmed stops the queue that it came from, at its next CMD_SYNC, with
+/// CERROR_ATC_INV_SYNC; the CMD_SYNCs of other queues complete.
+#[test]
+fn time_outs_are_reported_where_they_belong() {
+    let mut lab = Lab::new(Config { ats: true, ..config() });
+    for n in 0..2 {
+        enable(&mut lab, n);
+        put(&mut lab, n, 0, [0x40 | u64::from(SID) << 32, n << 12]);
+        put(&mut lab, n, 1, SYNC);
+        lab.w32(at(n, 8), EN | 2);
+    }
+    lab.push(SYNC);
+    lab.run_commands();
+    let requests: Vec<_> = std::iter::from_fn(|| lab.smmu.take_atc_invalidation()).collect();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        match request.address {
+            0 => lab.smmu.atc_invalidation_done(request.id),
+            _ => lab.smmu.atc_invalidation_timed_out(request.id),
+        }
+    }
+    lab.run_commands();
+    assert!(lab.idle(), "CMDQ had none");
+    assert_eq!(lab.r32(at(0, 0xc)), EN | 2, "confirmed");
+    assert_eq!(lab.r32(at(1, 0xc)), EN | 3 << 24 | ERR | 1, "CERROR_ATC_INV_SYNC, at the CMD_SYNC");
+    assert_eq!(lab.r32(r::GERROR), gerror::CMDQP_ERR);
+    lab.w32(at(1, 8), EN | ERR | 2);
+    lab.run_commands();
+    assert_eq!(lab.r32(at(1, 0xc)) & 0xf_ffff, 2, "said once");
+}
+
+/// 3.5.6.1 and 4.7.3: a CMD_SYNC of an enhanced queue signals as any does; the queue wraps at its size.
+#[test]
+fn signals_and_wraps() {
+    let mut lab = Lab::new(config());
+    enable(&mut lab, 2);
+    for n in 0..64u64 {
+        put(&mut lab, 2, n % 16, [0x46 | 1 << 12 | n << 32, 0x1500_0040]);
+        let prod = (n as u32 + 1) % 32;
+        lab.w32(at(2, 8), EN | prod);
+        lab.run_commands();
+        assert_eq!(lab.r32(at(2, 0xc)), EN | prod, "{n}");
+        let msis = lab.msis();
+        assert_eq!(msis.len(), 1);
+        assert_eq!((msis[0].address, msis[0].data), (0x1500_0040, n as u32));
+    }
+}

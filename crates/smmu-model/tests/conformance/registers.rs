@@ -158,3 +158,91 @@ fn page_0_alias() {
     lab.w32(0xac, 5);
     assert_eq!(lab.r32(r::EVENTQ_CONS), 5);
 }
+
+/// 6.3.11: each half of CR1 is guarded by what uses it: the tables' by SMMUEN, the queues' by all of the queues.
+#[test]
+fn halves_of_cr1() {
+    let mut lab = Lab::reset(linux());
+    lab.w32(r::CR1, u32::MAX);
+    assert_eq!(lab.r32(r::CR1), r::cr1::TABLE | r::cr1::QUEUE, "and no more");
+    lab.w32(r::CR0, r::cr0::SMMUEN);
+    lab.w32(r::CR1, 0);
+    assert_eq!(lab.r32(r::CR1), r::cr1::TABLE);
+    lab.w32(r::CR0, r::cr0::EVENTQEN);
+    lab.w32(r::CR1, r::cr1::QUEUE);
+    assert_eq!(lab.r32(r::CR1), 0);
+}
+
+/// 6.3.24, 6.3.26, 6.3.29: the bases keep their address and the allocation hint, RA or WA, and no other bit.
+#[test]
+fn bases() {
+    let mut lab = Lab::reset(linux());
+    let address = 0x00ff_ffff_ffff_ffff;
+    for (offset, fields) in [
+        (r::STRTAB_BASE, 1 << 62 | address & !0x3f),
+        (r::CMDQ_BASE, 1 << 62 | address),
+        (r::EVENTQ_BASE, 1 << 62 | address),
+    ] {
+        lab.w64(offset, u64::MAX);
+        assert_eq!(lab.smmu.mmio_read(offset, 8), Some(fields), "{offset:#x}");
+    }
+    lab.w32(r::STRTAB_BASE_CFG, u32::MAX);
+    assert_eq!(lab.r32(r::STRTAB_BASE_CFG), 3 << 16 | 0x7ff, "FMT, SPLIT, LOG2SIZE");
+}
+
+/// 6.3.14, 6.3.12 and 6.1: without DORMHINT STATUSR is RES0; so are AGBPA, the Secure registers to a Non-secure access,
+/// and what is none.
+#[test]
+fn what_is_not_there_is_res0() {
+    let mut lab = Lab::reset(linux());
+    let secure = (0x8000..0x8200).step_by(4);
+    for offset in [r::STATUSR, r::AGBPA, 0x4c, 0x78, 0xe0, 0x5_0ac & 0xfffc].into_iter().chain(secure) {
+        lab.w32(offset, u32::MAX);
+        assert_eq!(lab.r32(offset), 0, "{offset:#x}");
+    }
+    assert_eq!((lab.r32(r::CR0), lab.r32(r::IRQ_CTRL)), (0, 0), "S_CR0 and S_IRQ_CTRL are no aliases");
+}
+
+/// 6.3.75 and following: CIDR0 to CIDR3 say that it is a component of class 0xf; identification is read-only.
+#[test]
+fn identification_is_read_only() {
+    let mut lab = Lab::reset(linux());
+    assert_eq!([0xff0, 0xff4, 0xff8, 0xffc].map(|offset| lab.r32(offset)), [0x0d, 0xf0, 0x05, 0xb1]);
+    let offsets = (0..0x20).step_by(4).chain((r::ID_BLOCK..0x1000).step_by(4));
+    for offset in offsets {
+        let before = lab.r32(offset);
+        lab.w32(offset, !before);
+        assert_eq!(lab.r32(offset), before, "{offset:#x}");
+    }
+}
+
+/// 6.3.13: whether GBPA.ABORT is set out of reset is the implementation's; if it is, nothing passes before software says so.
+#[test]
+fn abort_out_of_reset() {
+    let mut lab = Lab::reset(Config { gbpa_abort: true, ..linux() });
+    assert_eq!(lab.r32(r::GBPA), r::gbpa::ABORT | r::gbpa::SHCFG_INCOMING);
+    assert_eq!(lab.read(0x1000), End::Abort);
+    lab.w32(r::GBPA, r::gbpa::UPDATE | r::gbpa::SHCFG_INCOMING);
+    assert_eq!(lab.read(0x1000), End::To(0x1000));
+    lab.w32(r::GBPA, u32::MAX);
+    assert_eq!(lab.r32(r::GBPA), r::gbpa::FIELDS, "UPDATE reads as 0, RES0 bits are not kept");
+}
+
+/// 6.3.20: only bits of errors that exist are kept in GERRORN, and acknowledging one leaves the others active.
+#[test]
+fn acknowledgement_of_one_error() {
+    let mut lab = Lab::new(linux());
+    lab.ram.holes.push(EVENTQ..EVENTQ + 0x1000);
+    lab.dma(Transaction::new(255, 0, AccessKind::Read));
+    lab.smmu.step_event(&lab.ram);
+    lab.push([0, 0]);
+    lab.run_commands();
+    let both = r::gerror::CMDQ_ERR | r::gerror::EVENTQ_ABT_ERR;
+    assert_eq!(lab.r32(r::GERROR), both);
+    lab.w32(r::GERRORN, r::gerror::EVENTQ_ABT_ERR);
+    assert!(!lab.smmu.command_pending(), "the command queue still stands");
+    lab.w32(r::GERRORN, both);
+    assert!(lab.smmu.command_pending());
+    lab.w32(r::GERRORN, u32::MAX);
+    assert_eq!(lab.r32(r::GERRORN) & (r::gerror::SFM_ERR | 1 << 1 | !0x3ff), 0);
+}

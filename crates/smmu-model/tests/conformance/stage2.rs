@@ -329,3 +329,42 @@ fn execute_never() {
         assert_eq!(lab.dma(Transaction { privileged: true, ..fetch }), privileged, "xnx {xnx}");
     }
 }
+
+/// 5.2 and 7.3.15: S2AFFD turns stage 2's access flag faults off, of stage 1's tables as well; CD.AFFD does not.
+#[test]
+fn access_flag() {
+    for (affd, s2affd) in [(false, false), (true, false), (false, true)] {
+        let (mut lab, mut stage1, mut stage2) = nested();
+        lab.map(&mut stage1, 0x1000, 0x5000_0000, 0x1000, RW);
+        lab.map(&mut stage2, 0x5000_0000, 0x5000_0000 + SHIFT, 0x1000, S2_RW & !d::AF);
+        let word0 = cd(16, 0, 1) | u64::from(affd) << 35;
+        lab.context(0, CdFields { word0, ..CdFields::default() });
+        let [w0, w1, w2, w3] = ste(7, CDS, VMID);
+        lab.ste(SID, [w0, w1, w2 | u64::from(s2affd) << 53, w3]);
+        match s2affd {
+            true => assert_eq!(lab.read(0x1010), End::To(0x5000_0010 + SHIFT)),
+            false => {
+                assert_eq!(lab.read(0x1010), End::Abort);
+                assert_eq!(lab.event(), [0x12 | STREAMID, CLASS_IN | S2 | READ, 0x1010, 0x5000_0000]);
+            }
+        }
+    }
+}
+
+/// 5.2 and 7.3.14: outputs and tables beyond S2PS are address size faults of stage 2, however wide OAS is.
+#[test]
+fn output_size() {
+    let (mut lab, mut stage2) = stage2_only();
+    lab.map(&mut stage2, 0x1000, 1 << 40, 0x1000, S2_RW);
+    lab.map(&mut stage2, 0x4000_0000, 0x4000_0000, 0x1000, S2_RW);
+    let [w0, w1, w2, w3] = ste(6, 0, VMID);
+    lab.ste(SID, [w0, w1, w2 & !(7 << 48) | 2 << 48, w3]);
+    assert_eq!(lab.read(0x1000), End::Abort);
+    assert_eq!(lab.event(), [0x11 | STREAMID, CLASS_IN | S2 | READ, 0x1000, 0x1000]);
+    assert_eq!(lab.read(0x4000_0000), End::To(0x4000_0000));
+    lab.command(NSNH_ALL);
+    let at = stage2.entry(&mut Words(&lab.ram), 1, 0x4000_0000).unwrap();
+    lab.ram.set(at, lab.ram.word(at) | 1 << 41);
+    assert_eq!(lab.read(0x4000_0008), End::Abort);
+    assert_eq!(lab.event(), [0x11 | STREAMID, CLASS_IN | S2 | READ, 0x4000_0008, 0x4000_0000]);
+}

@@ -349,3 +349,59 @@ fn early_retry_and_resume() {
     }
     assert!(Config { stall_retry: true, ..linux() }.validate().is_err(), "without stalls there is none");
 }
+
+/// 4.6.1 and 4.6.2: CMD_RESUME and CMD_STALL_TERM concern the stream that they name, whatever the tag.
+#[test]
+fn of_another_stream() {
+    let (mut lab, _) = lab();
+    lab.ste(SID + 1, ste_stage1(CDS));
+    let (id, tag) = stalls(&mut lab, 0x1000);
+    let [w0, w1] = resume(tag, ABORT);
+    lab.command([w0 + (1 << 32), w1]);
+    lab.command([0x45 | u64::from(SID + 1) << 32, 0]);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Stalled(id));
+    let other = begin(&mut lab, Transaction::new(SID + 1, 0x1000, AccessKind::Write));
+    lab.command([0x45 | u64::from(SID) << 32, 0]);
+    assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+    assert_eq!(lab.smmu.step(other, &lab.ram), Progress::Stalled(other));
+}
+
+/// 7.2: while the event queue is off, or an abort is not acknowledged, records of stalled transactions wait, and come later.
+#[test]
+fn records_wait_for_the_queue() {
+    for abort in [false, true] {
+        let (mut lab, _) = lab();
+        let on = lab.r32(r::CR0);
+        match abort {
+            false => lab.w32(r::CR0, on & !cr0::EVENTQEN),
+            true => lab.ram.holes.push(EVENTQ..EVENTQ + 0x1000),
+        }
+        let id = begin(&mut lab, Transaction::new(SID, 0x1000, AccessKind::Write));
+        assert!(lab.events().is_empty());
+        assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Stalled(id));
+        lab.ram.holes.clear();
+        assert!(!lab.smmu.event_pending());
+        lab.w32(r::CR0, on);
+        lab.w32(r::GERRORN, if abort { r::gerror::EVENTQ_ABT_ERR } else { 0 });
+        let event = lab.event();
+        lab.command(resume(event[1] & 0xffff, ABORT));
+        assert_eq!(lab.smmu.step(id, &lab.ram), Progress::Aborted);
+    }
+}
+
+/// 6.3.6 and 3.12.2: no more than STALL_MAX transactions stall at a time; more of them are terminated, and recorded so.
+#[test]
+fn the_most_that_stall() {
+    let (mut lab, _) = lab();
+    let most = lab.r32(r::IDR5) >> 16;
+    for n in 0..most {
+        begin(&mut lab, Transaction::new(SID, u64::from(n) << 12, AccessKind::Write));
+        assert_eq!(lab.event()[1] & STALL, STALL, "{n}");
+    }
+    let t = Transaction::new(SID, 0x1000, AccessKind::Write);
+    let progress = lab.smmu.begin(&t);
+    assert_eq!(poll(&mut lab, progress), Progress::Aborted);
+    assert_eq!(lab.event()[1] & STALL, 0);
+    lab.command(resume(0, ABORT));
+    lab.command([0x45 | u64::from(SID) << 32, 0]);
+}

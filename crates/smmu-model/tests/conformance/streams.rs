@@ -175,3 +175,22 @@ fn split_fetches() {
     let (n, end) = lab.fetches(|lab| lab.read(0x77));
     assert_eq!((n, end), (8, End::To(0x77)));
 }
+
+/// 5.2: fields that STE.Config makes irrelevant are IGNORED, whatever is in them.
+#[test]
+fn irrelevant_fields_are_ignored() {
+    let nonsense = [!0 << 4, 0x0bff_ffff, u64::MAX, u64::MAX];
+    let mut lab = Lab::new(linux());
+    lab.ste(SID, [1 | nonsense[0], u64::MAX, u64::MAX, u64::MAX]);
+    assert_eq!(lab.read(0x1000), End::Abort);
+    assert!(lab.events().is_empty(), "Config=0b000 is no error");
+    // The VMID counts without stage 2 as well, and has 16 bits here.
+    lab.ste(SID, [1 | 4 << 1 | nonsense[0], 1 << 44, nonsense[2], nonsense[3]]);
+    lab.command(cfgi_ste(SID));
+    assert_eq!(lab.read(0x1000), End::To(0x1000), "bypass has neither CDs nor tables");
+    let (mut lab, mut tables) = Lab::stage1(linux());
+    lab.map(&mut tables, 0x1000, 0x8000_1000, 0x1000, RW);
+    let [w0, w1, ..] = ste_stage1(CDS);
+    lab.ste(SID, [w0, w1, nonsense[2], nonsense[3]]);
+    assert_eq!(lab.read(0x1000), End::To(0x8000_1000), "stage 1 alone has no stage 2 fields");
+}
