@@ -23,8 +23,22 @@ pub(crate) struct State {
     pub closed: bool,
     /// The segment in which the last mapping was found, where the search begins.
     index: usize,
-    /// Bit n of each: slot n is free.
-    segments: Box<[u128]>,
+    segments: Box<[Free]>,
+}
+
+/// Which slots of a segment are free: a bit each, in two halves, since most mappings need only one, and one register.
+type Free = [u64; 2];
+
+/// Slots in half a segment.
+const HALF: usize = IO_TLB_SEGSIZE / 2;
+
+/// Both halves.
+fn whole(free: Free) -> u128 {
+    u128::from(free[0]) | u128::from(free[1]) << HALF
+}
+
+fn halves(free: u128) -> Free {
+    [free as u64, (free >> HALF) as u64]
 }
 
 impl Area {
@@ -41,7 +55,8 @@ impl Area {
 
 impl State {
     fn new(slots: usize) -> Self {
-        let segments = (0..slots.div_ceil(IO_TLB_SEGSIZE)).map(|n| low(slots - n * IO_TLB_SEGSIZE)).collect();
+        let segments =
+            (0..slots.div_ceil(IO_TLB_SEGSIZE)).map(|n| halves(low(slots - n * IO_TLB_SEGSIZE))).collect();
         State { used: 0, allowance: 0, closed: false, index: 0, segments }
     }
 
@@ -63,8 +78,14 @@ impl State {
     fn take_from(&mut self, index: usize, start: u64, need: &Need) -> Option<usize> {
         let segment = self.segments.get_mut(index)?;
         let base = start + (index * IO_TLB_SEGSIZE * IO_TLB_SIZE) as u64;
-        let (first, run) = need.find(*segment, base)?;
-        *segment &= !run;
+        let first = if let Some((first, run)) = need.find_low(segment[0], base) {
+            segment[0] &= !run;
+            first
+        } else {
+            let (first, run) = need.find(whole(*segment), base)?;
+            *segment = halves(whole(*segment) & !run);
+            first
+        };
         self.used += need.slots;
         Some(index * IO_TLB_SEGSIZE + first)
     }
@@ -86,10 +107,15 @@ impl State {
     /// Gives back `slots` slots from `first` on.
     #[inline]
     pub(crate) fn give(&mut self, first: usize, slots: usize) {
-        let freed = low(slots) << (first % IO_TLB_SEGSIZE);
+        debug_assert_eq!(self.free_of(first, slots), 0, "free slots are given back");
         let segment = &mut self.segments[first / IO_TLB_SEGSIZE];
-        debug_assert_eq!(*segment & freed, 0, "free slots are given back");
-        *segment |= freed;
+        let within = first % IO_TLB_SEGSIZE;
+        if within % HALF + slots <= HALF {
+            let freed = (u64::MAX >> (HALF - slots)) << (within % HALF);
+            segment[within / HALF] |= freed;
+        } else {
+            *segment = halves(whole(*segment) | low(slots) << within);
+        }
         self.used -= slots;
     }
 
@@ -112,16 +138,22 @@ impl State {
     pub(crate) fn mark(&mut self, first: usize, slots: usize) -> Result<(), StateError> {
         let within = first % IO_TLB_SEGSIZE;
         let segment = self.segments.get_mut(first / IO_TLB_SEGSIZE).ok_or(StateError)?;
-        if slots == 0 || within + slots > IO_TLB_SEGSIZE || !*segment & low(slots) << within != 0 {
+        let taken = low(slots) << within;
+        if slots == 0 || within + slots > IO_TLB_SEGSIZE || !whole(*segment) & taken != 0 {
             return Err(StateError);
         }
-        *segment &= !(low(slots) << within);
+        *segment = halves(whole(*segment) & !taken);
         self.used += slots;
         Ok(())
     }
 
+    /// Those of the `slots` slots from `first` on that are free.
+    fn free_of(&self, first: usize, slots: usize) -> u128 {
+        whole(self.segments[first / IO_TLB_SEGSIZE]) & low(slots) << (first % IO_TLB_SEGSIZE)
+    }
+
     /// Slots that are free.
     pub(crate) fn free(&self) -> usize {
-        self.segments.iter().map(|free| free.count_ones() as usize).sum()
+        self.segments.iter().map(|free| whole(*free).count_ones() as usize).sum()
     }
 }

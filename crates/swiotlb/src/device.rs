@@ -124,8 +124,11 @@ impl<M: Memory> Device<M> {
         address: Option<u64>,
         size: usize,
     ) -> Result<u64, Error> {
+        let place = original.find(address.unwrap_or_default(), size);
         let mapped = match self.tlb.take(&need) {
-            Some(first) => self.begin(self.tlb.default_pool(), first, &need, original, address, size)?,
+            Some(first) => {
+                self.begin(self.tlb.default_pool(), first, &need, (original, place), address, size)?
+            }
             None => self.map_elsewhere(need, original, address, size)?,
         };
         if mutant::is(Mutant::FlagAfterFence) {
@@ -140,17 +143,17 @@ impl<M: Memory> Device<M> {
 
     /// A mapping in slots of `pool` that have been taken; its address.
     #[inline(always)]
-    fn begin<O: Original + ?Sized>(
+    fn begin<'a, O: Original + ?Sized>(
         &self,
         pool: &Pool<M>,
         first: usize,
         need: &Need,
-        original: &O,
+        (original, place): (&'a O, O::Place<'a>),
         address: Option<u64>,
         size: usize,
     ) -> Result<u64, Error> {
         let found = pool.place(first, need, address, size);
-        if let Err(error) = pool.fill(&found, original) {
+        if let Err(error) = pool.fill(&found, original, place) {
             pool.give(first, need.slots);
             return Err(error.into());
         }
@@ -172,12 +175,15 @@ impl<M: Memory> Device<M> {
         address: Option<u64>,
         size: usize,
     ) -> Result<u64, Error> {
-        let begin = |pool: &Pool<M>, first| self.begin(pool, first, &need, original, address, size);
+        let begin = |pool: &Pool<M>, first| {
+            let place = original.find(address.unwrap_or_default(), size);
+            self.begin(pool, first, &need, (original, place), address, size)
+        };
         if let Some(mapped) = self.tlb.take_added(&need, begin) {
             return mapped;
         }
         let (pool, first) = self.tlb.transient(&need).ok_or_else(|| self.tlb.full(&need))?;
-        let mapped = self.begin(&pool, first, &need, original, address, size)?;
+        let mapped = begin(&pool, first)?;
         self.transient.update(|list| (list.with(pool), ()));
         Ok(mapped)
     }
@@ -386,8 +392,13 @@ fn end_in<M: Memory, O: Original + ?Sized>(
 struct Nothing;
 
 impl Original for Nothing {
+    type Place<'a> = ();
+
+    fn find(&self, _: u64, _: usize) {}
+
     fn read<B: vm_memory::bitmap::BitmapSlice>(
         &self,
+        (): (),
         address: u64,
         _: &vm_memory::VolatileSlice<'_, B>,
     ) -> Result<(), Fault> {

@@ -40,7 +40,7 @@ mod sync;
 
 pub use attributes::{Attributes, Direction, Error};
 pub use device::Device;
-pub use memory::{Fault, Memory, Original, PoolMemory, Provider};
+pub use memory::{Fault, Memory, Original, Plain, PoolMemory, Provider};
 #[cfg(loom)]
 pub use mutant::Mutant;
 pub use pool::Pool;

@@ -52,11 +52,25 @@ pub struct Fault {
 /// Memory that holds the originals: what the device would have accessed without a bounce pool. Implemented for all of
 /// vm-memory's `GuestMemory`.
 pub trait Original {
-    /// Copies from `address` on into the whole of `to`.
+    /// Where a buffer is, as far as that can be said before it is read.
+    type Place<'a>
+    where
+        Self: 'a;
+
+    /// Finds the `len` bytes at `address`. A mapping does so before it takes its slots: the processor then does not wait for
+    /// it between the lock and the copy.
+    fn find(&self, address: u64, len: usize) -> Self::Place<'_>;
+
+    /// Copies from `address` on, which was found to be `place`, into the whole of `to`.
     ///
     /// # Errors
     /// Some of it cannot be read; `to` is then partly written.
-    fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault>;
+    fn read<'a, B: BitmapSlice>(
+        &'a self,
+        place: Self::Place<'a>,
+        address: u64,
+        to: &VolatileSlice<'_, B>,
+    ) -> Result<(), Fault>;
 
     /// Copies the whole of `from` to `address`.
     ///
@@ -80,15 +94,30 @@ fn plain<T: GuestMemory + ?Sized>(memory: &T, address: u64, len: usize) -> Optio
 }
 
 /// A slice of the memory that `T` is, or gives access to.
-type Plain<'a, T> = VolatileSlice<
+pub type Plain<'a, T> = VolatileSlice<
     'a,
     BS<'a, <<<T as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R as GuestMemoryRegion>::B>,
 >;
 
 impl<T: GuestMemory + ?Sized> Original for T {
+    type Place<'a>
+        = Option<Plain<'a, T>>
+    where
+        Self: 'a;
+
     #[inline]
-    fn read<B: BitmapSlice>(&self, address: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
-        match plain(self, address, to.len()) {
+    fn find(&self, address: u64, len: usize) -> Self::Place<'_> {
+        plain(self, address, len)
+    }
+
+    #[inline]
+    fn read<'a, B: BitmapSlice>(
+        &'a self,
+        place: Self::Place<'a>,
+        address: u64,
+        to: &VolatileSlice<'_, B>,
+    ) -> Result<(), Fault> {
+        match place {
             Some(from) => from.copy_to_volatile_slice(to.clone()),
             None => in_parts(self, address, to.len(), Permissions::Read, |done, part| {
                 part.copy_to_volatile_slice(to.subslice(done, part.len()).ok()?);

@@ -225,7 +225,12 @@ impl<M: Memory> Pool<M> {
 
     /// Copies the original in, and zeroes what else is in the slots: the last user's bytes.
     #[inline(always)]
-    pub(crate) fn fill<O: Original + ?Sized>(&self, found: &Found, original: &O) -> Result<(), Fault> {
+    pub(crate) fn fill<'a, O: Original + ?Sized>(
+        &self,
+        found: &Found,
+        original: &'a O,
+        place: O::Place<'a>,
+    ) -> Result<(), Fault> {
         let record = found.record;
         let first = (found.slot - record.pad_slots()) << IO_TLB_SHIFT;
         let end = first + (record.slots() << IO_TLB_SHIFT);
@@ -239,7 +244,7 @@ impl<M: Memory> Pool<M> {
         }
         let slice = self.memory.slice(start, record.size());
         match record.original() {
-            Some(address) => original.read(address, &slice),
+            Some(address) => original.read(place, address, &slice),
             None => {
                 zero(&slice);
                 Ok(())
@@ -261,7 +266,7 @@ impl<M: Memory> Pool<M> {
         let start = start.wrapping_add(address - found.address);
         let slice = self.memory.slice((address - self.start) as usize, size);
         match way {
-            Way::In => original.read(start, &slice),
+            Way::In => original.read(original.find(start, size), start, &slice),
             Way::Out => original.write(start, &slice),
         }
     }

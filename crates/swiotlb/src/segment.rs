@@ -31,6 +31,9 @@ static LOW: [u128; IO_TLB_SEGSIZE + 1] = {
     low
 };
 
+/// With a mask up to this, the first slot that is aligned is in the lower half of a segment.
+const LOW_MASK: u64 = (IO_TLB_SEGSIZE / 2 - 1) as u64 * IO_TLB_SIZE as u64;
+
 /// Bytes in a segment.
 const MOST: usize = IO_TLB_SEGSIZE * IO_TLB_SIZE;
 
@@ -132,26 +135,19 @@ impl Need {
     }
 
     /// The first of [`Self::slots`] slots in a row that are among the `free` ones of the segment at address `base`, and a bit
-    /// for each of them.
+    /// for each of them; if they are the lowest that may be it, and in the lower half, which one register holds. Most often they are.
     #[inline(always)]
-    pub(crate) fn find(&self, free: u128, base: u64) -> Option<(usize, u128)> {
-        let starts = self.starts(base);
-        // The lowest that is free is most often it.
-        let lowest = (free & starts).trailing_zeros();
-        if lowest >= u128::BITS {
-            return None;
-        }
-        let (first, run) = (lowest as usize, self.run << lowest);
-        match free & run == run && first + self.slots <= IO_TLB_SEGSIZE {
-            true => Some((first, run)),
-            false => self.find_run(free, starts).map(|first| (first, self.run << first)),
-        }
+    pub(crate) fn find_low(&self, free: u64, base: u64) -> Option<(usize, u64)> {
+        let aligned = (self.every as u64).wrapping_shl(self.first_start(base) as u32);
+        let lowest = (free & aligned).trailing_zeros();
+        let run = (self.run as u64).wrapping_shl(lowest);
+        let fits = free & run == run && lowest as usize + self.slots <= u64::BITS as usize;
+        (fits && self.boundary_mask == u64::MAX && self.mask <= LOW_MASK).then_some((lowest as usize, run))
     }
 
-    /// As [`Self::find`], the first of those that may be one.
-    #[cold]
+    /// As [`Self::find_low`], in the whole segment, whichever it is.
     #[inline(never)]
-    fn find_run(self, free: u128, starts: u128) -> Option<usize> {
+    pub(crate) fn find(self, free: u128, base: u64) -> Option<(usize, u128)> {
         let mut runs = free;
         let mut have = 1;
         while have < self.slots {
@@ -159,14 +155,19 @@ impl Need {
             runs &= runs >> more;
             have += more;
         }
-        let runs = runs & starts;
-        (runs != 0).then(|| runs.trailing_zeros() as usize)
+        let first = (runs & self.starts(base)).trailing_zeros();
+        (first < u128::BITS).then(|| (first as usize, self.run << first))
+    }
+
+    /// How many slots after `base` the first is whose address is as wanted.
+    #[inline(always)]
+    fn first_start(&self, base: u64) -> u64 {
+        (self.want.wrapping_sub(base) & self.mask) >> IO_TLB_SHIFT
     }
 
     /// The slots of the segment at `base` whose addresses may be a mapping's first.
-    #[inline(always)]
     fn starts(&self, base: u64) -> u128 {
-        let first = (self.want.wrapping_sub(base) & self.mask) >> IO_TLB_SHIFT;
+        let first = self.first_start(base);
         if first >= IO_TLB_SEGSIZE as u64 {
             return 0;
         }
@@ -189,6 +190,9 @@ impl Need {
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_xoshiro::Xoshiro256PlusPlus;
+
     use super::*;
 
     #[test]
@@ -205,5 +209,29 @@ mod tests {
         ] {
             assert_eq!(Need::plain(4096, &masks), None, "{masks:?}");
         }
+    }
+
+    #[test]
+    fn what_is_found_in_one_half_is_what_is_found_in_the_whole() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(4);
+        let mut found = 0;
+        for _ in 0..20_000 {
+            let attributes = Attributes {
+                min_align_mask: (1 << random.random_range(0..13)) - 1,
+                alloc_align_mask: (1 << random.random_range(0..19)) - 1,
+                boundary_mask: if random.random() { u64::MAX } else { 0x3_ffff },
+                ..Attributes::default()
+            };
+            let most = 1 << random.random_range(0..17);
+            let size = random.random_range(1..=most);
+            let Ok(need) = Need::new(Some(random.random()), size, &attributes) else { continue };
+            let free: u128 = random.random::<u128>() | random.random::<u128>() | random.random::<u128>();
+            let base = random.random::<u64>() >> 8 & !(IO_TLB_SIZE as u64 - 1);
+            if let Some((first, run)) = need.find_low(free as u64, base) {
+                found += 1;
+                assert_eq!(need.find(free, base), Some((first, run.into())), "{need:?} {free:#x} {base:#x}");
+            }
+        }
+        assert!(found > 1000, "{found}");
     }
 }

@@ -105,7 +105,11 @@ impl Provider<Watched> for Supply {
 struct Buffers;
 
 impl Original for Buffers {
-    fn read<B: BitmapSlice>(&self, _: u64, _: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+    type Place<'a> = ();
+
+    fn find(&self, _: u64, _: usize) {}
+
+    fn read<B: BitmapSlice>(&self, (): (), _: u64, _: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         Ok(())
     }
 

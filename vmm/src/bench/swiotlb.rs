@@ -12,15 +12,14 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use swiotlb::{Attributes, Device, Direction, Growth, PAGE_SIZE, PoolMemory, Provider, Swiotlb};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use swiotlb::{Attributes, Device, Direction, Growth, Memory, PoolMemory, Provider, Swiotlb};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::boot::{direct_reads, median};
 use crate::cli::SwiotlbBenchArgs;
 
 /// Original buffers that a thread goes through in turn.
 const BUFFERS: usize = 16;
-/// What buffers are aligned to.
 /// Bytes of the pool and of the memory with the originals.
 const POOL: usize = 64 << 20;
 /// Bytes of the guest's disk.
@@ -79,33 +78,40 @@ fn pool(bytes: usize, areas: usize, growth: Option<Growth<PoolMemory>>) -> Resul
     Ok(Swiotlb::new(memory, areas, growth)?)
 }
 
+/// Where a thread's buffer for a call is: on pages of its own, as a guest's are.
+fn original(thread: usize, call: usize, size: usize) -> GuestAddress {
+    GuestAddress(((thread * BUFFERS + call % BUFFERS) * size) as u64)
+}
+
 fn mappings(rounds: usize) -> Result<()> {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), POOL)]).context("no memory")?;
     let tlb = pool(POOL, 4, None)?;
     let device = Device::new(&tlb)?;
     for (name, size) in [("4 KiB", 4096), ("64 KiB", 65536)] {
         let calls = (8 << 20) / size;
+        // The same bytes between the same places, which are found beforehand: what is left is the copying.
         let copies = |threads| {
-            time(rounds, threads, calls, |_| {
-                // On pages of their own, as the guest's buffers and the pool's are.
-                let mut originals = vec![1u8; PAGE_SIZE + BUFFERS * size];
-                let mut slot = vec![2u8; PAGE_SIZE + size];
-                let [first, at] = [&originals, &slot].map(|bytes| bytes.as_ptr().align_offset(PAGE_SIZE));
+            time(rounds, threads, calls, |thread| {
+                let originals: Vec<_> = (0..BUFFERS)
+                    .filter_map(|n| memory.get_slice(original(thread, n, size), size).ok())
+                    .collect();
+                let attributes = Attributes { cpu: thread, ..Attributes::default() };
+                let at = device.map(&memory, 0, size, &attributes).unwrap_or(POOL_AT);
+                let slot = tlb.default_pool().memory().slice((at - POOL_AT) as usize, size);
+                let _ = device.unmap(&memory, at, size, Direction::ToDevice, &attributes);
                 move |n| {
-                    let original = &mut originals[first + n % BUFFERS * size..][..size];
-                    let slot = &mut slot[at..][..size];
-                    slot.copy_from_slice(black_box(original));
-                    original.copy_from_slice(black_box(slot));
+                    let original = &originals[n % BUFFERS];
+                    original.copy_to_volatile_slice(slot);
+                    slot.copy_to_volatile_slice(*original);
                 }
             })
         };
         let bounced = |threads| {
             time(rounds, threads, calls, |thread| {
                 let attributes = Attributes { cpu: thread, ..Attributes::default() };
-                let base = (thread * BUFFERS * size) as u64;
                 let (device, memory) = (&device, &memory);
                 move |n| {
-                    let original = base + (n % BUFFERS * size) as u64;
+                    let GuestAddress(original) = original(thread, n, size);
                     let Ok(address) = device.map(memory, original, size, &attributes) else { return };
                     let direction = Direction::Bidirectional;
                     let _ = device.unmap(memory, black_box(address), size, direction, &attributes);

@@ -234,7 +234,11 @@ impl Bounce {
 struct Zeroes;
 
 impl Original for Zeroes {
-    fn read<B: BitmapSlice>(&self, _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+    type Place<'a> = ();
+
+    fn find(&self, _: u64, _: usize) {}
+
+    fn read<B: BitmapSlice>(&self, (): (), _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         const NOTHING: [u8; 4096] = [0; 4096];
         let mut done = 0;
         while done < to.len() {
@@ -254,7 +258,14 @@ impl Original for Zeroes {
 struct Beat<'a>(RefCell<&'a mut [u8]>);
 
 impl Original for Beat<'_> {
-    fn read<B: BitmapSlice>(&self, _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+    type Place<'a>
+        = ()
+    where
+        Self: 'a;
+
+    fn find(&self, _: u64, _: usize) {}
+
+    fn read<B: BitmapSlice>(&self, (): (), _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         to.copy_from(&self.0.borrow());
         Ok(())
     }

@@ -108,7 +108,11 @@ impl Shared {
 struct Zeroes;
 
 impl Original for Zeroes {
-    fn read<B: BitmapSlice>(&self, _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
+    type Place<'a> = ();
+
+    fn find(&self, _: u64, _: usize) {}
+
+    fn read<B: BitmapSlice>(&self, (): (), _: u64, to: &VolatileSlice<'_, B>) -> Result<(), Fault> {
         to.write_slice(&vec![0; to.len()], 0).map_err(|_| Fault { address: 0 })
     }
 
