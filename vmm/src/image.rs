@@ -1,11 +1,10 @@
 //! `smmulab image`: list, fetch and build guests.
 
-use std::io::Write;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use guest_images::{Name, Progress, Series, Store};
 
 use crate::cli::ImageCommand;
+use crate::say::{out, outln};
 
 /// Carries out the command.
 ///
@@ -20,18 +19,18 @@ pub fn run(command: ImageCommand) -> Result<()> {
                 let cached = listed.cached.map_or_else(|| "-".to_string(), |image| image.release);
                 [listed.name.to_string(), listed.description.to_string(), cached]
             });
-            print(&table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()))?;
+            out(table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
         }
         ImageCommand::Fetch { names, refresh } => {
             for name in names {
                 let image = store.fetch(&name.parse()?, refresh, Progress::auto())?;
-                print(&format!("{name}: Linux {}\n", image.release))?;
+                outln!("{name}: Linux {}", image.release);
             }
         }
         ImageCommand::Tools { name } => {
             let image = store.fetch(&name.parse()?, false, Progress::auto())?;
             let tools = store.tools(&image, Progress::auto())?;
-            print(&format!("{name}: tools for Linux {} in {}\n", image.release, tools.display()))?;
+            outln!("{name}: tools for Linux {} in {}", image.release, tools.display());
         }
         ImageCommand::Build { name } => {
             let name: Name = name.parse()?;
@@ -40,14 +39,10 @@ pub fn run(command: ImageCommand) -> Result<()> {
                 "only `lab` is built; `image fetch {name}` fetches it"
             );
             let image = store.build_lab(true, Progress::auto())?;
-            print(&format!("{name}: Linux {} in {}\n", image.release, image.kernel.display()))?;
+            outln!("{name}: Linux {} in {}", image.release, image.kernel.display());
         }
     }
     Ok(())
-}
-
-fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
 }
 
 /// Columns as wide as what is in them.

@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::fs::File;
+use std::process::Stdio;
+
 use common::{smmulab, stderr, stdout};
 
 fn refused(args: &[&str]) -> String {
@@ -71,4 +74,19 @@ fn help_documents_the_exit_statuses() {
     for word in ["124", "125", "Ctrl-A x", "--exec", "--stats", "--time-limit"] {
         assert!(stdout(&output).contains(word), "{word}");
     }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_line_and_one_that_nobody_reads_is_none() {
+    let bench = |out: Stdio| {
+        smmulab().args(["bench", "swiotlb", "--rounds", "1", "--reads", "0"]).stdout(out).output().unwrap()
+    };
+    let full = bench(File::options().write(true).open("/dev/full").unwrap().into());
+    let text = stderr(&full);
+    assert_eq!((full.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+    assert!(text.contains("standard output"), "{text}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = bench(writer.into());
+    assert_eq!((unread.status.code(), stderr(&unread).as_str()), (Some(128 + 13), ""));
 }

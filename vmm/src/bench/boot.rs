@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::peer;
 use crate::cli::BootBenchArgs;
+use crate::say::outln;
 
 const DISK_MIB: u32 = 64;
 
@@ -168,21 +169,21 @@ fn report(peer: Option<&str>, ours: &[Round], theirs: &[Round], reads: u32) {
         ("boot, read 64 MiB, power off, s", |r, _| r.sequential.as_secs_f64(), false),
         ("direct 4 KiB reads a second", Round::reads_a_second, true),
     ];
-    println!("{:34} {:>12} {:>12} {:>8}", "median", "smmulab", "QEMU", "ratio");
+    outln!("{:34} {:>12} {:>12} {:>8}", "median", "smmulab", "QEMU", "ratio");
     for (name, figure, _) in figures {
         let mine = median(ours.iter().map(|r| figure(r, reads)).collect());
         if theirs.is_empty() {
-            println!("{name:34} {mine:>12.2} {:>12} {:>8}", "-", "-");
+            outln!("{name:34} {mine:>12.2} {:>12} {:>8}", "-", "-");
             continue;
         }
         let their = median(theirs.iter().map(|r| figure(r, reads)).collect());
         let ratio =
             median(ours.iter().zip(theirs).map(|(a, b)| figure(a, reads) / figure(b, reads)).collect());
-        println!("{name:34} {mine:>12.2} {their:>12.2} {ratio:>8.2}");
+        outln!("{name:34} {mine:>12.2} {their:>12.2} {ratio:>8.2}");
     }
     match peer {
-        Some(version) => println!("peer: {version}, -icount shift=0,sleep=off, behind its SMMUv3"),
-        None => println!("SKIPPED: no {} to compare with (Debian package qemu-system-arm)", peer::QEMU),
+        Some(version) => outln!("peer: {version}, -icount shift=0,sleep=off, behind its SMMUv3"),
+        None => outln!("SKIPPED: no {} to compare with (Debian package qemu-system-arm)", peer::QEMU),
     }
 }
 

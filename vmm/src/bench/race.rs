@@ -11,6 +11,7 @@ use crate::race::interrupt::Interrupt;
 use crate::race::policy::{Choice, Policy};
 use crate::race::scenario::Scenario;
 use crate::race::search::{Explorer, Limits, Work, search};
+use crate::say::outln;
 use crate::snapshot;
 
 /// A guest of no operating system: its first vCPU marks the beginning and starts the second; both add to a counter in RAM, 200
@@ -171,7 +172,7 @@ pub fn run(args: &RaceBenchArgs) -> Result<()> {
     let kernel = kernel.to_string_lossy().into_owned();
     let bare = scenario(&["--kernel", &kernel, "--cpus", "2", "--mem", "64M"]);
     let linux = scenario(&["--image", &args.image, "--cpus", "2", "--mem", "256M", "--exec", JOB]);
-    println!(
+    outln!(
         "{:<12}{:>13}{:>13}{:>17}{:>16}{:>14}{:>14}{:>12}",
         "2 vCPUs",
         "instructions",
@@ -186,7 +187,7 @@ pub fn run(args: &RaceBenchArgs) -> Result<()> {
         let f = measure(name, scenario, args, schedules, dir.path())?;
         let (time, size) = f.from_disk;
         let disk = format!("{:.0} ({} MiB)", time.as_secs_f64() * 1e3, size >> 20);
-        println!(
+        outln!(
             "{:<12}{:>13}{:>13.0}{:>17.2}{:>16}{:>14.3}{:>14.3}{:>12.3}",
             f.name,
             f.instructions,

@@ -17,7 +17,7 @@ use crate::race::interrupt::Interrupt;
 use crate::race::policy::{Choice, Policy};
 use crate::race::scenario::Scenario;
 use crate::race::search::{Explorer, Limits, search};
-use crate::say::say;
+use crate::say::{outln, say};
 
 /// A twin has to be silent for so many times the schedules that the worst seed needed.
 const TWIN: u64 = 10;
@@ -167,9 +167,9 @@ impl Bench<'_> {
                 }
             }
             let Choice { policy, seed, .. } = cell.job.choice;
-            println!("{}, {}, seed {seed}: {}", source.name, policy.name(), cell.text());
+            outln!("{}, {}, seed {seed}: {}", source.name, policy.name(), cell.text());
             if found.passed_over() > 0 {
-                println!("  passed over, since their holds do not fail: {}", found.passed_over());
+                outln!("  passed over, since their holds do not fail: {}", found.passed_over());
             }
             self.results.add(cell)?;
         }
@@ -324,7 +324,7 @@ pub fn run(args: &SearchBenchArgs) -> Result<u8> {
         Some(path) => {
             std::fs::write(path, table).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        None => print!("\n{table}"),
+        None => outln!("\n{}", table.trim_end()),
     }
     Ok(code)
 }

@@ -18,6 +18,7 @@ use smmu_model::{Abort, AccessKind, Config, Memory, Progress, Smmu, Transaction}
 
 use super::instructions;
 use crate::cli::SmmuBenchArgs;
+use crate::say::outln;
 
 const RAM: usize = 128 << 20;
 const STRTAB: u64 = 0x100_0000;
@@ -371,20 +372,33 @@ pub fn run(args: &SmmuBenchArgs) -> Result<()> {
         let near = sizes.map(|(streams, entries)| Case { path, streams, entries, apart: NEXT });
         near.into_iter().chain([Case { path, streams: 1, entries: 4096, apart: FAR }])
     });
-    println!(
+    outln!(
         "{:60} {:>8} {:>8} {:>6} {:>12} {:>9} {:>8}",
-        "a translation", "ns", "floor", "ratio", "instructions", "checker:", ""
+        "a translation",
+        "ns",
+        "floor",
+        "ratio",
+        "instructions",
+        "checker:",
+        ""
     );
-    println!(
+    outln!(
         "{:60} {:>8} {:>8} {:>6} {:>12} {:>9} {:>12} {:>8}",
-        "", "", "ns", "", "", "ns", "instructions", "fetches"
+        "",
+        "",
+        "ns",
+        "",
+        "",
+        "ns",
+        "instructions",
+        "fetches"
     );
     let mut counts = true;
     for case in cases.filter(|case| args.only.as_ref().is_none_or(|only| case.name().contains(only))) {
         let f = measure(case, effort)?;
         counts &= f.plain.instructions.is_some();
         let shown = |cost: &Cost| cost.instructions.map_or("-".into(), |count| format!("{count:.0}"));
-        println!(
+        outln!(
             "{:60} {:>8.1} {:>8.1} {:>6.1} {:>12} {:>9.1} {:>12} {:>8.1}",
             case.name(),
             f.plain.nanoseconds,
@@ -397,7 +411,7 @@ pub fn run(args: &SmmuBenchArgs) -> Result<()> {
         );
     }
     if args.counted > 0 && !counts {
-        println!("SKIPPED: the host does not let us trace a child, so no instructions are counted");
+        outln!("SKIPPED: the host does not let us trace a child, so no instructions are counted");
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::boot::{direct_reads, median};
 use crate::cli::SwiotlbBenchArgs;
+use crate::say::outln;
 
 /// Original buffers that a thread goes through in turn.
 const BUFFERS: usize = 16;
@@ -31,7 +32,7 @@ const DISK: u64 = 64 << 20;
 /// When the host has not the memory, or a guest does not do its job.
 pub fn run(args: &SwiotlbBenchArgs) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds takes at least 1");
-    println!("{:48} {:>10} {:>10} {:>7}  aim", "best round", "bare", "bounced", "ratio");
+    outln!("{:48} {:>10} {:>10} {:>7}  aim", "best round", "bare", "bounced", "ratio");
     mappings(args.rounds as usize)?;
     lookups(args.rounds as usize)?;
     if args.reads > 0 {
@@ -120,7 +121,7 @@ fn mappings(rounds: usize) -> Result<()> {
         };
         let [one, two] = [1, 2].map(|threads| (copies(threads), bounced(threads)));
         let ratio = one.1 / one.0;
-        println!(
+        outln!(
             "{:48} {:>7.0} ns {:>7.0} ns {ratio:>7.2}  1.3 at most",
             format!("map+unmap, {name}"),
             one.0,
@@ -128,7 +129,7 @@ fn mappings(rounds: usize) -> Result<()> {
         );
         let speedup = (2.0 * one.0 / two.0, 2.0 * one.1 / two.1);
         let label = format!("two threads beside one, {name}");
-        println!("{label:48} {:>8.2} x {:>8.2} x {:>7}  1.8 x at least", speedup.0, speedup.1, "");
+        outln!("{label:48} {:>8.2} x {:>8.2} x {:>7}  1.8 x at least", speedup.0, speedup.1, "");
     }
     ensure!(tlb.stats().failures == 0, "the pool was full");
     Ok(())
@@ -154,7 +155,7 @@ fn lookups(rounds: usize) -> Result<()> {
     let lookup = |name: &str, device: &Device<PoolMemory>, address: u64, aim: &str| {
         let ns =
             time(rounds, 1, CALLS, |_| |n| _ = black_box(device.is_bounce_buffer(address + n as u64 % 8)));
-        println!("{:48} {empty:>7.2} ns {ns:>7.2} ns {:>7}  {aim}", format!("lookup, {name}"), "");
+        outln!("{:48} {empty:>7.2} ns {ns:>7.2} ns {:>7}  {aim}", format!("lookup, {name}"), "");
     };
     lookup("a device never bounced (bare: the loop)", &never, 0x1234_5678, "under 2 ns");
     lookup("a bounced one, in the default pool", &used, POOL_AT + 4096, "");
@@ -190,7 +191,7 @@ fn disk(args: &SwiotlbBenchArgs) -> Result<()> {
     }
     let [direct, bounced] = rates.map(median);
     let label = "a guest's direct 4 KiB reads a second, median";
-    println!("{label:48} {direct:>10.0} {bounced:>10.0} {:>7.2}", bounced / direct);
+    outln!("{label:48} {direct:>10.0} {bounced:>10.0} {:>7.2}", bounced / direct);
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use super::{report, trace, until};
 use crate::cli::{ReplayArgs, status};
 use crate::gdb::{self, Timeless};
 use crate::machine::Machine;
-use crate::say::say;
+use crate::say::{out, outln, say};
 use crate::schedule::Hold;
 use crate::sharing::Places;
 use crate::snapshot;
@@ -119,11 +119,11 @@ fn one(args: &ReplayArgs, file: &Path) -> Result<u8> {
         let mut run = Timeless::new(machine);
         if let Some(point) = &args.until {
             until::find(&mut run, point, &symbols)?;
-            print!("{}", until::describe(&mut run, begin, &symbols));
+            out(until::describe(&mut run, begin, &symbols));
         }
         if let Some(path) = &args.snapshot {
             snapshot::save(&run.machine, &record.scenario.options()?, exec, path)?;
-            println!("Snapshot: {}; the holds that are still to come are not in it", path.display());
+            outln!("Snapshot: {}; the holds that are still to come are not in it", path.display());
         }
         if let Some(address) = &args.gdb {
             gdb::serve(address, run)?;
@@ -150,18 +150,12 @@ fn one(args: &ReplayArgs, file: &Path) -> Result<u8> {
         kept.with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.files.len() > 1 {
-        println!(
-            "{}: {}, {} holds, state {}",
-            file.display(),
-            record.failed(),
-            record.holds.len(),
-            record.end
-        );
+        outln!("{}: {}, {} holds, state {}", file.display(), record.failed(), record.holds.len(), record.end);
     } else {
-        print!("{}", report::text(&record));
+        out(report::text(&record));
     }
     if args.times > 1 {
-        println!("The same, to the bit, {} times.", args.times);
+        outln!("The same, to the bit, {} times.", args.times);
     }
     Ok(status::FAILED)
 }

@@ -23,6 +23,7 @@ use super::{html, report, steps, story};
 use crate::cli::{RaceArgs, status};
 use crate::machine::Machine;
 use crate::ranks::Ranks;
+use crate::say::{out, outln};
 use crate::schedule::{Begun, Hold, Progress};
 use crate::sharing::Places;
 use crate::stats::state_hash;
@@ -317,7 +318,7 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
     let interrupt = Interrupt::watch().context("cannot watch for signals")?;
     let found = search(&mut explorer, limits, choice, &interrupt)?;
     let seconds = start.elapsed().as_secs_f64();
-    println!(
+    outln!(
         "{} schedules ({:?}, seed {}) in {seconds:.1} s: {:.0} a second, {} behaviours, {}",
         found.runs,
         args.policy,
@@ -331,17 +332,17 @@ pub fn run(args: &RaceArgs) -> Result<u8> {
         }
     );
     if found.passed_over > 0 {
-        println!(
+        outln!(
             "Passed over: {} that failed by priorities, and not by the holds that they left.",
             found.passed_over
         );
     }
     if found.signal.is_some() {
-        println!("Ended early, by a signal.");
+        outln!("Ended early, by a signal.");
     }
     for (number, holds, failure) in &found.failures {
         let small = explorer.shrink(holds, failure, &interrupt);
-        println!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
+        outln!("\nSchedule {number}, shrunk from {} to {} holds:", holds.len(), small.len());
         let (record, line) = explorer.record(&scenario, small)?;
         keep(&record, &line, args)?;
     }
@@ -361,9 +362,9 @@ fn keep(record: &Record, line: &Timeline, args: &RaceArgs) -> Result<()> {
         let path = path.with_extension(extension);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print!("{}", report::text(record));
-    println!("Again: smmulab replay {}", path.display());
-    println!("Report: {}, and .md and .svg to paste", path.with_extension("html").display());
+    out(report::text(record));
+    outln!("Again: smmulab replay {}", path.display());
+    outln!("Report: {}, and .md and .svg to paste", path.with_extension("html").display());
     Ok(())
 }
 
@@ -386,7 +387,7 @@ fn run_script(scenario: &Scenario, explorer: &mut Explorer, args: &RaceArgs) -> 
         bail!("what step {step} of the script waits for never happened");
     }
     if verdict.failure.is_none() {
-        println!("The script ran to its end, and nothing failed.");
+        outln!("The script ran to its end, and nothing failed.");
         return Ok(0);
     }
     let holds = begun.iter().map(|begun| begun.hold).collect();
