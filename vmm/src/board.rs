@@ -156,14 +156,18 @@ impl Board {
             return;
         }
         self.checkers.set_time(now);
+        match (&mut self.witness, who) {
+            (Some(witness), Some(who)) => witness.read(&self.ram, who, now),
+            _ => self.ram.watch().drop_reads(),
+        }
+        if self.ram.watch().has_traced() {
+            self.look_at_writes(now, who);
+        }
+    }
+
+    #[inline(never)]
+    fn look_at_writes(&mut self, now: Time, who: Option<Actor>) {
         let mut witness = self.witness.as_mut().zip(who);
-        match &mut witness {
-            Some((witness, who)) => witness.read(&self.ram, *who, now),
-            None => drop(self.ram.watch().take_reads()),
-        }
-        if !self.ram.watch().has_traced() {
-            return;
-        }
         for hit in self.ram.watch().take_traced() {
             self.checkers.device_wrote(&self.ram, hit);
             if let Some((witness, who)) = &mut witness {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aarch64::Traced;
@@ -79,8 +80,15 @@ pub struct Checkers {
     smmus: Vec<Checker>,
     /// Of bounced devices' buffers, if devices are bounced.
     owners: Option<Owners>,
-    /// A vCPU in the guest's kernel, which has all of its tables and its own vectors there.
-    kernel: Arc<Mutex<Option<Arc<Core>>>>,
+    kernel: Arc<Kernel>,
+}
+
+/// A vCPU in the guest's kernel, which has all of its tables and its own vectors there.
+#[derive(Default)]
+struct Kernel {
+    /// Its VBAR_EL1; 0 before there was one.
+    vbar: AtomicU64,
+    core: Mutex<Option<Arc<Core>>>,
 }
 
 impl Checkers {
@@ -134,18 +142,19 @@ impl Checkers {
     /// A vCPU as it was when it wrote something for an SMMU. While a process runs, the kernel may be out of sight
     /// (Linux's CONFIG_UNMAP_KERNEL_AT_EL0).
     pub fn kernel(&self) -> Option<Arc<Core>> {
-        self.kernel.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        self.kernel.core.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     fn note_kernel(&self, core: &Core) {
         let vbar = core.sys.vbar[1];
-        let mut kernel = self.kernel.lock().unwrap_or_else(|e| e.into_inner());
-        if vbar >> 48 == 0xffff && kernel.as_ref().is_none_or(|kernel| kernel.sys.vbar[1] != vbar) {
-            *kernel = Some(Arc::new(core.clone()));
+        if vbar >> 48 == 0xffff && self.kernel.vbar.load(Ordering::Relaxed) != vbar {
+            self.kernel.vbar.store(vbar, Ordering::Relaxed);
+            *self.kernel.core.lock().unwrap_or_else(|e| e.into_inner()) = Some(Arc::new(core.clone()));
         }
     }
 
     /// Tells what time it is.
+    #[inline]
     pub fn set_time(&self, now: u64) {
         self.smmus.iter().for_each(|checker| checker.set_time(now));
     }

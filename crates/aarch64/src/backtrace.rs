@@ -1,6 +1,8 @@
 //! Which code a vCPU is in, for people: addresses by the frame records that AAPCS64 (6.4.6) chains from X29.
 
-use guest_ram::GuestRam;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use guest_ram::{GuestRam, PAGE_SIZE};
 
 use crate::core::Core;
 use crate::mmu;
@@ -21,21 +23,27 @@ pub struct Backtrace {
     pub callers: [u64; FRAMES],
 }
 
-/// A page whose translation is known: a stack's records are mostly in one.
-struct Page {
+/// The page that a stack's records are mostly in.
+struct Page<'a> {
     va: u64,
-    pa: u64,
+    words: Option<&'a [AtomicU64; PAGE_SIZE / 8]>,
 }
 
-impl Page {
-    /// The word at `va` as `core` sees it, unless it is in the page.
-    fn peek(&mut self, core: &Core, ram: &GuestRam, va: u64) -> Option<u64> {
-        (va & 7 == 0).then_some(())?;
+impl<'a> Page<'a> {
+    /// The word at `va`, which is aligned, as `core` sees it.
+    #[inline(always)]
+    fn word(&mut self, core: &Core, ram: &'a GuestRam, va: u64) -> Option<u64> {
         if va & !OFFSET != self.va {
-            let pa = mmu::peek_data(core, ram, va)?;
-            *self = Page { va: va & !OFFSET, pa: pa & !OFFSET };
+            self.turn_to(core, ram, va);
         }
-        mmu::peek_physical(ram, self.pa | va & OFFSET)
+        let word = &self.words?[(va & OFFSET) as usize / 8];
+        Some(u64::from_le(word.load(Ordering::Relaxed)))
+    }
+
+    #[cold]
+    fn turn_to(&mut self, core: &Core, ram: &'a GuestRam, va: u64) {
+        self.va = va & !OFFSET;
+        self.words = mmu::peek_data(core, ram, va).and_then(|pa| ram.page(pa & !OFFSET));
     }
 }
 
@@ -51,10 +59,13 @@ impl Core {
     pub fn backtrace(&self, ram: &GuestRam) -> Backtrace {
         let mut trace = Backtrace { pc: self.pc, lr: self.r[30], callers: [0; FRAMES] };
         let mut record = self.r[29];
-        let mut stack = Page { va: 1, pa: 0 };
+        let mut stack = Page { va: 1, words: None };
         for caller in &mut trace.callers {
-            let next = stack.peek(self, ram, record);
-            let (Some(next), Some(lr)) = (next, stack.peek(self, ram, record.wrapping_add(8))) else { break };
+            if record & 7 != 0 {
+                break;
+            }
+            let next = stack.word(self, ram, record);
+            let (Some(next), Some(lr)) = (next, stack.word(self, ram, record.wrapping_add(8))) else { break };
             *caller = lr;
             // Records lie behind each other on one stack; another stack's may lie anywhere.
             if lr == 0 || next == record {

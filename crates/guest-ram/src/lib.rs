@@ -134,6 +134,14 @@ impl GuestRam {
         Some(u64::from_le(word.load(Ordering::Relaxed)))
     }
 
+    /// The 64-bit words of the page at an address, each little-endian.
+    #[inline]
+    pub fn page(&self, pa: u64) -> Option<&[AtomicU64; PAGE_SIZE / 8]> {
+        let offset = self.offset(pa, PAGE_SIZE as u64).filter(|offset| offset % PAGE_SIZE as u64 == 0)?;
+        // SAFETY: the whole page is in the mapping, which `self` keeps alive, and is aligned; as in `read_u64`.
+        Some(unsafe { &*self.host.add(offset as usize).cast() })
+    }
+
     /// Writes bytes at a guest-physical address; `false` (and nothing written) when any of them is not RAM.
     pub fn write(&self, pa: u64, data: &[u8]) -> bool {
         self.offset(pa, data.len() as u64).is_some() && self.mem.write_slice(data, GuestAddress(pa)).is_ok()

@@ -158,6 +158,14 @@ impl Watch {
         std::mem::take(&mut *lock(&self.reads))
     }
 
+    /// Forgets them.
+    #[inline]
+    pub fn drop_reads(&self) {
+        if self.any_read.load(Ordering::Relaxed) {
+            self.take_reads();
+        }
+    }
+
     /// Whether a hit was logged since the last [`Watch::take_hits`].
     #[inline]
     pub fn has_hits(&self) -> bool {

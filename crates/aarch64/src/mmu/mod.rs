@@ -312,11 +312,6 @@ pub(crate) fn peek_data(core: &Core, ram: &guest_ram::GuestRam, va: u64) -> Opti
     cached.map(|cached| cached.pa | va & 0xfff).or_else(|| peek_address(core, ram, va))
 }
 
-/// The 64-bit word at a physical address, for who looks on.
-pub(crate) fn peek_physical(ram: &guest_ram::GuestRam, pa: u64) -> Option<u64> {
-    host::read::<u64>(ram, pa)
-}
-
 /// SP must be aligned where SCTLR_EL1.SA (SA0 at EL0) says so.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! What the ATCs of devices may still hold: every translation that ATS gave them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use pgtable::descriptor as d;
 
@@ -8,7 +9,7 @@ use super::State;
 use super::answers::Time;
 use super::report::{Kind, Report};
 use super::site::{Role, Site};
-use super::tables::{Regime, output};
+use super::tables::{Changes, Regime, output};
 use crate::ats::{AtsAnswer, AtsRequest};
 use crate::spec::command::Command;
 use crate::transaction::Transaction;
@@ -21,6 +22,8 @@ const MAX_ENTRIES: usize = 1 << 16;
 struct Held {
     regime: Regime,
     granule: pgtable::Granule,
+    /// The address that was asked for.
+    input: u64,
     output: u64,
     /// Where its descriptor is, and what that said.
     at: u64,
@@ -34,8 +37,8 @@ struct Held {
     early: Option<Option<Site>>,
 }
 
-/// StreamID, PASID, first address, log2 of the size.
-type Key = (u32, Option<u32>, u64, u8);
+/// StreamID, PASID, log2 of the size, first address.
+type Key = (u32, Option<u32>, u8, u64);
 
 impl Held {
     /// Whether a descriptor in the place of this one's leads to another page or block.
@@ -46,15 +49,103 @@ impl Held {
     }
 }
 
+const FIRST: Key = (0, None, 0, 0);
+const LAST: Key = (u32::MAX, Some(u32::MAX), u8::MAX, u64::MAX);
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Atcs {
     held: BTreeMap<Key, Held>,
+    /// By where their descriptors are.
+    by_word: BTreeSet<(u64, Key)>,
+    /// By StreamID, size and output.
+    by_output: BTreeSet<(u32, u8, u64, Key)>,
 }
 
-/// The bytes of an entry.
-fn overlaps(&(_, _, first, size): &Key, from: u64, to: u64) -> bool {
-    from <= first | ((1u64 << size) - 1) && first <= to
+/// Whose PASIDs are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pasid {
+    Only(Option<u32>),
+    /// Any, but with one.
+    All,
+}
+
+impl Atcs {
+    /// Puts one in. Answers where the descriptors of those are that had to go for it.
+    fn insert(&mut self, key: Key, held: Held) -> [Option<u64>; 2] {
+        let same = self.remove(key);
+        let full = self.held.len() >= MAX_ENTRIES;
+        let first = self.held.keys().next().copied().filter(|_| full);
+        let first = first.and_then(|first| self.remove(first));
+        self.by_word.insert((held.at, key));
+        self.by_output.insert((key.0, key.2, held.output, key));
+        self.held.insert(key, held);
+        [same, first]
+    }
+
+    /// Takes one out. Answers where its descriptor is.
+    fn remove(&mut self, key: Key) -> Option<u64> {
+        let held = self.held.remove(&key)?;
+        self.by_word.remove(&(held.at, key));
+        self.by_output.remove(&(key.0, key.2, held.output, key));
+        Some(held.at)
+    }
+
+    /// Those whose descriptor is at `word`.
+    fn at(&self, word: u64) -> impl Iterator<Item = Key> {
+        self.by_word.range((word, FIRST)..=(word, LAST)).map(|&(_, key)| key)
+    }
+
+    /// What overlaps the addresses up to and including `to`, by address.
+    fn overlapping(&self, sid: u32, pasid: Pasid, from: u64, to: u64) -> Vec<Key> {
+        let ssid = match pasid {
+            Pasid::Only(ssid) => ssid,
+            Pasid::All => Some(0),
+        };
+        let mut keys = Vec::new();
+        let mut next = Bound::Included((sid, ssid, 0, 0));
+        while let Some((&(of, ssid, size, _), _)) = self.held.range((next, Bound::Unbounded)).next() {
+            if of != sid || !matches!(pasid, Pasid::All) && pasid != Pasid::Only(ssid) {
+                break;
+            }
+            let first = from >> size << size;
+            keys.extend(
+                self.held.range((sid, ssid, size, first)..=(sid, ssid, size, to)).map(|(&key, _)| key),
+            );
+            next = Bound::Excluded((sid, ssid, size, u64::MAX));
+        }
+        keys.sort_unstable_by_key(|&(_, ssid, size, first)| (ssid, first, size));
+        keys
+    }
+
+    /// What an ATC_INV is for.
+    fn covered(&self, c: &Command) -> Vec<Key> {
+        let shift = 12 + c.size().min(52);
+        let span = 1u64.checked_shl(shift).map_or(u64::MAX, |span| span - 1);
+        let first = c.address() & !span;
+        let pasid = match (c.ssv(), c.global()) {
+            (false, _) => Pasid::Only(None),
+            (true, false) => Pasid::Only(Some(c.ssid())),
+            (true, true) => Pasid::All,
+        };
+        self.overlapping(c.sid(), pasid, first, first | span)
+    }
+
+    /// What gave a device this address.
+    fn giving(&self, sid: u32, address: u64) -> impl Iterator<Item = (Key, &Held)> {
+        let mut next = Bound::Included((sid, 0, 0, FIRST));
+        let sizes = std::iter::from_fn(move || {
+            let &(of, size, ..) = self.by_output.range((next, Bound::Unbounded)).next()?;
+            next = Bound::Excluded((sid, size, u64::MAX, LAST));
+            (of == sid).then_some(size)
+        });
+        let of_size = move |size| {
+            let first = address.saturating_sub((1u64 << size) - 1);
+            let keys = self.by_output.range((sid, size, first, FIRST)..=(sid, size, address, LAST));
+            keys.filter_map(|&(.., key)| Some((key, self.held.get(&key)?)))
+        };
+        sizes.flat_map(of_size)
+    }
 }
 
 impl State {
@@ -65,29 +156,27 @@ impl State {
             return;
         }
         let first = request.address >> given.size << given.size;
-        let key = (request.sid, request.ssid, first, given.size);
         let t = Transaction {
             ssid: request.ssid,
             ..Transaction::new(request.sid, request.address, crate::AccessKind::Read)
         };
         // The device uses the address again: with what it has, or with this?
         let last = first | ((1u64 << given.size) - 1);
-        let old = self.atcs.held.iter().find(|(k, h)| {
-            k.0 == key.0
-                && k.1 == key.1
-                && overlaps(k, first, last)
-                && h.dead.is_some()
-                && h.output.wrapping_sub(k.2) != given.address.wrapping_sub(first)
-        });
-        if let Some((&k, &h)) = old {
-            self.report_atc(k, h, "and the address has another translation now", None);
+        let overlapping = self.atcs.overlapping(request.sid, Pasid::Only(request.ssid), first, last);
+        let mut old = overlapping.into_iter().filter_map(|key| Some((key, *self.atcs.held.get(&key)?)));
+        let other = |(k, h): &(Key, Held)| {
+            h.dead.is_some() && h.output.wrapping_sub(k.3) != given.address.wrapping_sub(first)
+        };
+        if let Some((key, held)) = old.find(other) {
+            self.report_atc(key, held, "and the address has another translation now", None);
         }
         let Some((regime, granule)) = self.route(&t).stages(&t).next() else { return };
-        let mut leaves = self.tables.leaves(regime, granule, request.address);
-        let Some((_, e)) = leaves.find(|(_, e)| e.dead.is_none()) else { return };
+        let live = self.tables.leaves(regime, granule, request.address).find(|(_, e)| e.dead.is_none());
+        let Some((_, e)) = live else { return };
         let held = Held {
             regime,
             granule,
+            input: request.address,
             output: given.address,
             at: e.at,
             descriptor: e.value,
@@ -99,12 +188,10 @@ impl State {
         };
         // Its descriptor is looked at for as long as the device may use it, longer than what the SMMU holds.
         self.memory.hold(held.at);
-        let first = if self.atcs.held.len() >= MAX_ENTRIES { self.atcs.held.pop_first() } else { None };
         // One that is dead and not reported stays a mistake by its own.
-        let before = self.atcs.held.insert(key, held);
-        for gone in first.map(|(_, held)| held).into_iter().chain(before) {
-            self.memory.release(gone.at);
-        }
+        let gone = self.atcs.insert((request.sid, request.ssid, given.size, first), held);
+        gone.into_iter().flatten().for_each(|at| self.memory.release(at));
+        self.tables.tell_changes(true);
     }
 
     /// A word of a table changed: what devices hold may have died, and what had died may get another meaning.
@@ -112,13 +199,16 @@ impl State {
         if self.atcs.held.is_empty() {
             return;
         }
-        let tables = &self.tables;
-        let mut reused = None;
-        for (key, held) in &mut self.atcs.held {
-            if held.at == at && held.dead.is_some() && held.is_another(new) {
-                reused = Some((*key, *held));
-            }
-            let mut leaves = tables.leaves(held.regime, held.granule, key.2);
+        let dead = self.atcs.at(at).filter_map(|key| Some((key, *self.atcs.held.get(&key)?)));
+        let reused = dead.filter(|(_, held)| held.dead.is_some() && held.is_another(new)).last();
+        let keys: Vec<Key> = match self.tables.take_changes() {
+            Changes::None => Vec::new(),
+            Changes::At(words) => words.iter().flat_map(|&word| self.atcs.at(word)).collect(),
+            Changes::Many => self.atcs.held.keys().copied().collect(),
+        };
+        for key in keys {
+            let Some(held) = self.atcs.held.get_mut(&key) else { continue };
+            let mut leaves = self.tables.leaves(held.regime, held.granule, held.input);
             let alive = leaves.any(|(_, e)| e.at == held.at && e.dead.is_none());
             match (alive, held.dead) {
                 (false, None) => held.dead = Some((seq, *site)),
@@ -133,10 +223,10 @@ impl State {
 
     /// ATC_INV is consumed: whether it comes too early for what it covers.
     pub(super) fn atc_inv_consumed(&mut self, c: &Command, site: Option<Site>) {
-        let tables = &self.tables;
-        for (key, held) in self.atcs.held.iter_mut().filter(|(key, _)| atc_covers(c, key)) {
+        for key in self.atcs.covered(c) {
+            let Some(held) = self.atcs.held.get_mut(&key) else { continue };
             // The SMMU may still give the device the old translation again.
-            let mut leaves = tables.leaves(held.regime, held.granule, key.2);
+            let mut leaves = self.tables.leaves(held.regime, held.granule, held.input);
             let again = leaves.any(|(_, e)| e.at == held.at && e.dead.is_some());
             held.early = (held.dead.is_some() && again).then_some(site);
         }
@@ -144,35 +234,36 @@ impl State {
 
     /// A CMD_SYNC behind an ATC_INV has completed.
     pub(super) fn atc_inv_completed(&mut self, c: &Command, seq: u64) {
-        let memory = &mut self.memory;
-        self.atcs.held.retain(|key, held| {
-            let gone =
-                atc_covers(c, key) && held.early.is_none() && held.dead.is_none_or(|(died, _)| died < seq);
-            if gone {
-                memory.release(held.at);
+        for key in self.atcs.covered(c) {
+            let gone = |held: &Held| held.early.is_none() && held.dead.is_none_or(|(died, _)| died < seq);
+            if self.atcs.held.get(&key).is_some_and(gone)
+                && let Some(at) = self.atcs.remove(key)
+            {
+                self.memory.release(at);
             }
-            !gone
-        });
+        }
+        self.tables.tell_changes(!self.atcs.held.is_empty());
     }
 
     /// A Translated transaction goes on.
     pub(super) fn translated(&mut self, t: &Transaction) {
-        let gives = |key: &Key, h: &Held| key.0 == t.sid && t.address.wrapping_sub(h.output) >> key.3 == 0;
-        let mut using = self.atcs.held.iter().filter(|(key, h)| gives(key, h));
-        if self.atcs.held.iter().any(|(key, h)| gives(key, h) && h.dead.is_none()) {
+        if self.atcs.giving(t.sid, t.address).any(|(_, held)| held.dead.is_none()) {
             return;
         }
-        let late = |h: &Held| {
-            h.dead.is_some_and(|(_, site)| self.now.saturating_sub(site.time) >= self.patience.invalidation)
+        let late = |held: &Held| {
+            held.dead
+                .is_some_and(|(_, site)| self.now.saturating_sub(site.time) >= self.patience.invalidation)
         };
-        if let Some((&key, &held)) = using.find(|(_, h)| late(h)) {
+        let using = self.atcs.giving(t.sid, t.address).filter(|(_, held)| late(held));
+        if let Some((key, held)) = using.min_by_key(|&((_, ssid, size, first), _)| (ssid, first, size)) {
+            let held = *held;
             self.report_atc(key, held, "and the device still uses it", None);
         }
     }
 
     fn report_atc(&mut self, key: Key, held: Held, then: &str, reuse: Option<Site>) {
         let Some((seq, change)) = held.dead else { return };
-        let (sid, ssid, first, size) = key;
+        let (sid, ssid, size, first) = key;
         let kind = if held.early.is_some() { Kind::AtcEarly } else { Kind::AtcMissing };
         let what = format!(
             "the device's ATC may still hold the translation of {first:#x} that was taken away at {}, {then}",
@@ -195,17 +286,4 @@ impl State {
         });
         self.report((first, seq), report);
     }
-}
-
-/// Whether an ATC_INV is for an entry.
-fn atc_covers(c: &Command, key: &Key) -> bool {
-    let shift = 12 + c.size().min(52);
-    let span = 1u64.checked_shl(shift).map_or(u64::MAX, |span| span - 1);
-    let first = c.address() & !span;
-    let pasid = match (c.ssv(), key.1) {
-        (false, None) => true,
-        (true, Some(ssid)) => c.global() || c.ssid() == ssid,
-        _ => false,
-    };
-    c.sid() == key.0 && pasid && overlaps(key, first, first | span)
 }

@@ -6,6 +6,7 @@ use super::report::{Kind, Report};
 use super::scope::{Coverage, covers, describe};
 use super::site::{Role, Site};
 use super::streams::What;
+use super::tables::Entry;
 use crate::spec::command::{Cerror, Command, Opcode};
 use crate::spec::registers::{self as r, cr0, cr2};
 
@@ -19,14 +20,14 @@ impl State {
         match offset {
             r::CR0 => self.cr0_written(value),
             r::CR2 => self.streams.set_e2h(value & cr2::E2H != 0, &self.config),
-            r::CMDQ_BASE => self.commands.queue.base = half(self.commands.queue.base, false),
-            0x94 => self.commands.queue.base = half(self.commands.queue.base, true),
+            r::CMDQ_BASE => self.commands.set_base(half(self.commands.queue.base, false), &self.config),
+            0x94 => self.commands.set_base(half(self.commands.queue.base, true), &self.config),
             r::CMDQ_CONS if !self.commands.enabled => self.commands.queue.cons = value,
             r::CMDQ_PROD => {
                 self.commands.queue.prod = value;
-                if self.commands.enabled && self.commands.is_overrun(&self.config) {
-                    let n = self.commands.geometry(&self.config).entries();
-                    let waiting = self.commands.handed_over(&self.config);
+                if self.commands.enabled && self.commands.is_overrun() {
+                    let n = self.commands.geometry().entries();
+                    let waiting = self.commands.handed_over();
                     let what = format!(
                         "CMDQ_PROD was moved past CMDQ_CONS: {waiting} commands are handed over in a queue of {n}"
                     );
@@ -52,15 +53,19 @@ impl State {
         }
         if changed & cr0::CMDQEN != 0 {
             self.commands.enabled = value & cr0::CMDQEN != 0;
-            for page in self.commands.pages(&self.config) {
-                if self.commands.enabled { self.memory.hold(page) } else { self.memory.release(page) }
+            for page in self.commands.pages() {
+                if self.commands.enabled {
+                    self.memory.hold_queue(page)
+                } else {
+                    self.memory.release_queue(page)
+                }
             }
         }
     }
 
     /// A vCPU changes a word of the command queue.
     pub(super) fn command_store(&mut self, at: u64, site: &Site) {
-        if !self.commands.is_handed_over(at, &self.config) {
+        if !self.commands.is_handed_over(at) {
             return;
         }
         let before = self.memory.writer(at);
@@ -79,7 +84,7 @@ impl State {
         let seq = self.tick();
         let site = self.memory.writer(self.commands.at);
         let logged = Logged { seq, command: *command, site };
-        self.commands.consumed(logged, &self.config);
+        self.commands.consumed(logged);
         if let Some([first, second]) = reserved(command, &self.config) {
             let what = format!(
                 "{} has reserved bits set: {first:#x} in its first doubleword, {second:#x} in its second",
@@ -105,11 +110,11 @@ impl State {
 
     /// A CMD_SYNC completes: whatever the invalidations before it cover, nobody holds any more.
     fn synchronised(&mut self) {
-        let pending = std::mem::take(&mut self.commands.pending);
+        let mut pending = std::mem::take(&mut self.commands.pending);
         let mut configuration = false;
-        for logged in &pending {
+        let e2h = self.streams.e2h();
+        for logged in pending.drain(..) {
             let (c, seq) = (&logged.command, logged.seq);
-            let e2h = self.streams.e2h();
             match c.opcode() {
                 Some(Opcode::CfgiSte) => self.streams.invalidated(|what| what.sid() == c.sid(), seq),
                 Some(Opcode::CfgiSteRange) => {
@@ -130,20 +135,19 @@ impl State {
                 None => continue,
                 Some(_) => {
                     let config = &self.config;
-                    let gone: Vec<u64> = self
-                        .tables
-                        .dead()
-                        .filter(|(_, e)| e.dead.is_some_and(|death| death.seq < seq))
-                        .filter(|(_, e)| covers(c, e, config, e2h) == Coverage::Whole)
-                        .map(|(id, _)| id)
-                        .collect();
-                    gone.into_iter().for_each(|id| self.tables.remove(id));
+                    let covered = |e: &Entry| {
+                        e.dead.is_some_and(|death| death.seq < seq)
+                            && covers(c, e, config, e2h) == Coverage::Whole
+                    };
+                    self.tables.remove_dead(covered);
                     continue;
                 }
             }
             self.level1_invalidated(c, seq);
             configuration = true;
         }
+        // Its room is there for the next.
+        self.commands.pending = pending;
         if configuration {
             for at in self.streams.forget_lost(&self.config) {
                 self.memory.release_configuration(at);

@@ -1,12 +1,12 @@
 //! What devices do: transactions in use, under way, passed by, and refused.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgtable::Granule;
 
 use super::State;
 use super::answers::Time;
+use super::index::Map;
 use super::report::{Kind, Report};
 use super::site::Role;
 use super::streams::What;
@@ -40,6 +40,8 @@ impl UnderWay {
 
 /// Streams whose routes are kept.
 const ROUTES: usize = 64;
+/// Addresses whose leaves are.
+const RECENT: usize = 64;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -47,9 +49,11 @@ pub(super) struct Dma {
     /// In the order in which they came; few at a time.
     under_way: Vec<(TxnId, UnderWay)>,
     /// When a stream was used last.
-    used: BTreeMap<u32, u64>,
+    used: Map<u32, u64>,
     /// What transactions went by last, by the low bits of what they come from.
     routes: Vec<Option<Arc<Route>>>,
+    /// The leaves that they used, by the low bits of the page's number; they may have gone since.
+    recent: Vec<u64>,
 }
 
 impl Dma {
@@ -134,32 +138,50 @@ impl State {
 
     /// A transaction goes on with a translation.
     pub(super) fn latched(&mut self, id: TxnId, t: &Transaction, translation: &Translation) {
-        self.dma.used.insert(t.sid, self.now);
+        match self.dma.used.get_mut(&t.sid) {
+            Some(used) => *used = self.now,
+            None => _ = self.dma.used.insert(t.sid, self.now),
+        }
         self.late_structures(t);
         self.late_level1(t.sid, t.ssid.unwrap_or(0));
         let route = self.route(t);
         let mut under_way = UnderWay { t: *t, leaf: None, others: Vec::new() };
-        for (regime, granule) in route.stages(t) {
-            let input = ((t.address << 8) as i64 >> 8) as u64;
-            let gives = |e: &Entry| {
-                route.is_nested() && regime.world != World::NsEl1Stage2
-                    || e.output() | input & ((1 << e.shift) - 1) == translation.pa
-            };
+        let mut gone = Vec::new();
+        let input = ((t.address << 8) as i64 >> 8) as u64;
+        let nested = route.is_nested();
+        self.dma.recent.resize(RECENT, u64::MAX);
+        route.stages(t).for_each(|(regime, granule)| {
+            let any = nested && regime.world != World::NsEl1Stage2;
+            let gives = |e: &Entry| any || e.output() | input & ((1 << e.shift) - 1) == translation.pa;
+            let recent = &mut self.dma.recent[(input >> 12) as usize % RECENT];
+            if let Some(e) = self.tables.get(*recent)
+                && (e.leaf, e.dead.is_none(), e.regime, e.granule) == (true, true, regime, granule)
+                && input >> e.shift == e.first >> e.shift
+                && gives(e)
+            {
+                return under_way.uses(*recent);
+            }
             let mut dead = None;
             let mut live = None;
-            for (id, e) in self.tables.leaves(regime, granule, input).filter(|(_, e)| gives(e)) {
+            self.tables.each_leaf(regime, granule, input, |id, e| {
                 let first = if e.dead.is_some() { &mut dead } else { &mut live };
-                first.get_or_insert(id);
-            }
+                if first.is_none() && gives(e) {
+                    *first = Some(id);
+                }
+            });
             match (live, dead) {
-                (Some(live), _) => under_way.uses(live),
+                (Some(live), _) => {
+                    *recent = live;
+                    under_way.uses(live);
+                }
                 (None, Some(dead)) => {
                     under_way.uses(dead);
-                    self.used_dead(dead, t, route.recovers());
+                    gone.push(dead);
                 }
                 (None, None) => {}
             }
-        }
+        });
+        gone.into_iter().for_each(|dead| self.used_dead(dead, t, route.recovers()));
         self.dma.over(id);
         self.dma.under_way.push((id, under_way));
     }

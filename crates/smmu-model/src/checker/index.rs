@@ -74,6 +74,16 @@ impl<K: Hash + Eq> Index<K> {
         one.into_iter().chain(many.into_iter().flatten().copied())
     }
 
+    /// Calls `f` with the ids of a key, ascending.
+    #[inline]
+    pub(super) fn each(&self, key: K, mut f: impl FnMut(u64)) {
+        match self.0.get(&key) {
+            None => {}
+            Some(Ids::One(id)) => f(*id),
+            Some(Ids::Many(ids)) => ids.iter().for_each(|&id| f(id)),
+        }
+    }
+
     /// The first id of a key that is `from` or later.
     pub(super) fn from(&self, key: &K, from: u64) -> Option<u64> {
         match self.0.get(key)? {

@@ -58,28 +58,30 @@ impl State {
         let mut from = 0;
         while let Some(id) = self.tables.at_word(at, from) {
             from = id + 1;
-            let Some(e) = self.tables.get(id).cloned() else { continue };
-            let change = compare(&e, new);
-            match (e.dead, change) {
+            let Some(e) = self.tables.get(id) else { continue };
+            let change = compare(e, new);
+            match (e.dead.map(|death| death.cause), change) {
                 (None, Change::None | Change::Extended) => self.tables.refresh(id, new, *site),
                 (None, Change::Restricted | Change::Invalid) => self.kill(id, seq, new, site),
                 (None, Change::Size | Change::Other) => {
                     if change == Change::Other || self.config.bbml == 0 {
+                        let e = e.clone();
                         self.not_broken(&e, new, site);
                     }
                     self.kill(id, seq, new, site);
                 }
                 // It is back, with as much permitted as before.
                 (Some(_), Change::None | Change::Extended) => {
-                    if self.tables.reachable(&e) {
+                    if self.tables.reachable(e) {
                         self.tables.refresh(id, new, *site);
                         self.tables.revive(id);
                     }
                 }
                 // Or with less, as mprotect does it: the same page, still to be invalidated.
                 (Some(_), Change::Invalid | Change::Restricted) => self.kill(id, seq, new, site),
-                (Some(death), Change::Size | Change::Other) => {
-                    if matches!(death.cause, Cause::Changed(_)) && self.tables.reachable(&e) {
+                (Some(cause), Change::Size | Change::Other) => {
+                    if matches!(cause, Cause::Changed(_)) && self.tables.reachable(e) {
+                        let e = e.clone();
                         self.reused(&e, Some(*site));
                     }
                     self.kill(id, seq, new, site);

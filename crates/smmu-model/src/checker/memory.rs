@@ -49,10 +49,23 @@ struct Page {
     holds: u32,
     /// Of these, those that are STEs, CDs, level 1 descriptors, or what was a level 2 table.
     configuration: u32,
+    /// Of these, those that are a command queue.
+    queues: u32,
     writers: Writers,
     table: Option<Table>,
     /// Where table descriptors in it lead.
     links: BTreeMap<u16, (u64, Table)>,
+}
+
+/// What is in a watched page, or was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Content {
+    /// A command queue.
+    pub(super) queue: bool,
+    /// STEs, CDs or level 1 descriptors.
+    pub(super) configuration: bool,
+    /// Translation tables.
+    pub(super) tables: bool,
 }
 
 /// All of them.
@@ -100,6 +113,22 @@ impl Memory {
         self.release(pa);
     }
 
+    /// One more reason, which is a command queue.
+    pub(super) fn hold_queue(&mut self, pa: u64) {
+        self.hold(pa);
+        if let Some(page) = self.page_mut(pa) {
+            page.queues += 1;
+        }
+    }
+
+    /// One such reason less.
+    pub(super) fn release_queue(&mut self, pa: u64) {
+        if let Some(page) = self.page_mut(pa) {
+            page.queues = page.queues.saturating_sub(1);
+        }
+        self.release(pa);
+    }
+
     /// One reason less. What only tables in an unwatched page led to is not watched either.
     pub(super) fn release(&mut self, pa: u64) {
         let mut page = pa & !(PAGE - 1);
@@ -128,13 +157,14 @@ impl Memory {
         self.access.read(pa & !7)
     }
 
-    pub(super) fn is_watched(&self, pa: u64) -> bool {
-        self.page(pa).is_some()
-    }
-
-    /// Whether there may be an STE, a CD or a level 1 descriptor in the page of `pa`, or have been.
-    pub(super) fn is_configuration(&self, pa: u64) -> bool {
-        self.page(pa).is_some_and(|page| page.configuration != 0)
+    /// What is in the page of `pa`, if that is watched.
+    pub(super) fn content(&self, pa: u64) -> Option<Content> {
+        let page = self.page(pa)?;
+        Some(Content {
+            queue: page.queues != 0,
+            configuration: page.configuration != 0,
+            tables: page.holds > page.configuration + page.queues || page.table.is_some(),
+        })
     }
 
     /// Whether the page is known to be a table, and which.
@@ -173,8 +203,12 @@ impl Memory {
     /// Notes that the descriptor at `at` leads to a table, or to none.
     pub(super) fn link(&mut self, at: u64, to: Option<(u64, Table)>) {
         let word = word_of(at) as u16;
-        let old = self.page(at).and_then(|page| page.links.get(&word).copied());
-        if old == to || !self.is_watched(at) {
+        let Some(page) = self.page(at) else { return };
+        if page.links.is_empty() && to.is_none() {
+            return;
+        }
+        let old = page.links.get(&word).copied();
+        if old == to {
             return;
         }
         if let Some((child, table)) = to {

@@ -20,6 +20,7 @@ mod site;
 mod streams;
 mod tables;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use memory::Pages;
@@ -38,6 +39,7 @@ use crate::ats::{AtsAnswer, AtsRequest};
 use crate::config::Config;
 use crate::observer::{Descriptor, Level1, Observer};
 use crate::pri::PageRequest;
+use crate::queue::Queue;
 use crate::spec::command::{Cerror, Command};
 use crate::spec::event::Event;
 use crate::transaction::{Transaction, Translation, TxnId};
@@ -60,12 +62,20 @@ impl Default for Patience {
 
 /// The checker. Copies of the handle are the same checker: one is the SMMU's observer, another is told of stores.
 #[derive(Clone)]
-pub struct Checker(Arc<Mutex<State>>);
+pub struct Checker(Arc<Shared>);
+
+struct Shared {
+    /// Virtual time. It goes on far more often than anything happens.
+    now: AtomicU64,
+    /// When to look for answers again.
+    next_look: AtomicU64,
+    state: Mutex<State>,
+}
 
 struct State {
     config: Config,
     patience: Patience,
-    /// Virtual time.
+    /// Virtual time of what is happening.
     now: u64,
     /// Counts everything that happens, for what was before what.
     seq: u64,
@@ -80,14 +90,13 @@ struct State {
     smmuen: bool,
     cr0: u32,
     reports: Reports,
-    next_look: u64,
 }
 
 impl Checker {
     /// A checker of an SMMU of this configuration, which must be out of reset.
     #[must_use]
     pub fn new(config: &Config, patience: Patience, pages: Box<dyn Pages>) -> Self {
-        Checker(Arc::new(Mutex::new(State {
+        let state = State {
             config: config.clone(),
             patience,
             now: 0,
@@ -96,36 +105,52 @@ impl Checker {
             tables: Tables::default(),
             level1s: Level1s::default(),
             streams: Streams::default(),
-            commands: Commands::default(),
+            commands: Commands::new(Queue::default(), config),
             dma: Dma::default(),
             answers: Answers::default(),
             atcs: Atcs::default(),
             smmuen: false,
             cr0: 0,
             reports: Reports::default(),
-            next_look: 0,
-        })))
+        };
+        let (now, next_look) = (AtomicU64::new(0), AtomicU64::new(0));
+        Checker(Arc::new(Shared { now, next_look, state: Mutex::new(state) }))
     }
 
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        let mut state = self.0.state.lock().unwrap_or_else(|e| e.into_inner());
+        state.now = self.0.now.load(Ordering::Relaxed);
+        state
     }
 
     /// Virtual time goes on. To be called before whatever happens at that time.
+    #[inline]
     pub fn set_time(&self, now: u64) {
-        let mut state = self.state();
-        state.now = now;
-        if now >= state.next_look {
-            let patience = state.patience.answer;
-            state.next_look = now + patience / 16;
-            state.look_for_answers(patience);
+        self.0.now.store(now, Ordering::Relaxed);
+        if now >= self.0.next_look.load(Ordering::Relaxed) {
+            self.look_for_answers(now);
         }
+    }
+
+    #[cold]
+    fn look_for_answers(&self, now: u64) {
+        let mut state = self.state();
+        let patience = state.patience.answer;
+        self.0.next_look.store(now + patience / 16, Ordering::Relaxed);
+        state.look_for_answers(patience);
     }
 
     /// A vCPU is about to store the low `size` bytes of `value` at `pa`, in a watched page.
     pub fn cpu_store(&self, site: &Site, pa: u64, size: u8, value: u128) {
+        self.0.now.store(site.time, Ordering::Relaxed);
         let mut state = self.state();
-        state.now = site.time;
+        if size == 8 && pa & 7 == 0 {
+            if let Some(old) = state.memory.read(pa) {
+                state.store(pa, old, value as u64, site);
+            }
+            return;
+        }
         let last = pa + u64::from(size.max(1)) - 1;
         // Words that change at once may be seen one after the other all the same.
         for at in (pa & !7..=last).step_by(8) {
@@ -193,8 +218,12 @@ impl State {
     }
 
     /// Watches what the tables' entries want watched.
+    #[inline]
     fn watch(&mut self) {
-        for watch in std::mem::take(&mut self.tables.watches) {
+        if self.tables.watches.is_empty() {
+            return;
+        }
+        for watch in self.tables.watches.drain(..) {
             match watch {
                 Watch::Hold(at) => self.memory.hold(at),
                 Watch::Release(at) => self.memory.release(at),
@@ -204,18 +233,18 @@ impl State {
 
     /// The word at `at` becomes `new`.
     fn store(&mut self, at: u64, old: u64, new: u64, site: &Site) {
-        if !self.memory.is_watched(at) {
-            return;
-        }
+        let Some(content) = self.memory.content(at) else { return };
         let seq = self.tick();
-        if site.cpu.is_some() && old != new {
+        if content.queue && site.cpu.is_some() && old != new {
             self.command_store(at, site);
         }
-        if self.memory.is_configuration(at) {
+        if content.configuration {
             self.level1_store(at, new, seq, site);
             self.structure_store(at, new, seq, site);
         }
-        self.table_store(at, new, seq, site);
+        if content.tables {
+            self.table_store(at, new, seq, site);
+        }
         self.settle_atcs(at, new, seq, site);
         self.memory.wrote(at, site);
         self.watch();

@@ -19,9 +19,11 @@ pub(super) struct Logged {
 }
 
 /// The queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Commands {
     pub(super) queue: Queue,
+    /// Of the queue, by its base.
+    geometry: Geometry,
     pub(super) enabled: bool,
     /// The queue has stopped with an error that is not acknowledged.
     pub(super) stopped: bool,
@@ -33,42 +35,60 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn geometry(&self, config: &Config) -> Geometry {
-        self.queue.geometry(config.cmdqs, config.oas, COMMAND_SHIFT)
+    pub(super) fn new(queue: Queue, config: &Config) -> Self {
+        Commands {
+            queue,
+            geometry: queue.geometry(config.cmdqs, config.oas, COMMAND_SHIFT),
+            enabled: false,
+            stopped: false,
+            at: 0,
+            log: VecDeque::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// CMDQ_BASE is this now.
+    pub(super) fn set_base(&mut self, base: u64, config: &Config) {
+        self.queue.base = base;
+        self.geometry = self.queue.geometry(config.cmdqs, config.oas, COMMAND_SHIFT);
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The pages it lies in.
-    pub(super) fn pages(&self, config: &Config) -> Vec<u64> {
-        let g = self.geometry(config);
+    pub(super) fn pages(&self) -> Vec<u64> {
+        let g = self.geometry;
         let (first, bytes) = (g.entry(0), g.entries() << COMMAND_SHIFT);
         (first & !0xfff..first + bytes).step_by(4096).collect()
     }
 
     /// Whether a store to `at` hits a command that was handed over and is not consumed, nor the one that the queue
     /// stopped at.
-    pub(super) fn is_handed_over(&self, at: u64, config: &Config) -> bool {
-        let g = self.geometry(config);
+    pub(super) fn is_handed_over(&self, at: u64) -> bool {
+        let g = self.geometry;
         let (n, slot) = (g.entries(), at.wrapping_sub(g.entry(0)) >> COMMAND_SHIFT);
         if !self.enabled || slot >= n {
             return false;
         }
         let ahead = (slot as u32).wrapping_sub(self.queue.cons) & (n as u32 - 1);
-        ahead < self.handed_over(config) && !(self.stopped && ahead == 0)
+        ahead < self.handed_over() && !(self.stopped && ahead == 0)
     }
 
     /// How many commands wait; more than there is room for if the queue was overrun.
-    pub(super) fn handed_over(&self, config: &Config) -> u32 {
-        let n = self.geometry(config).entries() as u32;
+    pub(super) fn handed_over(&self) -> u32 {
+        let n = self.geometry.entries() as u32;
         self.queue.prod.wrapping_sub(self.queue.cons) & (2 * n - 1)
     }
 
-    pub(super) fn is_overrun(&self, config: &Config) -> bool {
-        u64::from(self.handed_over(config)) > self.geometry(config).entries()
+    pub(super) fn is_overrun(&self) -> bool {
+        u64::from(self.handed_over()) > self.geometry.entries()
     }
 
     /// A command is consumed.
-    pub(super) fn consumed(&mut self, logged: Logged, config: &Config) {
-        let g = self.geometry(config);
+    pub(super) fn consumed(&mut self, logged: Logged) {
+        let g = self.geometry;
         // Another queue's commands do not move this one.
         if self.at == g.entry(self.queue.cons) {
             self.queue.advance_cons(g);

@@ -6,6 +6,7 @@
 use pgtable::descriptor::{self as d, Kind as Is};
 use pgtable::{Granule, Step, Walk};
 
+use super::queue::Commands;
 use super::streams::What;
 use super::tables::{Regime, output};
 use super::{Checker, State};
@@ -42,7 +43,7 @@ impl Checker {
         let mut state = self.state();
         let regs = &smmu.regs;
         state.streams.set_e2h(regs.cr2 & r::cr2::E2H != 0, &smmu.config);
-        state.commands.queue = regs.cmdq;
+        state.commands = Commands::new(regs.cmdq, &smmu.config);
         state.commands.stopped = regs.gerror != regs.gerrorn;
         state.cr0_written(regs.cr0);
         for (index, queue) in [&regs.eventq, &regs.priq].into_iter().enumerate() {

@@ -184,6 +184,31 @@ pub(super) enum Watch {
     Release(u64),
 }
 
+/// Where leaves became dead or alive.
+#[derive(Debug, Default)]
+pub(super) enum Changes {
+    #[default]
+    None,
+    /// At these descriptors.
+    At(Vec<u64>),
+    /// At more than are kept.
+    Many,
+}
+
+/// As many are kept.
+const MAX_CHANGES: usize = 4096;
+
+impl Changes {
+    fn add(&mut self, word: u64) {
+        match self {
+            Changes::None => *self = Changes::At(vec![word]),
+            Changes::At(words) if words.len() < MAX_CHANGES => words.push(word),
+            Changes::At(_) => *self = Changes::Many,
+            Changes::Many => {}
+        }
+    }
+}
+
 /// A regime, and an address with the level in the bits that the smallest page does not translate.
 type Input = (u64, u64);
 
@@ -208,6 +233,10 @@ pub(super) struct Tables {
     gone: Map<Input, Gone>,
     /// The oldest first.
     went: VecDeque<Input>,
+    /// What somebody wants to know, if so.
+    changes: Option<Changes>,
+    /// Room for what is being removed.
+    going: Vec<u64>,
     /// Pages to watch, for whoever does.
     pub(super) watches: Vec<Watch>,
 }
@@ -253,9 +282,50 @@ impl Tables {
         levels.flat_map(at_level).filter(|(_, e)| e.leaf)
     }
 
-    /// Everything dead.
-    pub(super) fn dead(&self) -> impl Iterator<Item = (u64, &Entry)> {
-        self.dead.iter().filter_map(|&id| Some((id, self.entries.get(id)?)))
+    /// Calls `f` with what [`Tables::leaves`] gives.
+    #[inline]
+    pub(super) fn each_leaf(
+        &self,
+        regime: Regime,
+        granule: Granule,
+        input: u64,
+        mut f: impl FnMut(u64, &Entry),
+    ) {
+        for level in (0..=3).filter(|&level| self.leaves[level as usize] != 0) {
+            let shift = granule.shift(level);
+            self.by_input.each(input_key(regime, level, input >> shift << shift), |id| {
+                if let Some(e) = self.entries.get(id).filter(|e| e.leaf) {
+                    f(id, e);
+                }
+            });
+        }
+    }
+
+    /// Whether [`Tables::take_changes`] is to have any from now on.
+    pub(super) fn tell_changes(&mut self, tell: bool) {
+        if tell != self.changes.is_some() {
+            self.changes = tell.then(Changes::default);
+        }
+    }
+
+    /// Where leaves became dead or alive since the last time.
+    #[inline]
+    pub(super) fn take_changes(&mut self) -> Changes {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn changed(&mut self, leaf: bool, word: u64) {
+        if leaf && let Some(changes) = &mut self.changes {
+            changes.add(word);
+        }
+    }
+
+    /// Removes what is dead and `covered` by an invalidation.
+    pub(super) fn remove_dead(&mut self, covered: impl Fn(&Entry) -> bool) {
+        let mut gone = std::mem::take(&mut self.going);
+        gone.extend(self.dead.iter().filter(|&&id| self.entries.get(id).is_some_and(&covered)));
+        gone.drain(..).for_each(|id| self.remove(id));
+        self.going = gone;
     }
 
     /// Roots of a regime that lead to something.
@@ -343,6 +413,7 @@ impl Tables {
             self.cut_off.insert((f.at, id));
         }
         self.entries.insert(entry);
+        self.changed(leaf, f.at);
         Some(id)
     }
 
@@ -367,30 +438,39 @@ impl Tables {
 
     /// An entry and everything it leads to is dead.
     pub(super) fn kill(&mut self, id: u64, death: Death) {
-        let mut next = vec![(id, death)];
-        while let Some((id, death)) = next.pop() {
-            let Some(e) = self.entries.get_mut(id) else { continue };
-            let own = matches!(death.cause, Cause::Changed(_));
-            if own && !e.leaf {
-                self.taken_out.insert((e.output(), id));
-            }
-            match &mut e.dead {
-                // Dead for longer, but now for a reason of its own as well.
-                Some(old) => {
-                    if own {
-                        old.cause = death.cause;
-                        self.cut_off.remove(&(e.at, id));
-                    }
-                    continue;
-                }
-                None => e.dead = Some(death),
-            }
-            self.dead.insert(id);
-            if !own {
-                self.cut_off.insert((e.at, id));
-            }
-            next.extend(e.children.iter().map(|&child| (child, Death { cause: Cause::Parent, ..death })));
+        let mut next = Vec::new();
+        self.kill_one(id, death, &mut next);
+        let below = Death { cause: Cause::Parent, ..death };
+        while let Some(id) = next.pop() {
+            self.kill_one(id, below, &mut next);
         }
+    }
+
+    /// An entry is dead. Adds what it leads to to `below`, unless that is dead for longer.
+    fn kill_one(&mut self, id: u64, death: Death, below: &mut Vec<u64>) {
+        let Some(e) = self.entries.get_mut(id) else { return };
+        let own = matches!(death.cause, Cause::Changed(_));
+        if own && !e.leaf {
+            self.taken_out.insert((e.output(), id));
+        }
+        if let Some(old) = &mut e.dead {
+            // Dead for longer, but now for a reason of its own as well.
+            if own {
+                old.cause = death.cause;
+                self.cut_off.remove(&(e.at, id));
+            }
+            return;
+        }
+        e.dead = Some(death);
+        self.dead.insert(id);
+        if !own {
+            self.cut_off.insert((e.at, id));
+        }
+        if !e.children.is_empty() {
+            below.extend(&e.children);
+        }
+        let (leaf, at) = (e.leaf, e.at);
+        self.changed(leaf, at);
     }
 
     /// Memory says again what an entry says; so what it leads to is alive as well, unless changed itself.
@@ -407,6 +487,8 @@ impl Tables {
             self.cut_off.remove(&(e.at, id));
             self.taken_out.remove(&(e.output(), id));
             next.extend(e.children.iter().map(|&child| (child, false)));
+            let (leaf, at) = (e.leaf, e.at);
+            self.changed(leaf, at);
         }
     }
 
@@ -448,6 +530,7 @@ impl Tables {
     /// An entry is invalidated: nobody holds it any more.
     pub(super) fn remove(&mut self, id: u64) {
         let Some(e) = self.entries.remove(id) else { return };
+        self.changed(e.leaf, e.at);
         self.by_word.remove(e.at, id);
         self.by_input.remove(input_key(e.regime, e.level, e.first), id);
         if e.leaf
@@ -457,8 +540,12 @@ impl Tables {
         }
         if e.dead.is_some() {
             self.dead.remove(&id);
-            self.cut_off.remove(&(e.at, id));
-            self.taken_out.remove(&(e.output(), id));
+            if !self.cut_off.is_empty() {
+                self.cut_off.remove(&(e.at, id));
+            }
+            if !self.taken_out.is_empty() {
+                self.taken_out.remove(&(e.output(), id));
+            }
         }
         match e.parent {
             Parent::Root(page) => {
