@@ -395,6 +395,23 @@ impl Bench {
                     self.access(stream, address, false);
                 }
             }
+            Op::Blink { second, page, unit, shot } => {
+                let (stream, vm) = (2 + usize::from(second), CONTEXTS);
+                let address = self.address(stream, unit, 0);
+                let page = match page {
+                    0 => CDS,
+                    _ => self.oracle.contexts[stream].stage.place(page.into()),
+                };
+                self.look_around();
+                Self::stage(&mut self.oracle, vm).blink(&self.lab.ram, page);
+                if let Some(shot) = shot {
+                    let command = self.tlbi(vm, Unit { base: page, level: 3 }, &shot);
+                    self.forget(&command);
+                }
+                self.access(stream, address, false);
+                self.look_around();
+                Self::stage(&mut self.oracle, vm).blink(&self.lab.ram, page);
+            }
             Op::Configuration(stream, how) => {
                 self.look_around();
                 let sid = SID + stream as u32;

@@ -47,6 +47,13 @@ pub(crate) enum Op {
         steps: u8,
     },
     Configuration(usize, u8),
+    /// Stage 2 has a page of CDs or tables of stage 1 no more, for one access, with a command or without.
+    Blink {
+        second: bool,
+        page: u8,
+        unit: (u8, u8),
+        shot: Option<Shot>,
+    },
     /// Two neighbours that are mapped, used, changed, forgotten with one command of the first, and used again.
     Round {
         stream: usize,
@@ -100,6 +107,8 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(stream, unit, offset, write)| Op::Access { stream, unit, offset, write }),
         2 => (0..STREAMS, pick(), 0..30u8).prop_map(|(stream, unit, steps)| Op::Begin { stream, unit, steps }),
         1 => (0..STREAMS, 0..3u8).prop_map(|(s, how)| Op::Configuration(s, how)),
+        2 => (any::<bool>(), 0..8u8, pick(), proptest::option::of(shot()))
+            .prop_map(|(second, page, unit, shot)| Op::Blink { second, page, unit, shot }),
         8 => (0..STREAMS, any::<bool>(), [pick(), pick()], (0..6u8, 0..40u8), leaf(), what(), shot()).prop_map(
             |(stream, of_vm, [unit, other], (near, steps), leaf, what, shot)| Op::Round {
                 stream, of_vm, unit, other, near, steps, leaf, what, shot

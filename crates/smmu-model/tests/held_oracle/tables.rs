@@ -178,6 +178,16 @@ impl Stage {
         self.root + 0x10_0000 + (level as usize * RING + *made % RING) as u64 * SLOT
     }
 
+    /// Where some table is, or may be.
+    pub(crate) fn place(&self, n: u64) -> u64 {
+        // The root; one of level 2, 3, and so on.
+        if n == 1 {
+            self.root
+        } else {
+            self.root + 0x10_0000 + (2 + n / 5) * RING as u64 * SLOT + n % 5 * SLOT
+        }
+    }
+
     /// Whether all tables down to a unit's entry are there.
     pub(crate) fn has_tables(&self, ram: &Ram, unit: Unit) -> bool {
         let mut table = self.root;
@@ -257,6 +267,12 @@ impl Stage {
             let table = self.next_table(unit.level + 1);
             ram.set(at, self.encode(table) | 3);
         }
+    }
+
+    /// Makes a page of that invalid, or valid again.
+    pub(crate) fn blink(&mut self, ram: &Ram, input: u64) {
+        let at = self.entry(ram, input, 3, &mut Self::next_table);
+        ram.set(at, ram.word(at) ^ 1);
     }
 
     /// Maps what stage 1 needs to where it is, with tables of their own from `next` on.
