@@ -104,3 +104,22 @@ fn wrap() {
         assert_eq!(code(lab.event()), 0x04);
     }
 }
+
+/// 3.5.1 and 6.3.31: software may begin with any index, the same in PROD and CONS, with the wrap bit set or not.
+#[test]
+fn any_first_index() {
+    for index in [3, 15, 16 + 9, 31] {
+        let mut lab = Lab::new(linux());
+        lab.w32(r::CR0, cr0::SMMUEN);
+        lab.w32(r::EVENTQ_PROD, index);
+        lab.w32(r::EVENTQ_CONS, index);
+        lab.events_read = index;
+        lab.w32(r::CR0, cr0::SMMUEN | cr0::EVENTQEN);
+        for n in 0..1 << LOG2_EVENTQ {
+            faulty(&mut lab, 1);
+            lab.smmu.step_event(&lab.ram);
+            assert_eq!(lab.r32(r::EVENTQ_PROD), (index + n + 1) & 31);
+        }
+        assert_eq!(lab.events().len(), 1 << LOG2_EVENTQ, "{index}");
+    }
+}

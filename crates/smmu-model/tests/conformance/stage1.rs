@@ -346,3 +346,34 @@ fn large_addresses() {
     assert_eq!(lab.read(0), End::Abort, "T0SZ 12 needs VAX");
     assert_eq!(code(lab.event()), 0x0a);
 }
+
+/// 5.4: with both halves on, each has its table, size and granule, and its TBI, HAD and E0PD.
+#[test]
+fn the_upper_half_has_fields_of_its_own() {
+    const TBI1: u64 = 1 << 39;
+    const HAD1: u64 = 1 << 1;
+    const E0PD1: u64 = 1 << 2;
+    let upper = 0xffff_ff80_0000_4000;
+    let tagged = upper & !(0xff << 56) | 0x12 << 56;
+    let both = |t: &dyn Fn(&mut Lab, u64) -> End, word0: u64, word2: u64| {
+        let mut lab = Lab::new(Config { e0pd: true, ..linux() });
+        let mut low = lab.tables(Granule::G4K, 16, TABLES);
+        let mut high = lab.tables(Granule::G16K, 25, S2_TABLES);
+        lab.map(&mut low, 0x1000, 0x8000_1000, 0x1000, RW);
+        lab.map(&mut high, upper, 0x9000_4000, 0x4000, RW);
+        for (tables, address) in [(&mut low, 0x1000), (&mut high, upper)] {
+            tables.restrict(&mut Words(&lab.ram), 2, address, d::AP_TABLE_READ_ONLY).unwrap();
+        }
+        let fields = cd(16, 0, 1) & !(1 << 30) | 25 << 16 | 1 << 22 | word0;
+        let word2 = high.root() | word2;
+        lab.context(0, CdFields { word0: fields, word2, ..CdFields::default() });
+        lab.ste(SID, ste_stage1(CDS));
+        [0x1000, upper, 0x12 << 56 | 0x1000, tagged].map(|address| t(&mut lab, address))
+    };
+    let (low, high, no) = (End::To(0x8000_1000), End::To(0x9000_4000), End::Abort);
+    assert_eq!(both(&Lab::read, 0, 0), [low, high, no, no]);
+    assert_eq!(both(&Lab::read, TBI1, 0), [low, high, no, high]);
+    assert_eq!(both(&Lab::write, 0, 0), [no, no, no, no]);
+    assert_eq!(both(&Lab::write, 0, HAD1), [no, high, no, no]);
+    assert_eq!(both(&Lab::read, TBI1, E0PD1), [low, no, no, no]);
+}
