@@ -29,27 +29,42 @@ static uint32_t allocate_nested_with_ats(struct bound *bound, uint32_t viommu)
 	return alloc.out_hwpt_id;
 }
 
-/* ATC_INV of a page; the kernel puts the StreamID in. */
-static void invalidate_device(struct bound *bound, uint32_t viommu, uint64_t address)
+/* TLBI_NH_VA of a leaf, ATC_INV of its page; the kernel puts VMID and StreamID in, and a CMD_SYNC behind them. */
+#define TLBI(address)		{ { 0x12 | ASID << 48, ((address) & -PAGE) | 1 } }
+#define ATC_INV(address)	{ { 0x40 | (uint64_t)VIRTUAL_SID << 32, (address) & -PAGE } }
+
+static void send(struct bound *bound, uint32_t viommu, struct iommu_viommu_arm_smmuv3_invalidate *commands,
+		 uint32_t count)
 {
-	struct iommu_viommu_arm_smmuv3_invalidate command = {
-		.cmd = { 0x40 | (uint64_t)VIRTUAL_SID << 32, address & -PAGE },
-	};
 	struct iommu_hwpt_invalidate invalidate = {
-		.size = sizeof(invalidate), .hwpt_id = viommu, .data_uptr = (uintptr_t)&command,
-		.data_type = IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, .entry_len = sizeof(command), .entry_num = 1,
+		.size = sizeof(invalidate), .hwpt_id = viommu, .data_uptr = (uintptr_t)commands,
+		.data_type = IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3, .entry_len = sizeof(*commands),
+		.entry_num = count,
 	};
 
 	demand(!ioctl(bound->iommufd, IOMMU_HWPT_INVALIDATE, &invalidate), "IOMMU_HWPT_INVALIDATE");
 }
 
+/* What a page's going takes. The second command is for the device's cache, which may ask anew until the first is complete. */
+static void invalidate_both(struct bound *bound, uint32_t viommu, uint64_t address, const char *how)
+{
+	struct iommu_viommu_arm_smmuv3_invalidate commands[] = { TLBI(address), ATC_INV(address) };
+
+	if (!strcmp(how, "hasty")) {
+		send(bound, viommu, commands, 2);
+		return;
+	}
+	send(bound, viommu, commands, 1);
+	if (strcmp(how, "plain") && strcmp(how, "forgetful"))
+		send(bound, viommu, commands + 1, 1);
+}
+
 /*
- * Arguments: the device, and how: "plain" (no ATS), "forgetful" (no ATC_INV), "greedy" (ATS, and at last DMA to what was taken
- * away).
+ * Arguments: the device, and how: "plain" (no ATS), "forgetful" (no ATC_INV), "hasty" (no CMD_SYNC before it), "greedy" (ATS, and at
+ * last DMA to what was taken away).
  */
 int nested_main(int argc, char **argv)
 {
-	const int plain = argc > 2 && !strcmp(argv[2], "plain"), forgetful = argc > 2 && !strcmp(argv[2], "forgetful");
 	const uint64_t last = VA + 2 * SIZE - PAGE;
 	uint8_t *memory = fresh(PAGES * PAGE);
 	int moving = 0, round;
@@ -62,7 +77,8 @@ int nested_main(int argc, char **argv)
 	iommufd_open(&bound, argv[1]);
 	iommufd_map(&bound, memory, PAGES * PAGE, IPA);
 	viommu = allocate_virtual_smmu(&bound, allocate_parent(&bound));
-	iommufd_attach(&bound, plain ? allocate_nested(&bound, viommu) : allocate_nested_with_ats(&bound, viommu));
+	iommufd_attach(&bound, strcmp(argv[2], "plain") ? allocate_nested_with_ats(&bound, viommu) :
+							  allocate_nested(&bound, viommu));
 
 	entry = &page(memory, LEVEL3)[level3(last)];
 	for (round = 0; round < ROUNDS; round++) {
@@ -73,9 +89,7 @@ int nested_main(int argc, char **argv)
 		if (state != ENGINE_SUM64)
 			engine_start(&bound.engine, 1, ENGINE_SUM64, VA, SIZE, 0, 10000);
 		*(volatile uint64_t *)entry = 0;
-		invalidate(&bound, viommu, last);
-		if (!plain && !forgetful)
-			invalidate_device(&bound, viommu, last);
+		invalidate_both(&bound, viommu, last, argv[2]);
 		*(volatile uint64_t *)entry = IPA_OF(where) | LEAF;
 		fill(page(memory, FROM), SIZE, round);
 		copy(&bound.engine, "a copy after a page was moved");
@@ -87,8 +101,7 @@ int nested_main(int argc, char **argv)
 	demand(moving > ROUNDS / 2, "DMA went on in %d rounds", moving);
 	if (!strcmp(argv[2], "greedy")) {
 		*(volatile uint64_t *)entry = 0;
-		invalidate(&bound, viommu, last);
-		invalidate_device(&bound, viommu, last);
+		invalidate_both(&bound, viommu, last, argv[2]);
 		engine_start(&bound.engine, 0, ENGINE_RAND48, last, PAGE, 0, 0);
 		demand(engine_wait(&bound.engine, 0) == ENGINE_ERROR, "DMA to what stage 1 does not map went through");
 		printf("then refused at %llx\n", (unsigned long long)engine_fault(&bound.engine, 0));

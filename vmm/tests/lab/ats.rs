@@ -228,12 +228,14 @@ fn a_virtual_smmu_invalidates_the_devices_cache() {
     assert!(run.count("s2_fetches") > 0 && run.engine("invalidations") >= 20, "{:?}", run.smmu);
     assert_eq!(requests(&run), ["0x00000028.0x00000: [0L] unprivileged W access at iova 0x000000001235f000"]);
     denied(&run, 1);
-    let report = reported(&script("forgetful"), &options);
-    assert!(report.starts_with("smmulab: check: atc-missing: "), "{report}");
-    assert!(
-        report.contains("missing: CMD_ATC_INV(StreamID=0x28, Address=0x1235f000, Size=0) and CMD_SYNC"),
-        "{report}"
-    );
+    let missing = "missing: CMD_ATC_INV(StreamID=0x28, Address=0x1235f000, Size=0) and CMD_SYNC";
+    for (how, kind) in [("forgetful", "atc-missing"), ("hasty", "atc-early")] {
+        let report = reported(&script(how), &options);
+        assert!(
+            report.starts_with(&format!("smmulab: check: {kind}: ")) && report.contains(missing),
+            "{report}"
+        );
+    }
     // The same without ATS.
     let script =
         format!("{CONFIG}\nfetch_program && for_programs && /tmp/labtest nested ${{engine##*/}} plain");
