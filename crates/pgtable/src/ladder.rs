@@ -15,8 +15,9 @@ pub struct Ladder {
     /// Bits of a page's descriptor that say whether it is nothing special, and what they are then.
     check_page: u64,
     page: u64,
-    /// Address bits of a descriptor, where they are in their place.
+    /// Address bits of a descriptor: those in their place, and, of 52-bit addresses, those that belong further up.
     mask: u64,
+    high: u64,
     /// Bits of an entry's offset in a table.
     entries: u64,
     /// Bits of tables' descriptors that impose something on a leaf.
@@ -29,6 +30,8 @@ pub struct Ladder {
     shift: u8,
     stride: u8,
     input_bits: u8,
+    /// How much further up.
+    up: u8,
     /// The first table is that of [`Walk::stage1`] or [`Walk::stage2`].
     first: bool,
 }
@@ -89,7 +92,16 @@ impl Ladder {
             table,
             check_page: page | beyond | d::CONTIGUOUS | dirty,
             page,
-            mask: d::address(u64::MAX, granule, granule.bits(), false),
+            mask: d::address(u64::MAX, granule, granule.bits(), pa52)
+                & d::encode_address(u64::MAX, granule, pa52),
+            high: if !pa52 {
+                0
+            } else if matches!(granule, Granule::G64K) {
+                0xf << 48
+            } else {
+                3 << 50
+            },
+            up: if matches!(granule, Granule::G64K) { 36 } else { 42 },
             entries: ((1 << granule.stride()) - 1) << 3,
             imposes: if rules.stage2 || rules.hpd { 0 } else { 0xf << 59 },
             above: if walk.input_bits() < 64 { u64::MAX << walk.input_bits() } else { 0 },
@@ -153,25 +165,28 @@ impl Ladder {
         })
     }
 
-    /// Goes on from `rung` to a descriptor that `fetch` does not give, or that is no table; tells `passed` of each
+    /// Takes `rung` down to a descriptor that `fetch` does not give, or that is no table; tells `passed` of each
     /// descriptor below a table.
     #[inline(always)]
     pub fn descend<E>(
         &self,
-        mut rung: Rung,
+        rung: &mut Rung,
         input: u64,
         mut fetch: impl FnMut(u64) -> Result<u64, E>,
         mut passed: impl FnMut(&Rung),
-    ) -> (Rung, Result<u64, E>) {
-        loop {
-            let fetched = fetch(rung.address);
-            let Ok(descriptor) = fetched else { return (rung, fetched) };
-            match self.below(&rung, descriptor, input) {
-                Some(next) => rung = next,
-                None => return (rung, Ok(descriptor)),
+    ) -> Result<u64, E> {
+        let mut now = *rung;
+        let end = loop {
+            let fetched = fetch(now.address);
+            let Ok(descriptor) = fetched else { break fetched };
+            match self.below(&now, descriptor, input) {
+                Some(next) => now = next,
+                None => break Ok(descriptor),
             }
-            passed(&rung);
-        }
+            passed(&now);
+        };
+        *rung = now;
+        end
     }
 
     /// The page or block that a descriptor is, if it is nothing special: valid, with its Access flag, not contiguous,
@@ -180,17 +195,17 @@ impl Ladder {
     #[inline(always)]
     pub const fn plain(&self, rung: &Rung, descriptor: u64) -> Option<Plain> {
         let Rung { level, shift, .. } = *rung;
-        if self.rules.pa52 || rung.tables & self.imposes != 0 {
+        if self.high != 0 || rung.tables & self.imposes != 0 {
             return None;
         }
-        if level == LAST {
-            if descriptor & self.check_page != self.page {
-                return None;
+        let plain = match level == LAST {
+            true => descriptor & self.check_page == self.page,
+            false => {
+                descriptor & (self.check_page | BLOCK_NT) == self.page & !d::TABLE
+                    && self.rules.granule.allows_block(level, false)
             }
-            return Some(Plain { output: descriptor & self.mask, shift, level });
-        }
-        let is_block = descriptor & (self.check_page | BLOCK_NT) == self.page & !d::TABLE;
-        if !is_block || !self.rules.granule.allows_block(level, false) {
+        };
+        if !plain {
             return None;
         }
         Some(Plain { output: descriptor & self.mask & u64::MAX << (shift & 63), shift, level })
@@ -217,14 +232,10 @@ impl Ladder {
         )
     }
 
-    #[inline]
+    #[inline(always)]
     const fn output(&self, descriptor: u64) -> u64 {
-        let granule = self.rules.granule;
-        if self.rules.pa52 {
-            d::address(descriptor, granule, granule.bits(), true)
-        } else {
-            descriptor & self.mask
-        }
+        let address = descriptor & self.mask;
+        if self.high == 0 { address } else { address | descriptor << (self.up & 63) & self.high }
     }
 }
 
@@ -272,8 +283,9 @@ mod tests {
             assert!(!ladder.is_beyond(input) && ladder.is_beyond(1 << 40), "{n}");
             let start = ladder.begin(zero.address(), input);
             let (mut given, mut passed) = (descriptors.iter(), Vec::new());
-            let (rung, last) = ladder.descend(
-                start,
+            let mut rung = start;
+            let last = ladder.descend(
+                &mut rung,
                 input,
                 |_| given.next().copied().ok_or(()),
                 |rung| passed.push(ladder.walk(rung, input)),

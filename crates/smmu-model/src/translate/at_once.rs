@@ -1,7 +1,7 @@
 //! The walk of a transaction that nothing comes between, all fetches in a row. It does what the steps would do one by one
 //! as long as all is well; at the first thing that is not, it says how far it came, and the steps go on from there.
 
-use pgtable::{Permissions, Rung, Step, Walk};
+use pgtable::{Ladder, Permissions, Rung, Step, Walk};
 
 use super::mapping::stage2_permissions;
 use super::route::{Form, Known, Route, SECOND, Way};
@@ -34,17 +34,23 @@ pub(super) enum Rest {
 /// The parts of the SMMU that a walk needs.
 struct Row<'a, M: ?Sized> {
     mem: &'a M,
-    config: &'a Config,
-    streams: &'a Sets<u64, Stream>,
-    contexts: &'a Sets<u64, Context>,
-    route: &'a Route,
-    form: &'a Form,
+    facts: Facts<'a>,
     walks: &'a mut Walks,
     ipas: &'a mut Tlb,
     stats: &'a mut Stats,
     /// Tables are cached, and stage 2.
     keeps: bool,
     caches: bool,
+}
+
+/// What a walk goes by.
+#[derive(Clone, Copy)]
+struct Facts<'a> {
+    config: &'a Config,
+    streams: &'a Sets<u64, Stream>,
+    contexts: &'a Sets<u64, Context>,
+    route: &'a Route,
+    form: &'a Form,
     /// What the transaction needs, and whether it writes.
     needs: Permissions,
     writes: bool,
@@ -69,12 +75,17 @@ type Walked<T> = Result<T, Box<Rest>>;
 
 /// Caches the table that a walk is about to read. Nothing was invalidated since the transaction began.
 #[inline(never)]
-fn keep(walks: &mut Walks, regime: Regime, input: u64, way: &Way, rung: &Rung) {
-    let ladder = &way.stage.ladder;
-    walks.insert(regime, input, Table::new(ladder.walk(rung, input), ladder.granule()));
+fn keep(walks: &mut Walks, regime: Regime, input: u64, ladder: &Ladder, rung: Rung) {
+    walks.insert(regime, input, Table::new(ladder.walk(&rung, input), ladder.granule()));
 }
 
 impl Smmu {
+    /// Counts a walk of so many fetches for the performance monitors.
+    fn tally_walk(&mut self, sid: u32, fetches: u64) {
+        self.tally(PmuEvent::TlbMiss, sid);
+        (0..fetches).for_each(|_| self.tally(PmuEvent::TableWalk, sid));
+    }
+
     /// Walks for a transaction whose STE and CD are known, and that missed the IOTLB in this half. Counts the fetches.
     #[inline(always)]
     pub(super) fn walk_at_once<M: Memory + ?Sized>(
@@ -88,18 +99,20 @@ impl Smmu {
         let (route, form) = self.routes.at(known.route);
         let mut row = Row {
             mem,
-            config: &self.config,
-            streams: &self.streams,
-            contexts: &self.contexts,
-            route,
-            form,
+            facts: Facts {
+                config: &self.config,
+                streams: &self.streams,
+                contexts: &self.contexts,
+                route,
+                form,
+                needs: known.needs,
+                writes: !incoming.kind.is_read(),
+            },
             keeps: !self.walks.is_disabled(),
             caches: !self.ipas.is_disabled(),
             walks: &mut self.walks,
             ipas: &mut self.ipas,
             stats: &mut self.stats,
-            needs: known.needs,
-            writes: !incoming.kind.is_read(),
         };
         let regime = route.regime(form);
         let fetches = |stats: &Stats| stats.s1_fetches + stats.s2_fetches;
@@ -107,8 +120,7 @@ impl Smmu {
         let walked = row.both(regime, half, known.input);
         *steps = fetches(row.stats) - before;
         if self.pmcg.is_some() {
-            self.tally(PmuEvent::TlbMiss, incoming.sid);
-            (0..*steps).for_each(|_| self.tally(PmuEvent::TableWalk, incoming.sid));
+            self.tally_walk(incoming.sid, *steps);
         }
         let mapping = walked?;
         // Nothing was invalidated meanwhile.
@@ -159,26 +171,22 @@ impl Smmu {
 }
 
 impl<M: Memory + ?Sized> Row<'_, M> {
-    fn stream(&self) -> &Stream {
-        self.streams.at(self.route.stream as usize)
-    }
-
-    fn context(&self) -> &Context {
-        self.contexts.at(self.route.context as usize)
-    }
-
     /// All of the stages there are.
     #[inline(always)]
     fn both(&mut self, regime: Regime, half: usize, input: u64) -> Walked<Mapping> {
-        let way = self.route.way(self.form, half);
-        if !self.form.nested {
+        let Facts { route, form, needs, writes, .. } = self.facts;
+        let way = route.way(form, half);
+        if !form.nested {
             return self.first(regime, &way, input, Self::alone);
         }
         let first = self.first(regime, &way, input, Self::through_stage2)?;
         let ipa = translation(&first, input).pa;
-        let ask = Ask { ipa, needs: self.needs, writes: self.writes, wary: false };
-        let second = self.second(ask, || Purpose::Output(first))?;
-        Ok(first.through(&second, translation(&second, ipa).pa))
+        let ask = Ask { ipa, needs, writes, wary: false };
+        self.second(
+            ask,
+            || Purpose::Output(first),
+            |second| first.through(second, translation(second, ipa).pa),
+        )
     }
 
     /// Stage 1; `down` goes on with a walk to the first descriptor that is no table.
@@ -188,7 +196,7 @@ impl<M: Memory + ?Sized> Row<'_, M> {
         regime: Regime,
         way: &Way,
         input: u64,
-        down: impl FnOnce(&mut Self, Regime, &Way, Rung, u64) -> Walked<Fetched>,
+        down: impl FnOnce(&mut Self, Regime, &Ladder, Rung, u64) -> Walked<Fetched>,
     ) -> Walked<Mapping> {
         self.stats.tlb_misses += 1;
         let ladder = &way.stage.ladder;
@@ -202,92 +210,88 @@ impl<M: Memory + ?Sized> Row<'_, M> {
                 None => return Err(Box::new(Rest::Begin1(Step::Fetch(walk)))),
             }
         }
-        let (rung, at, fetched) = down(self, regime, way, begun, input)?;
+        let (rung, at, fetched) = down(self, regime, ladder, begun, input)?;
         if let Ok(descriptor) = fetched
-            && let Some(mapping) = way.stage.mapping(&rung, descriptor)
-            && mapping.permissions.contains(self.needs)
+            && let Some(plain) = ladder.plain(&rung, descriptor)
+            && way.stage.permissions(descriptor).contains(self.facts.needs)
         {
-            return Ok(mapping);
+            return Ok(way.stage.mapping(&plain, descriptor));
         }
-        self.first_special(ladder.walk(&rung, input), at, fetched)
+        let facts = self.facts;
+        facts.first_special(ladder.walk(&rung, input), at, fetched)
     }
 
-    /// The end of stage 1, whatever it is.
-    #[inline(never)]
-    fn first_special(&self, walk: Walk, at: u64, fetched: Result<u64, Abort>) -> Walked<Mapping> {
-        if let Ok(descriptor) = fetched
-            && let Some(leaf) = walk.leaf(descriptor)
-        {
-            let context = self.context();
-            let possible = leaf.permissions(&context.controls);
-            // Hardware has nothing to update.
-            if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
-                return Ok(Mapping::stage1(&leaf, possible, context, self.stream().world, self.config));
-            }
+    /// Down tables from `rung` to the first descriptor that is none.
+    #[inline(always)]
+    fn down(&mut self, regime: Regime, ladder: &Ladder, rung: &mut Rung, input: u64) -> Result<u64, Abort> {
+        let (mem, walks) = (self.mem, &mut *self.walks);
+        let fetch = |at| mem.read_u64(at);
+        match self.keeps {
+            false => ladder.descend(rung, input, fetch, |_| {}),
+            true => ladder.descend(rung, input, fetch, |rung| keep(walks, regime, input, ladder, *rung)),
         }
-        Err(Box::new(Rest::Fetched1(walk, at, fetched)))
     }
 
     /// Down the tables of stage 1 where there is no other.
     #[inline(always)]
-    fn alone(&mut self, regime: Regime, way: &Way, begun: Rung, input: u64) -> Walked<Fetched> {
-        let (mem, walks, keeps) = (self.mem, &mut *self.walks, self.keeps);
-        let (rung, fetched) = way.stage.ladder.descend(
-            begun,
-            input,
-            |at| mem.read_u64(at),
-            |rung| {
-                if keeps {
-                    keep(walks, regime, input, way, rung);
-                }
-            },
-        );
+    fn alone(&mut self, regime: Regime, ladder: &Ladder, mut rung: Rung, input: u64) -> Walked<Fetched> {
+        let begun = rung;
+        let fetched = self.down(regime, ladder, &mut rung, input);
         self.stats.s1_fetches += begun.to(&rung);
         Ok((rung, rung.address(), fetched))
     }
 
     /// Down the tables of stage 1, each through stage 2.
     #[inline(always)]
-    fn through_stage2(&mut self, regime: Regime, way: &Way, mut rung: Rung, input: u64) -> Walked<Fetched> {
+    fn through_stage2(
+        &mut self,
+        regime: Regime,
+        ladder: &Ladder,
+        mut rung: Rung,
+        input: u64,
+    ) -> Walked<Fetched> {
+        let wary = self.facts.form.ptw;
         loop {
-            let ask = Ask {
-                ipa: rung.address(),
-                needs: Permissions::PRIV_READ,
-                writes: false,
-                wary: self.form.ptw,
-            };
-            let second = self.second(ask, || Purpose::Stage1(way.stage.ladder.walk(&rung, input)))?;
-            let at = translation(&second, ask.ipa).pa;
+            let ipa = rung.address();
+            let ask = Ask { ipa, needs: Permissions::PRIV_READ, writes: false, wary };
+            let purpose = || Purpose::Stage1(ladder.walk(&rung, input));
+            let at = self.second(ask, purpose, |second| translation(second, ipa).pa)?;
             self.stats.s1_fetches += 1;
             let fetched = self.mem.read_u64(at);
             let Ok(descriptor) = fetched else { return Ok((rung, at, fetched)) };
-            let Some(below) = way.stage.ladder.below(&rung, descriptor, input) else {
+            let Some(below) = ladder.below(&rung, descriptor, input) else {
                 return Ok((rung, at, fetched));
             };
             rung = below;
             if self.keeps {
-                keep(self.walks, regime, input, way, &rung);
+                keep(self.walks, regime, input, ladder, rung);
             }
         }
     }
 
-    /// Stage 2 of one address.
+    /// Stage 2 of one address: what `of` makes of it.
     #[inline(always)]
-    fn second(&mut self, ask: Ask, purpose: impl Fn() -> Purpose) -> Walked<Mapping> {
+    fn second<T>(
+        &mut self,
+        ask: Ask,
+        purpose: impl Fn() -> Purpose,
+        of: impl Fn(&Mapping) -> T,
+    ) -> Walked<T> {
         let Ask { ipa, needs, wary, .. } = ask;
-        let regime = self.route.stage2_regime();
+        let facts = self.facts;
+        let regime = facts.route.stage2_regime();
         if self.caches
-            && let Some(&mapping) = self.ipas.get(regime, ipa)
+            && let Some(mapping) = self.ipas.get(regime, ipa)
             && (mapping.permissions.contains(needs) || !mapping.possible.contains(needs))
         {
             self.stats.s2_hits += 1;
             return match mapping.permissions.contains(needs) && !(wary && mapping.attrs.is_device()) {
-                true => Ok(mapping),
-                false => Err(Box::new(Rest::Done2(ipa, mapping, purpose()))),
+                true => Ok(of(mapping)),
+                false => Err(Box::new(Rest::Done2(ipa, *mapping, purpose()))),
             };
         }
         self.stats.s2_misses += 1;
-        let way = self.route.way(self.form, SECOND);
+        let way = facts.route.way(facts.form, SECOND);
         let ladder = &way.stage.ladder;
         let mut begun = ladder.begin(way.base, ipa);
         let walk = if self.keeps { self.walks.get(regime, ipa) } else { None };
@@ -298,56 +302,68 @@ impl<M: Memory + ?Sized> Row<'_, M> {
                 None => return Err(Box::new(Rest::Begin2(ipa, Step::Fetch(walk), purpose()))),
             }
         } else if ladder.is_beyond(ipa) {
-            let step = Walk::stage2(&self.stream().stage2.tables, ipa);
+            let step = Walk::stage2(&facts.stream().stage2.tables, ipa);
             return Err(Box::new(Rest::Begin2(ipa, step, purpose())));
         }
-        let (mem, walks, keeps) = (self.mem, &mut *self.walks, self.keeps);
-        let (rung, fetched) = ladder.descend(
-            begun,
-            ipa,
-            |at| mem.read_u64(at),
-            |rung| {
-                if keeps {
-                    keep(walks, regime, ipa, &way, rung);
-                }
-            },
-        );
+        let mut rung = begun;
+        let fetched = self.down(regime, ladder, &mut rung, ipa);
         self.stats.s2_fetches += begun.to(&rung);
         if let Ok(descriptor) = fetched
-            && let Some(mapping) = way.stage.mapping(&rung, descriptor)
-            && mapping.permissions.contains(needs)
-            && !(wary && mapping.attrs.is_device())
+            && let Some(plain) = ladder.plain(&rung, descriptor)
+            && way.stage.permissions(descriptor).contains(needs)
+            && !(wary && way.stage.attrs(descriptor).is_device())
         {
+            let mapping = way.stage.mapping(&plain, descriptor);
             if self.caches {
                 self.ipas.insert(regime, ipa, mapping);
             }
-            return Ok(mapping);
+            return Ok(of(&mapping));
         }
         let walk = ladder.walk(&rung, ipa);
-        match self.second_special(ask, walk, fetched) {
-            Some(mapping) => Ok(mapping),
+        match facts.second_special(ask, walk, fetched) {
+            Some(mapping) => {
+                if self.caches && !mapping.uncached {
+                    self.ipas.insert(regime, ipa, mapping);
+                }
+                Ok(of(&mapping))
+            }
             None => Err(Box::new(Rest::Fetched2(ipa, walk, fetched, purpose()))),
         }
     }
+}
 
-    /// The end of stage 2, whatever it is.
+impl Facts<'_> {
+    fn stream(&self) -> &Stream {
+        self.streams.at(self.route.stream as usize)
+    }
+
+    /// The end of stage 1, whatever it is.
     #[inline(never)]
-    fn second_special(&mut self, ask: Ask, walk: Walk, fetched: Result<u64, Abort>) -> Option<Mapping> {
-        let Ask { ipa, needs, writes, wary } = ask;
+    fn first_special(&self, walk: Walk, at: u64, fetched: Result<u64, Abort>) -> Walked<Mapping> {
+        if let Ok(descriptor) = fetched
+            && let Some(leaf) = walk.leaf(descriptor)
+        {
+            let context = self.contexts.at(self.route.context as usize);
+            let possible = leaf.permissions(&context.controls);
+            // Hardware has nothing to update.
+            if possible.contains(self.needs) && leaf.updated(self.writes) == descriptor {
+                return Ok(Mapping::stage1(&leaf, possible, context, self.stream().world, self.config));
+            }
+        }
+        Err(Box::new(Rest::Fetched1(walk, at, fetched)))
+    }
+
+    /// The end of stage 2, whatever it is, if there is nothing to be done.
+    #[inline(never)]
+    fn second_special(&self, ask: Ask, walk: Walk, fetched: Result<u64, Abort>) -> Option<Mapping> {
         let descriptor = fetched.ok()?;
         let leaf = walk.leaf(descriptor)?;
         let possible = stage2_permissions(&leaf, self.config);
         // Hardware has nothing to update.
-        if !possible.contains(needs) || leaf.updated(writes) != descriptor {
+        if !possible.contains(ask.needs) || leaf.updated(ask.writes) != descriptor {
             return None;
         }
         let mapping = Mapping::stage2(&leaf, possible, &self.stream().stage2, self.config);
-        if wary && mapping.attrs.is_device() {
-            return None;
-        }
-        if self.caches && !mapping.uncached {
-            self.ipas.insert(self.route.stage2_regime(), ipa, mapping);
-        }
-        Some(mapping)
+        (!(ask.wary && mapping.attrs.is_device())).then_some(mapping)
     }
 }

@@ -63,9 +63,12 @@ impl MemAttrs {
 impl Mapping {
     /// What a stage 2 entry makes of stage 1's attributes. With S2FWB, MemAttr bits 2:0 say 6 for write-back whatever stage 1
     /// says, and 7 for what stage 1 says; else, and without, the more restrictive counts (DDI 0487, D8.6.6).
+    #[inline]
     pub(crate) fn over(&self, stage1: MemAttrs) -> MemAttrs {
         match self.fwb.map(|memattr| memattr & 7) {
             Some(6) => MemAttrs { mair: 0xff, ..stage1.combined(self.attrs) }.shared_by(stage1, self.attrs),
+            // Nothing is less restrictive.
+            _ if self.attrs.mair == 0xff => stage1.shared_by(stage1, self.attrs),
             _ => stage1.combined(self.attrs),
         }
     }

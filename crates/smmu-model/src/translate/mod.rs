@@ -24,6 +24,7 @@ pub(crate) use txn::{Origin, State, Txn, Txns};
 
 use pgtable::Permissions;
 
+use self::at_once::Rest;
 use self::route::Known;
 use self::txn::Fetch;
 use crate::ats::{AtsAnswer, AtsTranslation};
@@ -87,10 +88,14 @@ impl Smmu {
         if !self.regs.smmuen() {
             return self.global_bypass(t);
         }
-        let known = match self.look_up(t) {
-            Ok(translation) => return self.latch_hit(t, translation),
-            Err(known) => known,
-        };
+        let known = self.known(t);
+        if let Some(known) = &known
+            && known.half.is_some()
+            && let Some(entry) = self.look_up(known)
+            && let Some(translation) = self.found(t, known, entry)
+        {
+            return self.latch_hit(t, translation);
+        }
         let id = self.txns.add(self.recent.epoch(), true, State::Free);
         let mut txn = Box::new(Txn::new(t, Origin::Untranslated, self.recent.epoch()));
         let outcome = self.start_with(id, &mut txn, known);
@@ -116,32 +121,61 @@ impl Smmu {
         if !self.regs.smmuen() {
             return (self.global_bypass(t), 0);
         }
-        let known = match self.look_up(t) {
-            Ok(translation) => return (self.latch_hit(t, translation), 0),
-            Err(known) => known,
-        };
-        let mut steps = 0;
-        // Whoever watches sees each step.
-        if self.observer.0.is_none()
-            && let Some(known) = &known
-            && let Some(half) = known.missed
+        let Some(known) = self.known(t) else { return self.translate_by_steps(t, mem, None) };
+        if known.half.is_some()
+            && let Some(entry) = self.look_up(&known)
         {
-            return match self.walk_at_once(t, known, half, mem, &mut steps) {
-                Ok(translation) => {
-                    let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
-                    (Progress::Latched(id, translation), steps)
-                }
-                Err(rest) => {
-                    let begin = |smmu: &mut Self, id, txn: &mut Txn| smmu.go_on(id, txn, known, *rest);
-                    self.translate_by_steps(t, mem, steps, begin)
-                }
+            return match self.found(t, &known, entry) {
+                Some(translation) => (self.latch_hit(t, translation), 0),
+                None => self.translate_by_steps(t, mem, Some(known)),
             };
         }
-        self.translate_by_steps(t, mem, steps, |smmu, id, txn| smmu.start_with(id, txn, known))
+        // Whoever watches sees each step.
+        if self.observer.0.is_none()
+            && let Some(half) = known.half
+        {
+            let mut steps = 0;
+            return match self.walk_at_once(t, &known, half, mem, &mut steps) {
+                Ok(translation) => (self.latch_walked(translation), steps),
+                Err(rest) => self.finish_at_once(t, mem, known, *rest, steps),
+            };
+        }
+        self.translate_by_steps(t, mem, Some(known))
+    }
+
+    /// The steps go on from where a walk in a row came to.
+    #[inline(never)]
+    fn finish_at_once<M: Memory + ?Sized>(
+        &mut self,
+        t: &Transaction,
+        mem: &M,
+        known: Known,
+        rest: Rest,
+        steps: u64,
+    ) -> (Progress, u64) {
+        self.finish_by_steps(t, mem, steps, |smmu, id, txn| smmu.go_on(id, txn, &known, rest))
+    }
+
+    /// A walk in a row has translated.
+    #[inline(always)]
+    fn latch_walked(&mut self, translation: Translation) -> Progress {
+        let id = self.txns.add(self.recent.epoch(), true, State::Latched(translation));
+        Progress::Latched(id, translation)
+    }
+
+    /// All steps.
+    #[inline(never)]
+    fn translate_by_steps<M: Memory + ?Sized>(
+        &mut self,
+        t: &Transaction,
+        mem: &M,
+        known: Option<Known>,
+    ) -> (Progress, u64) {
+        self.finish_by_steps(t, mem, 0, |smmu, id, txn| smmu.start_with(id, txn, known))
     }
 
     /// Begins with `begin`, and goes on to the end.
-    fn translate_by_steps<M: Memory + ?Sized>(
+    fn finish_by_steps<M: Memory + ?Sized>(
         &mut self,
         t: &Transaction,
         mem: &M,
@@ -328,27 +362,29 @@ impl Smmu {
         Some(translation)
     }
 
-    /// The same without an answer of before. Else, what is known, if it is.
+    /// The route of a transaction of stage 1 whose STE and CD are cached.
     #[inline(always)]
-    fn look_up(&mut self, t: &Transaction) -> Result<Translation, Option<Known>> {
+    fn known(&mut self, t: &Transaction) -> Option<Known> {
         let when = self.streams.changes() + self.contexts.changes();
-        let Some(route) = self.routes.find(t, when).or_else(|| self.find_route(t, when)) else {
-            return Err(None);
+        let route = match self.routes.find(t, when) {
+            Some(route) => route,
+            None => self.find_route(t, when)?,
         };
         let (at, form) = self.routes.at(route);
         self.streams.touch(at.stream as usize);
         self.contexts.touch(at.context as usize);
-        let (mut known, half) = self.routes.known(route, t);
-        let Some(half) = half else { return Err(Some(known)) };
+        let (needs, half) = form.sort(t);
+        Some(Known { route, needs, input: without_top_byte(t.address), half })
+    }
+
+    /// The entry of the IOTLB for a transaction.
+    #[inline(always)]
+    fn look_up(&self, known: &Known) -> Option<usize> {
         if self.tlb.is_disabled() {
-            known.missed = Some(half);
-            return Err(Some(known));
+            return None;
         }
-        let Some(entry) = self.tlb.lookup(at.regime(form), known.input) else {
-            known.missed = Some(half);
-            return Err(Some(known));
-        };
-        self.found(t, &known, entry).ok_or(Some(known))
+        let (at, form) = self.routes.at(known.route);
+        self.tlb.lookup(at.regime(form), known.input)
     }
 
     /// The IOTLB has an entry.

@@ -4,12 +4,12 @@
 //! a snapshot, and a guest can not tell whether it is there. It counts only as long as no STE or CD is replaced, removed or
 //! moved. What routes have in common is kept once, so that each of them is one line of the host's memory.
 
-use pgtable::{Ladder, Leaf, Permissions, Rung, Stage1, Step, Walk};
+use pgtable::{Ladder, Leaf, Permissions, Plain, Stage1, Step, Walk};
 
 use super::context::Context;
 use super::mapping::stage2_permissions;
 use super::stream::{Path, Stream};
-use super::{wanted, without_top_byte};
+use super::wanted;
 use crate::cache::{Mapping, Regime, World, access, who};
 use crate::config::Config;
 use crate::transaction::{AccessKind, MemAttrs, Shareability, Transaction};
@@ -55,15 +55,26 @@ impl Stage {
         }
     }
 
-    /// What a descriptor says that is nothing special (see [`Ladder::plain`]).
+    /// What a descriptor permits that is nothing special (see [`Ladder::plain`]).
     #[inline(always)]
-    pub(super) fn mapping(&self, rung: &Rung, descriptor: u64) -> Option<Mapping> {
-        use pgtable::descriptor::NG;
-        let plain = self.ladder.plain(rung, descriptor)?;
-        let permissions = self.permissions[(descriptor >> 6 & 3 | descriptor >> 51 & 12) as usize];
+    pub(super) fn permissions(&self, descriptor: u64) -> Permissions {
+        self.permissions[(descriptor >> 6 & 3 | descriptor >> 51 & 12) as usize]
+    }
+
+    /// The attributes that such a descriptor gives.
+    #[inline(always)]
+    pub(super) fn attrs(&self, descriptor: u64) -> MemAttrs {
         let mair = self.types[(descriptor >> 2 & 15) as usize];
         let shareability = Shareability::from_sh((descriptor >> 8) as u8);
-        Some(Mapping {
+        MemAttrs { mair, shareability }.normalised()
+    }
+
+    /// All that it says.
+    #[inline(always)]
+    pub(super) fn mapping(&self, plain: &Plain, descriptor: u64) -> Mapping {
+        use pgtable::descriptor::NG;
+        let permissions = self.permissions(descriptor);
+        Mapping {
             output: plain.output,
             shift: plain.shift,
             span: plain.shift,
@@ -73,9 +84,9 @@ impl Stage {
             uncached: false,
             permissions,
             possible: permissions,
-            attrs: MemAttrs { mair, shareability }.normalised(),
+            attrs: self.attrs(descriptor),
             fwb: if self.fwb { Some((descriptor >> 2 & 15) as u8) } else { None },
-        })
+        }
     }
 }
 
@@ -98,6 +109,19 @@ pub(super) struct Form {
     /// Those that are not there, or whose walks do not begin, are not used.
     stages: [Stage; 3],
     begins: [bool; 3],
+}
+
+impl Form {
+    /// What a transaction needs, and its half, if a walk can begin there.
+    #[inline]
+    pub(super) fn sort(&self, t: &Transaction) -> (Permissions, Option<usize>) {
+        let needs = self.needs[access(t) as usize & 15];
+        let half = if t.address >> 55 & 1 == 1 && !self.single { UPPER } else { 0 };
+        let above = self.above[half];
+        let canonical = t.address & above == if half == UPPER { above } else { 0 };
+        let allowed = canonical && !(self.e0pd[half] && (needs & PRIVILEGED).is_empty());
+        (needs, (allowed && self.begins[half]).then_some(half))
+    }
 }
 
 /// One route.
@@ -141,8 +165,8 @@ pub(super) struct Known {
     pub(super) needs: Permissions,
     /// What the IOTLB goes by.
     pub(super) input: u64,
-    /// Its stage 1, if the IOTLB was asked, has nothing, and a walk can begin; else, something has to be looked at again.
-    pub(super) missed: Option<usize>,
+    /// Its half, if a walk can begin there.
+    pub(super) half: Option<usize>,
 }
 
 impl Route {
@@ -201,19 +225,6 @@ impl Routes {
     pub(super) fn at(&self, n: usize) -> (&Route, &Form) {
         let route = &self.lines[n];
         (route, &self.forms[usize::from(route.form)])
-    }
-
-    /// Where a transaction is on its route. Whether there is a walk in question, is not known yet.
-    #[inline]
-    pub(super) fn known(&self, n: usize, t: &Transaction) -> (Known, Option<usize>) {
-        let (_, form) = self.at(n);
-        let needs = form.needs[access(t) as usize & 15];
-        let half = if t.address >> 55 & 1 == 1 && !form.single { UPPER } else { 0 };
-        let above = form.above[half];
-        let canonical = t.address & above == if half == UPPER { above } else { 0 };
-        let allowed = canonical && !(form.e0pd[half] && (needs & PRIVILEGED).is_empty());
-        let known = Known { route: n, needs, input: without_top_byte(t.address), missed: None };
-        (known, (allowed && form.begins[half]).then_some(half))
     }
 
     /// Makes the route of a transaction of an STE and a CD. `None`: it is not for this way.
@@ -398,7 +409,7 @@ mod tests {
                     let mut routes = Routes::default();
                     let expected = context.select(&t).ok().map(|half| usize::from(half == Half::Upper));
                     let found = match add(&mut routes, &t, 0, &context) {
-                        Some(n) => routes.known(n, &t).1,
+                        Some(n) => routes.at(n).1.sort(&t).1,
                         None => None,
                     };
                     assert_eq!(found, expected, "{ranges:?} {t:?}");

@@ -264,20 +264,29 @@ impl Smmu {
                 }
                 Err(Abort) => self.config_fault(txn, EventKind::CdFetch(txn.at)),
             },
-            Fetch::Stage1(mut walk) => loop {
+            Fetch::Stage1(_) => loop {
                 self.stats.s1_fetches += 1;
                 let Ok(descriptor) = mem.read_u64(txn.at) else {
                     return self.walk_abort(txn, Class::Ttd, false);
                 };
-                self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
+                if let Fetch::Stage1(walk) = &txn.fetch {
+                    self.observer.tell(|o| o.descriptor(&txn.first_stage(walk.level(), descriptor)));
+                }
                 // A table's access flag that is to be set is a step of its own.
                 let marked = descriptor & AF != 0 || !txn.context.haft;
                 let alone = txn.stream.path != Path::Nested;
-                if !(ON && alone && marked && walk.descend(descriptor)) {
+                // In place: the record is large.
+                let Fetch::Stage1(walk) = &mut txn.fetch else { return Outcome::Fetch };
+                if !(alone && marked && walk.descend(descriptor)) {
+                    let walk = *walk;
                     return self.stage1_descriptor(id, txn, walk, descriptor, walk.next(descriptor));
                 }
+                let walk = *walk;
                 self.keep_stage1_table(txn, walk);
                 txn.at = walk.address();
+                if !ON {
+                    return Outcome::Fetch;
+                }
                 *steps += 1;
                 self.tally(PmuEvent::TableWalk, txn.incoming.sid);
             },
@@ -315,18 +324,25 @@ impl Smmu {
                     Err(Abort) => self.walk_abort(txn, purpose.class(), true),
                 }
             }
-            Fetch::Stage2(mut walk, purpose) => loop {
+            Fetch::Stage2(..) => loop {
                 self.stats.s2_fetches += 1;
+                let Fetch::Stage2(walk, purpose) = &txn.fetch else { return Outcome::Fetch };
                 let Ok(descriptor) = mem.read_u64(txn.at) else {
                     return self.walk_abort(txn, purpose.class(), true);
                 };
                 self.observer.tell(|o| o.descriptor(&txn.second_stage(walk.level(), descriptor)));
                 let marked = descriptor & AF != 0 || !txn.stream.stage2.haft;
-                if !(ON && marked && walk.descend(descriptor)) {
+                let Fetch::Stage2(walk, purpose) = &mut txn.fetch else { return Outcome::Fetch };
+                if !(marked && walk.descend(descriptor)) {
+                    let (walk, purpose) = (*walk, *purpose);
                     return self.stage2_descriptor(id, txn, walk, descriptor, walk.next(descriptor), purpose);
                 }
+                let walk = *walk;
                 self.keep_stage2_table(txn, walk);
                 txn.at = walk.address();
+                if !ON {
+                    return Outcome::Fetch;
+                }
                 *steps += 1;
                 self.tally(PmuEvent::TableWalk, txn.incoming.sid);
             },
