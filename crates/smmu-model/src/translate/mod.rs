@@ -220,8 +220,13 @@ impl Smmu {
                 let State::Walking(mut txn) = std::mem::replace(state, State::Free) else {
                     return Progress::Aborted;
                 };
-                let outcome = self.fetch(id, &mut txn, mem);
-                self.settle(id, txn, outcome)
+                match self.fetch(id, &mut txn, mem) {
+                    Outcome::Fetch => {
+                        self.txns.put_back(id, txn);
+                        Progress::Walking(id)
+                    }
+                    outcome => self.settle(id, txn, outcome),
+                }
             }
             State::Latched(translation) => Progress::Latched(id, *translation),
             State::Stalled(txn) if self.config.stall_retry && txn.behind.is_none() => {

@@ -181,6 +181,15 @@ impl Txns {
         Some(&mut slot.state)
     }
 
+    /// A transaction that was taken out of its slot walks on.
+    #[inline]
+    pub(crate) fn put_back(&mut self, id: TxnId, txn: Box<Txn>) {
+        let slot = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        if let Some(slot) = slot {
+            slot.put(State::Walking(txn));
+        }
+    }
+
     /// A resumed transaction is as new.
     pub(crate) fn renew(&mut self, id: TxnId, epoch: u64) {
         if let Some(slot) = self.slots.get_mut(id.slot as usize) {
