@@ -12,10 +12,12 @@ use aarch64::Traced;
 use aarch64::core::Core;
 use anyhow::{Context, Result};
 use devices::bounce::Onlooker;
+use devices::dma::Fabric;
 use guest_ram::{GuestRam, Hit, PAGE_SIZE, Tracer};
 use serde_json::{Value, json};
 use smmu_model::checker::{Checker, Pages, Patience, Report, Role, Site};
 
+use crate::layout as at;
 use crate::machine::Machine;
 use crate::owners::Owners;
 use crate::smmu_agents::SmmuAgents;
@@ -36,6 +38,7 @@ pub enum Mode {
 /// The guest's memory as a checker looks at it. Several may watch one page.
 struct Traces {
     ram: GuestRam,
+    fabric: Fabric,
     watchers: Arc<Mutex<BTreeMap<usize, u32>>>,
 }
 
@@ -70,6 +73,11 @@ impl Pages for Traces {
 
     fn read(&self, pa: u64) -> Option<u64> {
         self.ram.read_u64(pa)
+    }
+
+    fn may_request(&self, sid: u32) -> Option<bool> {
+        // Devices of the device tree need no leave.
+        (sid < at::ENGINE_SID).then(|| self.fabric.may_request(sid))
     }
 }
 
@@ -192,7 +200,8 @@ pub fn attach(machine: &mut Machine, patience: Patience, rewrites: bool) -> Chec
     let board = &mut machine.board;
     let watchers = Arc::default();
     let checker = |smmu: &SmmuAgents| {
-        let traces = Traces { ram: board.ram.clone(), watchers: Arc::clone(&watchers) };
+        let (ram, fabric) = (board.ram.clone(), board.pci.fabric().clone());
+        let traces = Traces { ram, fabric, watchers: Arc::clone(&watchers) };
         let mut smmu = smmu.smmu();
         let checker = Checker::new(smmu.config(), patience, Box::new(traces));
         checker.set_time(now);

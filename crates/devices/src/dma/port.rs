@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, Weak};
 
 use guest_ram::{GuestRam, Reader};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,8 @@ pub struct Fabric {
     pub doorbell: u64,
     /// Physical memory whose DMA is counted apart, if somebody wants to know.
     window: Arc<OnceLock<Range<u64>>>,
+    /// All ports, with some that are gone.
+    ports: Arc<Mutex<Vec<Weak<Shared>>>>,
 }
 
 impl Fabric {
@@ -37,7 +39,8 @@ impl Fabric {
     pub fn new(ram: GuestRam, smmu: Option<Arc<Mutex<Smmu>>>, inbox: ItsInbox) -> Self {
         let discard = GuestRam::new(0, guest_ram::PAGE_SIZE as u64).ok();
         let smmus = smmu.into_iter().map(|smmu| (0..=u32::MAX, smmu)).collect();
-        Self { ram, smmus, inbox, discard, doorbell: GITS_TRANSLATER, window: Arc::default() }
+        let (window, ports) = Default::default();
+        Self { ram, smmus, inbox, discard, doorbell: GITS_TRANSLATER, window, ports }
     }
 
     /// Puts requesters behind an SMMU. A StreamID that several have is the first's.
@@ -53,6 +56,13 @@ impl Fabric {
     /// The SMMU that has a StreamID.
     pub fn smmu(&self, sid: u32) -> Option<&Arc<Mutex<Smmu>>> {
         self.smmus.iter().find(|(streams, _)| streams.contains(&sid)).map(|(_, smmu)| smmu)
+    }
+
+    /// Whether a port of this StreamID may make requests now ([`DmaPort::enabled`]).
+    pub fn may_request(&self, sid: u32) -> bool {
+        let ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
+        let mut live = ports.iter().filter_map(Weak::upgrade).map(DmaPort);
+        live.any(|port| port.requester().sid == sid && port.enabled())
     }
 
     /// A look at memory past the SMMU. It is for instruments that check their own work, and no device gets one.
@@ -76,7 +86,7 @@ impl Fabric {
 
     /// A port with any identity.
     pub fn port_for(&self, requester: Requester) -> DmaPort {
-        DmaPort(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             sid: AtomicU32::new(requester.sid),
             ssid: requester.ssid,
             device_id: AtomicU32::new(requester.device_id),
@@ -88,7 +98,11 @@ impl Fabric {
             counters: Counters::default(),
             ats_on: AtomicBool::new(false),
             ats: Mutex::new(None),
-        }))
+        });
+        let mut ports = self.ports.lock().unwrap_or_else(|e| e.into_inner());
+        ports.retain(|port| port.strong_count() != 0);
+        ports.push(Arc::downgrade(&shared));
+        DmaPort(shared)
     }
 }
 
@@ -408,5 +422,31 @@ impl DmaPort {
     pub(super) fn refused(&self, error: DmaError) -> DmaError {
         count(&self.0.counters.aborts, 1);
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_may_make_requests_while_one_of_its_ports_is_granted() {
+        let ram = GuestRam::new(0x4000_0000, 0x10000).unwrap();
+        let fabric = Fabric::new(ram, None, ItsInbox::default());
+        let port = fabric.clone().port(8);
+        assert!(!fabric.may_request(8), "a new port is revoked");
+        port.set_enabled(true);
+        assert!(fabric.may_request(8) && !fabric.may_request(9));
+        port.set_forwarded(false);
+        assert!(!fabric.may_request(8), "a bridge does not forward");
+        port.set_forwarded(true);
+        port.set_requester_id(9);
+        assert!(fabric.may_request(9) && !fabric.may_request(8));
+        drop(port);
+        assert!(!fabric.may_request(9), "its function is gone");
+        let other = fabric.port(9);
+        other.set_enabled(true);
+        assert!(fabric.may_request(9));
+        assert_eq!(fabric.ports.lock().unwrap().len(), 1, "what is gone is forgotten");
     }
 }

@@ -142,6 +142,7 @@ impl State {
             Some(used) => *used = self.now,
             None => _ = self.dma.used.insert(t.sid, self.now),
         }
+        self.used_torn(t.sid, t.ssid.unwrap_or(0));
         self.late_structures(t);
         self.late_level1(t.sid, t.ssid.unwrap_or(0));
         let route = self.route(t);
@@ -254,6 +255,7 @@ impl State {
 
     /// A transaction stalls or is terminated.
     pub(super) fn faulted(&mut self, event: &Event) {
+        self.used_torn(event.sid, event.ssid.unwrap_or(0));
         let (access, place, translation): (&Access, &Place, bool) = match &event.kind {
             EventKind::Translation(access, place) => (access, place, true),
             EventKind::AccessFlag(access, place) | EventKind::Permission(access, place) => {

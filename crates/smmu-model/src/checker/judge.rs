@@ -249,26 +249,50 @@ impl State {
                 all.into_iter().for_each(|at| self.report_structure(What::Ste(sid), at, Some(site)));
                 continue;
             }
-            // Nobody makes an SMMU read the STE of a device that is quiet, or about to be removed.
+            if !self.smmuen || !self.streams.torn(what, base, &self.config) {
+                continue;
+            }
+            // An SMMU may read it at any time, but nobody sees what it read unless the device makes a request before the
+            // invalidation: one that cannot, as it is about to be removed, or that is quiet by all that is known, may yet.
             let lately = site.time.saturating_sub(self.patience.invalidation);
-            let used = self.dma.is_used(what.sid(), lately);
-            if self.smmuen && used && self.streams.torn(what, base, &self.config) {
-                let (kind, name) = match what {
-                    What::Ste(_) => (Kind::TornSte, "STE"),
-                    What::Cd(..) => (Kind::TornCd, "CD"),
-                };
-                let text = format!(
-                    "the {name} at {base:#x} is valid while several of its doublewords change: an SMMU that reads them in \
-                     any order can see one that never was"
-                );
-                let mut report = Report::new(kind, site.time, text)
-                    .stream(what.sid(), what.cd())
-                    .site(Role::Map, before)
-                    .site(Role::Unmap, Some(*site));
-                report.missing = Some(format!("V=0 first, or {} between the changes", configuration(what)));
-                self.report((base, site.pc & !0xfff), report);
+            let sid = what.sid();
+            if self.memory.may_request(sid).unwrap_or_else(|| self.dma.is_used(sid, lately)) {
+                self.report_torn(what, base, before, site);
+            } else if let Some(s) = self.streams.get_mut(what, at) {
+                s.torn = Some((before, *site));
             }
         }
+    }
+
+    /// A request meets what may have been seen torn.
+    pub(super) fn used_torn(&mut self, sid: u32, cd: u32) {
+        if !self.streams.changed {
+            return;
+        }
+        for what in [What::Ste(sid), What::Cd(sid, cd)] {
+            let torn: Vec<_> =
+                self.streams.named(what).filter_map(|(at, s)| s.torn.map(|torn| (at, torn))).collect();
+            for (at, (before, site)) in torn {
+                self.report_torn(what, at, before, &site);
+            }
+        }
+    }
+
+    fn report_torn(&mut self, what: What, base: u64, before: Option<Site>, site: &Site) {
+        let (kind, name) = match what {
+            What::Ste(_) => (Kind::TornSte, "STE"),
+            What::Cd(..) => (Kind::TornCd, "CD"),
+        };
+        let text = format!(
+            "the {name} at {base:#x} is valid while several of its doublewords change: an SMMU that reads them in any order \
+             can see one that never was"
+        );
+        let mut report = Report::new(kind, site.time, text)
+            .stream(what.sid(), what.cd())
+            .site(Role::Map, before)
+            .site(Role::Unmap, Some(*site));
+        report.missing = Some(format!("V=0 first, or {} between the changes", configuration(what)));
+        self.report((base, site.pc & !0xfff), report);
     }
 
     /// An old STE or CD may still be held: that is a mistake now.

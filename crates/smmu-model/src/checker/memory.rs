@@ -10,7 +10,7 @@ use super::site::Site;
 /// Bytes of a watched page.
 pub(super) const PAGE: u64 = 4096;
 
-/// Memory, for somebody who looks on.
+/// Memory, and who may access it, for somebody who looks on.
 pub trait Pages: Send {
     /// Stores to the 4 KiB page at this address are to be told from now on.
     fn watch(&mut self, page: u64);
@@ -18,6 +18,12 @@ pub trait Pages: Send {
     fn unwatch(&mut self, page: u64);
     /// The 64-bit word at an aligned address, if there is memory.
     fn read(&self, pa: u64) -> Option<u64>;
+    /// Whether the device of a StreamID may make requests now, as a PCI function does with Bus Master Enable; `None` if
+    /// that is not known.
+    fn may_request(&self, sid: u32) -> Option<bool> {
+        let _ = sid;
+        None
+    }
 }
 
 /// A page that is a table, or a part of one.
@@ -155,6 +161,11 @@ impl Memory {
     /// The word at `pa`.
     pub(super) fn read(&self, pa: u64) -> Option<u64> {
         self.access.read(pa & !7)
+    }
+
+    /// As [`Pages::may_request`].
+    pub(super) fn may_request(&self, sid: u32) -> Option<bool> {
+        self.access.may_request(sid)
     }
 
     /// What is in the page of `pa`, if that is watched.

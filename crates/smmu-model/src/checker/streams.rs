@@ -57,6 +57,8 @@ pub(super) struct Structure {
     now: Meaning,
     /// The mistake with what it says now has been reported.
     pub(super) reported: bool,
+    /// It could be seen torn since its last invalidation: who wrote it before, and who made it so.
+    pub(super) torn: Option<(Option<Site>, Site)>,
 }
 
 /// How many versions are kept; in the middle of more, some are forgotten.
@@ -195,7 +197,8 @@ impl Streams {
         }
         let now = decode(what, &stream, words, config, self.e2h);
         self.by_word.insert((at, what));
-        self.all.insert((what, at), Structure { stream, versions: vec![version], now, reported: false });
+        let new = Structure { stream, versions: vec![version], now, reported: false, torn: None };
+        self.all.insert((what, at), new);
         true
     }
 
@@ -273,6 +276,9 @@ impl Streams {
         for (_, s) in self.all.iter_mut().filter(|((what, _), _)| matches(*what)) {
             let keep = s.versions.iter().rposition(|v| v.seq <= seq).unwrap_or(0);
             s.versions.drain(..keep);
+            if !s.is_changed() {
+                s.torn = None;
+            }
         }
         self.changed = self.all.values().any(Structure::is_changed);
     }

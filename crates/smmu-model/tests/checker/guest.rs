@@ -28,11 +28,18 @@ const LOG2_CMDQ: u32 = 6;
 pub(crate) struct Ram {
     words: Arc<Mutex<BTreeMap<u64, u64>>>,
     watched: Arc<Mutex<BTreeSet<u64>>>,
+    /// Whether devices may make requests, if that is known.
+    requests: Arc<Mutex<Option<bool>>>,
 }
 
 impl Ram {
     pub(crate) fn word(&self, pa: u64) -> u64 {
         self.words.lock().unwrap().get(&(pa & !7)).copied().unwrap_or(0)
+    }
+
+    /// From now on it is known that devices may make requests, or may not.
+    pub(crate) fn may_request(&self, may: bool) {
+        *self.requests.lock().unwrap() = Some(may);
     }
 
     fn set(&self, pa: u64, word: u64) {
@@ -51,6 +58,10 @@ impl Pages for Ram {
 
     fn read(&self, pa: u64) -> Option<u64> {
         Some(self.word(pa))
+    }
+
+    fn may_request(&self, _: u32) -> Option<bool> {
+        *self.requests.lock().unwrap()
     }
 }
 

@@ -546,6 +546,44 @@ fn a_valid_ste_is_rewritten_word_by_word() {
     assert_eq!((report.sid, code(&report, Role::Unmap)), (Some(SID), 0xb000));
 }
 
+/// Rewrites the valid STE word by word, `quiet` after the device's last request, and reads through it then if `reads`,
+/// before it is invalidated. `may`: what is known of the device.
+fn rewritten_ste(may: Option<bool>, quiet: u64, reads: bool) -> Vec<Kind> {
+    let mut g = Guest::new();
+    let other = CDS + 0x1000;
+    g.context(other, cd(2, TABLES));
+    g.map(IOVA, PAGE, 0x1000, RW);
+    assert!(g.read(IOVA));
+    g.pass(quiet);
+    if let Some(may) = may {
+        g.ram.may_request(may);
+    }
+    let ste = STRTAB + u64::from(SID) * 64;
+    g.store(ste + 16, 5);
+    g.store(ste, ste_stage1(other)[0]);
+    if reads {
+        g.read(IOVA);
+    }
+    g.commands(&[cfgi_ste(), [0x30, 0]]);
+    g.read(IOVA);
+    g.checker.take_reports().iter().map(|report| report.kind).collect()
+}
+
+/// Section 3.21.3: an SMMU may read an STE at any time while SMMUEN is 1. What it read matters to a device that makes
+/// requests before the invalidation: one that may, or one that does.
+#[test]
+fn a_torn_ste_matters_to_a_device_that_may_make_requests() {
+    let torn = [Kind::TornSte];
+    let long = 1_000_000_000;
+    assert_eq!(rewritten_ste(Some(true), 0, false), torn);
+    assert_eq!(rewritten_ste(Some(true), long, false), torn, "however long it was quiet");
+    assert_eq!(rewritten_ste(Some(false), 0, false), [], "as of a function that is about to be removed");
+    assert_eq!(rewritten_ste(Some(false), 0, true), torn, "it does all the same");
+    assert_eq!(rewritten_ste(None, 0, false), torn);
+    assert_eq!(rewritten_ste(None, long, false), [], "it seems to be quiet");
+    assert_eq!(rewritten_ste(None, long, true), torn, "but it is not");
+}
+
 #[test]
 fn a_valid_cd_is_rewritten_word_by_word() {
     planted(Kind::TornCd, |g, wrong| {
