@@ -60,6 +60,8 @@ pub(super) struct Atcs {
     by_word: BTreeSet<(u64, Key)>,
     /// By StreamID, size and output.
     by_output: BTreeSet<(u32, u8, u64, Key)>,
+    /// How many are dead.
+    dead: usize,
 }
 
 /// Whose PASIDs are meant.
@@ -86,6 +88,7 @@ impl Atcs {
     /// Takes one out. Answers where its descriptor is.
     fn remove(&mut self, key: Key) -> Option<u64> {
         let held = self.held.remove(&key)?;
+        self.dead -= usize::from(held.dead.is_some());
         self.by_word.remove(&(held.at, key));
         self.by_output.remove(&(key.0, key.2, held.output, key));
         Some(held.at)
@@ -211,8 +214,14 @@ impl State {
             let mut leaves = self.tables.leaves(held.regime, held.granule, held.input);
             let alive = leaves.any(|(_, e)| e.at == held.at && e.dead.is_none());
             match (alive, held.dead) {
-                (false, None) => held.dead = Some((seq, *site)),
-                (true, Some(_)) => (held.dead, held.early) = (None, None),
+                (false, None) => {
+                    held.dead = Some((seq, *site));
+                    self.atcs.dead += 1;
+                }
+                (true, Some(_)) => {
+                    (held.dead, held.early) = (None, None);
+                    self.atcs.dead -= 1;
+                }
                 _ => {}
             }
         }
@@ -247,6 +256,9 @@ impl State {
 
     /// A Translated transaction goes on.
     pub(super) fn translated(&mut self, t: &Transaction) {
+        if self.atcs.dead == 0 {
+            return;
+        }
         if self.atcs.giving(t.sid, t.address).any(|(_, held)| held.dead.is_none()) {
             return;
         }
