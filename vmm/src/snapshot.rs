@@ -28,7 +28,7 @@ use crate::state::MachineState;
 
 const MAGIC: &[u8; 8] = b"SMMULAB\0";
 /// Version of the format, raised whenever a state changes its meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// No header is longer: a damaged length must not become an allocation.
 const HEADER_MAX: u64 = 1 << 30;
 /// How much is read or written at once.
